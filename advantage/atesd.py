@@ -1,0 +1,28 @@
+"""ATESD (arXiv 2605.11458) as an advantage: the gap of a teacher that sees a truncated solution.
+
+The paper trains by a full-vocabulary divergence; what sets its teacher apart, how much of the solution it is shown, is
+decided where the teacher's prompt is built. The sampled-token form (ours) is then a plain attraction,
+
+    A_t = A_G + beta * delta_t,
+
+with delta_t from the exposure-truncated teacher. At full exposure it is OPSD's sampled form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from advantage.checks import masked_float32
+from advantage.estimators import AdditiveParams, Credit, CreditInputs, additive_credit, estimator
+
+
+@dataclass(frozen=True)
+class AtesdParams(AdditiveParams):
+    """Parameters of `algorithm.atesd`: those of every additive estimator. The exposure is the teacher's business."""
+
+
+@estimator("atesd", params=AtesdParams, needs=("log_prob_gap",))
+def atesd_credit(inputs: CreditInputs, params: AtesdParams) -> Credit:
+    """A_t = A_G + beta * delta_t."""
+    gap = masked_float32("log_prob_gap", inputs.signal("log_prob_gap"), inputs.response_mask)
+    return additive_credit(inputs, params, gap, {})

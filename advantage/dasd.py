@@ -1,0 +1,302 @@
+"""DASD, direction-adaptive self-distillation (arXiv 2605.22263, section 4, Algorithm 1).
+
+The privileged teacher's pressure on a token is attractive where the student is certain and repulsive where it is not:
+
+    omega_t = tanh((tau_rho - H_t) / (MAD(H) + eps)) * sigmoid(|gap_t| - 1),      A_t = A_G + beta * omega_t * gap_t
+
+with gap_t = delta_t / (median|delta| + eps), everything per trajectory over its valid tokens.
+
+Departures from the paper, each a named parameter: its one epsilon is two (`gap_eps` is a floor in nats under the scale
+of the gaps, `entropy_eps` one under the spread of the entropies), because with 1e-6 a trajectory of mostly certain
+tokens has a median near zero and gaps of thousands; correction of groups whose rewards are all equal can be masked.
+What Tables 12-14 leave unsaid about the ablated routers, directions and gates is decided here and marked "ours".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from advantage.checks import as_mask, masked_float32
+from advantage.estimators import AdditiveParams, Credit, CreditInputs, additive_credit, estimator, require
+from advantage.segments import (
+    batch_mean,
+    batch_quantile,
+    relative_position,
+    row_mean_abs_deviation,
+    row_median,
+    row_quantile,
+)
+
+ROUTERS = ("entropy", "position", "token_frequency", "external")
+DIRECTIONS = ("tanh", "hard", "linear", "constant")
+GATES = ("auto", "gap", "none", "fixed", "magnitude")
+
+
+def direction_coefficient(
+    entropy: torch.Tensor | None,
+    log_prob_gap: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    router_quantile: float = 0.2,
+    eps: float = 1e-6,
+    gap_eps: float | None = None,
+    entropy_eps: float | None = None,
+    gap_clip: float | None = None,
+    router: str = "entropy",
+    router_signal: torch.Tensor | None = None,
+    direction: str = "tanh",
+    constant: float = 1.0,
+    gate: str = "auto",
+    gate_threshold: float = 0.5,
+    deviation: str = "mean",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """DASD's signed coefficient omega_t (Eq. 4) and normalised gap delta-bar_t; their product is the token field.
+
+    Args:
+        entropy: H_t, (B, T) nats, of the student over the full vocabulary. May be None for routers that do not use it.
+        log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), (B, T) nats.
+        response_mask: (B, T), non-zero on valid tokens; may have holes.
+        router_quantile: rho, the per-trajectory quantile of the router signal at which the direction changes sign.
+        eps: the paper's epsilon; sets both floors below unless they are given.
+        gap_eps: floor in nats added to median|delta|.
+        entropy_eps: floor in nats (or units of the router signal) added to its mean absolute deviation.
+        gap_clip: clamp delta-bar to [-gap_clip, gap_clip] before the gate. Not in the paper; None is off.
+        router: what takes the place of H_t (Table 12). "position": `position_signal`. "token_frequency": pass
+            `inverse_frequency_signal(...)` as `router_signal`. "external": any `router_signal` (B, T), for example the
+            gradient norms or attention entropies of Table 12. High values are forks (repulsion).
+        router_signal: (B, T); required by "token_frequency" and "external", refused otherwise.
+        direction: "tanh" (Eq. 4); "hard": sign(tau - H); "linear": (tau - H)/(MAD + eps) clamped to [-1, 1] (Table 13
+            says only "clipped linear map from normalized entropy": this normalisation is ours); "constant".
+        constant: the value of omega's direction where direction="constant": +1 attracts, -1 repels.
+        gate: "gap": sigmoid(|delta-bar| - 1); "none": 1; "fixed": 1[|delta| > gate_threshold], on the raw gap in nats;
+            "magnitude": min(|delta-bar|, 1): the paper's "use |delta-bar| without thresholding", capped (ours) so that
+            omega stays in [-1, 1] as Eq. 3 requires. "auto": "gap", except "none" where direction="constant", so that
+            omega is exactly +1 or -1 as in the limits of section 4. Table 13 keeps the gate: ask for "gap".
+        gate_threshold: c of the fixed gate, nats. The paper hand-tunes it and gives no value; 0.5 is ours.
+        deviation: centre of the mean absolute deviation, "mean" or "median".
+
+    Returns:
+        omega and delta-bar, both (B, T) fp32, zero outside the mask, detached.
+
+    Raises:
+        ValueError: wrong shape or option.
+        NonFiniteSignalError: NaN or infinity on a valid token of a signal that is used.
+    """
+    _check_options(router, direction, constant, gate, gate_threshold, deviation, router_quantile, gap_clip)
+    gap_floor = eps if gap_eps is None else gap_eps
+    entropy_floor = eps if entropy_eps is None else entropy_eps
+    _check_floor("gap_eps", gap_floor)
+    _check_floor("entropy_eps", entropy_floor)
+    mask = as_mask(response_mask)
+
+    gap = masked_float32("log_prob_gap", log_prob_gap, mask)
+    normalized = gap / (row_median(gap.abs(), mask) + gap_floor).unsqueeze(-1)
+    # A floor of zero over an all-zero row divides 0 by 0; there is no gap, so no correction.
+    normalized = torch.where(mask & (gap != 0), normalized, 0.0)
+    if gap_clip is not None:
+        normalized = normalized.clamp(-gap_clip, gap_clip)
+
+    if direction == "constant":
+        # The router plays no part, so its signals may be absent.
+        omega = torch.full_like(gap, float(constant))
+    else:
+        signal = _router_signal(router, entropy, router_signal, mask)
+        below = row_quantile(signal, mask, router_quantile).unsqueeze(-1) - signal
+        if direction == "hard":
+            omega = torch.sign(below)
+        else:
+            spread = (row_mean_abs_deviation(signal, mask, center=deviation) + entropy_floor).unsqueeze(-1)
+            scaled = torch.where(below != 0, below / spread, 0.0)
+            omega = torch.tanh(scaled) if direction == "tanh" else scaled.clamp(-1.0, 1.0)
+    omega = omega * _gate(resolve_gate(gate, direction), gap, normalized, gate_threshold)
+    return torch.where(mask, omega, 0.0), normalized
+
+
+def position_signal(response_mask: torch.Tensor) -> torch.Tensor:
+    """Router signal of Table 12's position proxy, "sinusoidal relative position": sin(pi * u_t), (B, T) fp32.
+
+    u_t = (t - 0.5) / L is the token's relative position among its row's valid tokens. The half wave is ours: the middle
+    of a response counts as forking, its setup and its answer as scaffolding. Zero outside the mask.
+    """
+    mask = as_mask(response_mask)
+    return torch.where(mask, torch.sin(math.pi * relative_position(mask)), 0.0)
+
+
+def inverse_frequency_signal(
+    token_ids: torch.Tensor, response_mask: torch.Tensor, token_counts: torch.Tensor
+) -> torch.Tensor:
+    """Router signal of Table 12's token-frequency proxy: minus the log of the token's corpus frequency, (B, T) nats.
+
+    The paper routes on the "inverse training-corpus frequency"; its logarithm (ours) orders the tokens alike, so the
+    quantile falls on the same token, and keeps the spread from being that of the rarest token alone. Counts are
+    smoothed by one, so a token that never occurred is the rarest.
+
+    Args:
+        token_ids: (B, T) integers.
+        response_mask: (B, T), non-zero on valid tokens.
+        token_counts: (V,) how often each token id occurs in the training corpus.
+
+    Raises:
+        ValueError: shapes disagree, or a valid token id lies outside [0, V).
+    """
+    mask = as_mask(response_mask)
+    if token_ids.shape != mask.shape:
+        raise ValueError(f"token_ids has shape {tuple(token_ids.shape)} but response_mask {tuple(mask.shape)}")
+    if token_counts.dim() != 1 or len(token_counts) == 0:
+        raise ValueError(f"token_counts must have shape (vocabulary,), got {tuple(token_counts.shape)}")
+    ids = torch.where(mask, token_ids, 0).long()
+    if bool(((ids < 0) | (ids >= len(token_counts))).any()):
+        raise ValueError(
+            f"token_ids range over [{int(ids.min())}, {int(ids.max())}] but token_counts covers {len(token_counts)} "
+            "ids: count over the whole vocabulary of the model that produced the ids"
+        )
+    smoothed = token_counts.to(torch.float64) + 1.0
+    surprise = -torch.log(smoothed / smoothed.sum()).to(torch.float32)
+    return torch.where(mask, surprise.to(ids.device)[ids], 0.0)
+
+
+def resolve_gate(gate: str, direction: str) -> str:
+    """The gate that "auto" stands for under a direction; any other gate is returned as it is."""
+    if gate != "auto":
+        return gate
+    return "none" if direction == "constant" else "gap"
+
+
+def _router_signal(
+    router: str, entropy: torch.Tensor | None, router_signal: torch.Tensor | None, mask: torch.Tensor
+) -> torch.Tensor:
+    if router in ("token_frequency", "external"):
+        if router_signal is None:
+            raise ValueError(f"router={router!r} needs router_signal, a (B, T) tensor")
+        return masked_float32("router_signal", router_signal, mask)
+    if router_signal is not None:
+        raise ValueError(f"router_signal is only used by router='token_frequency' or 'external', got router={router!r}")
+    if router == "position":
+        return position_signal(mask)
+    if entropy is None:
+        raise ValueError("router='entropy' needs entropy, a (B, T) tensor")
+    return masked_float32("entropy", entropy, mask)
+
+
+def _gate(gate: str, gap: torch.Tensor, normalized: torch.Tensor, threshold: float) -> torch.Tensor | float:
+    if gate == "gap":
+        return torch.sigmoid(normalized.abs() - 1.0)
+    if gate == "fixed":
+        return (gap.abs() > threshold).to(torch.float32)
+    if gate == "magnitude":
+        return normalized.abs().clamp(max=1.0)
+    return 1.0
+
+
+def _check_options(
+    router: str,
+    direction: str,
+    constant: float,
+    gate: str,
+    gate_threshold: float,
+    deviation: str,
+    router_quantile: float,
+    gap_clip: float | None,
+) -> None:
+    require(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
+    require(direction in DIRECTIONS, "direction", direction, f"one of {', '.join(DIRECTIONS)}")
+    require(constant in (1, -1), "constant", constant, "+1 (attraction) or -1 (repulsion)")
+    require(gate in GATES, "gate", gate, f"one of {', '.join(GATES)}")
+    require(0.0 <= gate_threshold < math.inf, "gate_threshold", gate_threshold, "a number of nats, 0 or more")
+    require(deviation in ("mean", "median"), "deviation", deviation, "'mean' or 'median'")
+    require(0.0 <= router_quantile <= 1.0, "router_quantile", router_quantile, "in [0, 1]")
+    require(gap_clip is None or 0.0 < gap_clip < math.inf, "gap_clip", gap_clip, "positive, or null to clip nothing")
+
+
+def _check_floor(name: str, value: float) -> None:
+    require(0.0 <= value < math.inf, name, value, "finite, 0 or more; the paper's value is 1e-6")
+
+
+@dataclass(frozen=True)
+class DasdParams(AdditiveParams):
+    """Parameters of `algorithm.dasd`; see `direction_coefficient` for their meaning.
+
+    `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
+    groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors.
+    """
+
+    router: str = "entropy"
+    router_quantile: float = 0.2
+    direction: str = "tanh"
+    constant: float = 1.0
+    gate: str = "auto"
+    gate_threshold: float = 0.5
+    gap_eps: float = 1.0
+    entropy_eps: float = 0.1
+    gap_clip: float | None = None
+    deviation: str = "mean"
+
+    def validate(self) -> None:
+        super().validate()
+        _check_options(
+            self.router,
+            self.direction,
+            self.constant,
+            self.gate,
+            self.gate_threshold,
+            self.deviation,
+            self.router_quantile,
+            self.gap_clip,
+        )
+        _check_floor("gap_eps", self.gap_eps)
+        _check_floor("entropy_eps", self.entropy_eps)
+
+
+def _signals_needed(params: DasdParams) -> tuple[str, ...]:
+    if params.direction == "constant":
+        return ("log_prob_gap",)
+    by_router = {
+        "entropy": ("entropy",),
+        "position": (),
+        "token_frequency": ("token_ids", "token_counts"),
+        "external": ("router_signal",),
+    }
+    return ("log_prob_gap", *by_router[params.router])
+
+
+@estimator("dasd", params=DasdParams, needs=_signals_needed)
+def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
+    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8)."""
+    mask = inputs.response_mask
+    gap = inputs.signal("log_prob_gap")
+    router_signal = None
+    if params.direction != "constant" and params.router == "token_frequency":
+        router_signal = inverse_frequency_signal(inputs.signal("token_ids"), mask, inputs.signal("token_counts"))
+    elif params.direction != "constant" and params.router == "external":
+        router_signal = inputs.signal("router_signal")
+    omega, normalized = direction_coefficient(
+        inputs.entropy if params.router == "entropy" else None,
+        gap,
+        mask,
+        router_quantile=params.router_quantile,
+        gap_eps=params.gap_eps,
+        entropy_eps=params.entropy_eps,
+        gap_clip=params.gap_clip,
+        router=params.router,
+        router_signal=router_signal,
+        direction=params.direction,
+        constant=params.constant,
+        gate=params.gate,
+        gate_threshold=params.gate_threshold,
+        deviation=params.deviation,
+    )
+    magnitude = normalized.abs()
+    gap_scale = row_median(gap.detach().abs(), mask)[mask.any(dim=-1)]
+    below_eps = (gap_scale < params.gap_eps).float()
+    metrics = {
+        "credit/gap_normalized/mean": batch_mean(magnitude, mask),
+        "credit/gap_normalized/p99": batch_quantile(magnitude, mask, 0.99),
+        "credit/gap_scale/mean": float(gap_scale.mean()) if len(gap_scale) else 0.0,
+        "credit/gap_scale/below_eps_share": float(below_eps.mean()) if len(gap_scale) else 0.0,
+        "credit/omega/mean": batch_mean(omega, mask),
+        "credit/omega/positive_share": batch_mean((omega > 0).float(), mask),
+    }
+    return additive_credit(inputs, params, omega * normalized, metrics)
