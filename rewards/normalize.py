@@ -1,82 +1,169 @@
-"""Text normalisation, and the verdicts that need no algebra: equal strings, and plain numbers."""
+"""Text of answers: tidying, canonical spelling, and the verdicts that need no algebra.
+
+Everything here is plain string work on bounded input, so it may run in the trainer's own process.  Numbers stay
+strings of digits for as long as they can: a response may hold one of any length.
+"""
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
+from typing import NamedTuple
 
-_WRAPPERS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_SPACING = re.compile(r"\\[,;:!> ]|\\q?quad(?![a-zA-Z])|~|\s+")
-_DROPPED = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits|bigl|bigr|big|Bigl|Bigr|Big)(?![a-zA-Z])\.?")
+_SIZING = re.compile(r"\\(?:left|right|m?left|[bB]igg?[lrm]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle)(?![a-zA-Z])")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_TEXT = re.compile(r"\\(?:text|textrm|textbf|textit|textnormal|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[a-zA-Z]{2,}")
-_INTEGER = re.compile(r"[+-]?\d+")
-_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
+_THIN_SPACE = re.compile(r"\\[,;:!> ]|\\q?quad(?![a-zA-Z])|~|\s")
+_TEXT_COMMAND = r"\\(?:text|textrm|textbf|textit|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
+_TEXT = re.compile(_TEXT_COMMAND + r"\s*\{([^{}]*)\}")
+_UNICODE = str.maketrans(
+    {
+        "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "\\div ", "π": "\\pi ", "∞": "\\infty ",
+        "°": "^{\\circ}", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
+        "∅": "\\emptyset ", "±": "\\pm ", "ℝ": "\\mathbb{R}", "％": "\\%", "，": ",", "\u00a0": " ", "\u2009": " ",
+        "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}",
+    }
+)  # fmt: skip
+_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}|\\!,|,\\!|\\,|\\!|\\ |~|\s)(?=\d{3}(?!\d))")
+_LEADING_GROUP = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,|,\\!|\\,|\\!|\\ |~|\s)\d{3})+(?!\d)")
+_COMMA_NUMBER = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{(\d{1,9})\}")
+_NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
+_RATIO = re.compile(r"([+-]?)(?:(\d{1,30})/(\d{1,30})|\\frac\{([+-]?\d{1,30})\}\{(\d{1,30})\}|\\frac(\d)(\d))")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'’\-]*(?: [A-Za-z'’\-]+)*")
+_CHOICE = re.compile(r"\(?([A-J])\)?(?:[.):,\s].*)?", re.DOTALL)
+MAX_CANONICAL_CHARS = 20_000
 
 
 def strip_wrappers(text: str) -> str:
-    """``text`` without surrounding white space, dollar signs, ``\\(…\\)`` or ``\\[…\\]``, or a final full stop."""
+    """``text`` without surrounding white space, math delimiters, and a final full stop or comma."""
     text = text.strip()
-    if text.endswith(".") and not text.endswith("\\."):
-        text = text[:-1].rstrip()
-    changed = True
-    while changed:
-        changed = False
-        for left, right in _WRAPPERS:
-            inner = text[len(left) : -len(right)]
-            if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
-                if left not in inner and not (left == "$" and inner.endswith("\\")):
-                    text, changed = inner.strip(), True
-    return text
+    while True:
+        before = text
+        if text.endswith((".", ",", ";")) and not text.endswith(("\\,", "\\;", "..")):
+            text = text[:-1].rstrip()
+        for left, right in (("\\(", "\\)"), ("\\[", "\\]")):
+            if text.startswith(left) and text.endswith(right):
+                text = text[2:-2].strip()
+        if text == before:
+            return text
+
+
+def tidy(text: str) -> str:
+    """``text`` as LaTeX that math-verify reads rightly.
+
+    Removes dollar signs, sizing commands and thousands spacing (``1\\,234`` would be read as the mixed number 1 234),
+    rewrites Unicode signs, ``\\varnothing`` and repeating decimals (``0.\\overline{3}``), and keeps everything else.
+    """
+    text = re.sub(r"\\?\$", "", text.translate(_UNICODE))
+    text = _FRACTION.sub(r"\\frac", _SIZING.sub("", strip_wrappers(text)))
+    text = text.replace("\\varnothing", "\\emptyset").replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
+    text = _LEADING_GROUP.sub(lambda match: _SEPARATOR.sub("", match.group()), text)
+    return _REPEATING.sub(_repeating_fraction, text).strip()
+
+
+def _repeating_fraction(match: re.Match) -> str:
+    whole, fixed, period = match.group(1) or "0", match.group(2), match.group(3)
+    value = Fraction(int(whole + fixed + period) - int(whole + fixed), 10 ** len(fixed) * (10 ** len(period) - 1))
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def canonical(text: str) -> str:
-    """A form in which two spellings of one answer agree: no spacing, sizing or text commands, words in lower case."""
-    text = strip_wrappers(text)
-    text = _FRACTION.sub(r"\\frac", _DROPPED.sub("", text))
+    """A spelling in which two forms of one answer agree: no spacing, no text commands, words in lower case."""
+    text = tidy(text)
     previous = None
     while previous != text:
         previous, text = text, _TEXT.sub(r"\1", text)
-    text = _SPACING.sub("", text).replace("−", "-")
-    if _WORDS.fullmatch(text):  # only whole words: single letters and products of symbols keep their case
-        text = text.lower()
-    return text
+    words = " ".join(_THIN_SPACE.sub(" ", text).split())
+    if len(words) > 1 and _WORDS.fullmatch(words):  # single letters and products of symbols keep their case
+        return words.lower().strip(" .")
+    text = re.sub(r"(?<=\d)(?:\\?\s)+(?=\d)", "\0", text)  # "1 2" is not "12"
+    return _THIN_SPACE.sub("", text).replace("{}", "")
 
 
-def number_text(text: str) -> str | None:
-    """Canonical digits of a plain decimal number ("-007.50" -> "-7.5"; "1,234" -> "1234"), None for anything else.
+class Number(NamedTuple):
+    """A plain decimal: canonical digits ("-7.5"), and whether they have a decimal point in the original spelling."""
 
-    Works on characters, since a response may hold a number of any length and ``int()`` of it would be slow or refused.
+    digits: str
+    decimal: bool
+
+
+def plain_number(text: str) -> Number | None:
+    """The decimal number that ``text`` (tidied) spells, None for anything else: "-007.50" -> "-7.5", "1,234" -> "1234".
+
+    Works on characters: ``int()`` of a million digits would be slow, and Python refuses it.
     """
-    text = strip_wrappers(text).replace("−", "-").replace("\\!", "").replace(" ", "")
-    if _THOUSANDS.fullmatch(text):
-        text = text.replace("{,}", "").replace(",", "")
-    if not _DECIMAL.fullmatch(text):
+    if _COMMA_NUMBER.fullmatch(text):
+        text = text.replace(",", "")
+    match = _NUMBER.fullmatch(text)
+    if not match or not (match.group(2) or match.group(3)):
         return None
-    sign = "-" if text[0] == "-" else ""
-    whole, _, decimals = text.lstrip("+-").partition(".")
-    whole, decimals = whole.lstrip("0") or "0", decimals.rstrip("0")
+    sign, whole, decimals = match.group(1), match.group(2).lstrip("0") or "0", (match.group(3) or "").rstrip("0")
     digits = f"{whole}.{decimals}" if decimals else whole
-    return digits if digits == "0" else sign + digits
+    return Number("-" + digits if sign == "-" and digits != "0" else digits, match.group(3) is not None)
+
+
+def simple_fraction(text: str) -> Fraction | None:
+    """The exact value of a short integer, decimal or simple fraction (``a/b``, ``\\frac{a}{b}``), None for others."""
+    match = _RATIO.fullmatch(text)
+    if match:
+        numerator, denominator = match.group(2, 3) if match.group(2) else match.group(4, 5)
+        if numerator is None:
+            numerator, denominator = match.group(6, 7)
+        if int(denominator) == 0:
+            return None
+        value = Fraction(int(numerator), int(denominator))
+        return -value if match.group(1) == "-" else value
+    number = plain_number(text)
+    return Fraction(number.digits) if number and len(number.digits) <= 40 else None
+
+
+def is_words(text: str) -> bool:
+    """Whether an answer is words rather than mathematics: all of it inside a text command, or long plain words."""
+    bare = strip_wrappers(text)
+    inside = _TEXT.fullmatch(bare)
+    content = (inside.group(1) if inside else bare).strip().strip("()").strip(" .")
+    if not _WORDS.fullmatch(content):
+        return False
+    return bool(inside) or all(len(word) > 2 for word in content.split())
+
+
+def words_verdict(gold: str, answer: str) -> bool:
+    """Whether two answers in words agree; a lettered choice agrees with its letter followed by its content."""
+    gold_text, answer_text = canonical(gold).strip("()"), canonical(answer).strip("()")
+    if gold_text == answer_text:
+        return True
+    if len(gold_text) == 1 and gold_text in "ABCDEFGHIJ":
+        plain = " ".join(_THIN_SPACE.sub(" ", _TEXT.sub(r"\1", tidy(answer))).split())
+        choice = _CHOICE.fullmatch(plain)
+        return bool(choice) and choice.group(1) == gold_text
+    return False
 
 
 def quick_verdict(gold: str, answer: str) -> bool | None:
     """True or False where text alone decides whether ``answer`` equals ``gold``, None where algebra is needed.
 
-    Equal spellings and equal plain numbers are right; two different plain integers are wrong.  Two different decimals
-    are left to the comparison, which knows about rounding.
+    Right: equal spellings, equal plain numbers, equal simple fractions.  Wrong: two different exact rationals; a gold
+    answer in words that the answer does not repeat.  A decimal that differs from a fraction is left to algebra, which
+    knows about rounding.
     """
+    if len(answer) > MAX_CANONICAL_CHARS:
+        return None
     if canonical(gold) == canonical(answer) != "":
         return True
-    gold_number, answer_number = number_text(gold), number_text(answer)
-    if gold_number is None or answer_number is None:
+    if is_words(gold):
+        return words_verdict(gold, answer)
+    gold_text, answer_text = tidy(gold), tidy(answer)
+    gold_number, answer_number = plain_number(gold_text), plain_number(answer_text)
+    if gold_number and answer_number:
+        if gold_number.digits == answer_number.digits:
+            return True
+        return None if gold_number.decimal or answer_number.decimal else False
+    gold_value, answer_value = simple_fraction(gold_text), simple_fraction(answer_text)
+    if gold_value is not None and is_words(answer):
+        return False  # not worth a parser's reading of a sentence as a product of letters
+    if gold_value is None or answer_value is None:
         return None
-    if gold_number == answer_number:
+    if gold_value == answer_value:
         return True
-    if _INTEGER.fullmatch(gold_number) and _INTEGER.fullmatch(answer_number):
-        return False
-    return None
-
-
-__all__ = ["canonical", "number_text", "quick_verdict", "strip_wrappers"]
+    decimal = any(number and number.decimal for number in (gold_number, answer_number))
+    return None if decimal else False

@@ -19,9 +19,7 @@ from pathlib import Path
 
 START_TIMEOUT_S = 120.0
 MAX_TEXT_CHARS = 4096  # of either side: two texts of this length, escaped, fit a 64 KiB pipe, so a write never blocks
-_BOOT = (
-    "import os, sys; sys.path[:] = sys.argv[2].split(os.pathsep); from rewards._child import main; main(int(sys.argv[1]))"
-)
+_BOOT = "import os, sys; sys.path[:] = sys.argv[2].split(os.pathsep); from rewards._child import main; main(int(sys.argv[1]))"
 
 
 class GradingSetupError(RuntimeError):
@@ -29,7 +27,7 @@ class GradingSetupError(RuntimeError):
 
 
 class _ChildDied(Exception):
-    pass
+    """The pipe ended: the child was killed, or crashed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,6 @@ class _Child:
         self._buffer = b""
         self._poll = select.poll()  # not select(): a trainer may hold more than 1024 descriptors
         self._poll.register(self.process.stdout.fileno(), select.POLLIN | select.POLLHUP)
-        self._count = 0
 
     def _read_line(self, timeout_s: float) -> dict | None:
         """The next reply, None when ``timeout_s`` has passed.  Raises _ChildDied at the end of the pipe."""
@@ -98,15 +95,14 @@ class _Child:
                 "VSD_GRADING_STDERR=1 to see its messages"
             ) from None
         if hello is None or not hello["ready"]:
-            why = "did not start within %.0f s" % START_TIMEOUT_S if hello is None else hello["error"]
+            why = f"it was not ready within {START_TIMEOUT_S:.0f} s" if hello is None else hello["error"]
             raise GradingSetupError(
                 f"a grading child cannot work: {why}; it needs `pip install math-verify==0.9.0` in {sys.executable}"
             )
         self.ready = True
 
     def ask(self, gold: str, answer: str, deadline_s: float) -> dict | None:
-        self._count += 1
-        request = {"id": self._count, "gold": gold, "answer": answer, "deadline_s": deadline_s}
+        request = {"gold": gold, "answer": answer, "deadline_s": deadline_s}
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
         except OSError:
@@ -115,6 +111,10 @@ class _Child:
 
     def kill(self) -> None:
         self.process.kill()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close this process's ends of the pipes, at which an idle child ends itself."""
         for stream in (self.process.stdin, self.process.stdout):
             try:
                 stream.close()
@@ -128,17 +128,25 @@ class GradingPool:
     def __init__(self, children: int = 2, memory_mb: int = 1024):
         if children < 1:
             raise ValueError(f"children={children} but at least one grading process is needed; set children=1 or more")
+        if memory_mb < 256:
+            raise ValueError(f"memory_mb={memory_mb} but a child needs about 100 MiB to start; set 256 or more")
         self.memory_mb = memory_mb
         self._slots: queue.LifoQueue[_Child | None] = queue.LifoQueue()  # last in, first out: few children get warm
         for _ in range(children):
             self._slots.put(None)
-        self._dead: list[subprocess.Popen] = []
+        self._alive: set[_Child] = set()
+        self._killed: list[subprocess.Popen] = []
 
-    def _replace(self, child: _Child) -> _Child:
+    def _start(self) -> _Child:
+        child = _Child(self.memory_mb)
+        self._alive.add(child)
+        return child
+
+    def _discard(self, child: _Child) -> None:
         child.kill()
-        # A killed process may take a moment to give its memory back; nobody waits for that.
-        self._dead = [process for process in [*self._dead, child.process] if process.poll() is None]
-        return _Child(self.memory_mb)
+        self._alive.discard(child)
+        # A killed process may take a moment to give its memory back; nobody waits for that, but all are reaped.
+        self._killed = [process for process in [*self._killed, child.process] if process.poll() is None]
 
     def compare(self, gold: str, answer: str, deadline_s: float) -> Verdict:
         """Compare two texts of at most ``MAX_TEXT_CHARS`` in a child; blocks until the verdict.
@@ -149,17 +157,20 @@ class GradingPool:
         child = self._slots.get()
         try:
             for _ in range(2):
-                child = child or _Child(self.memory_mb)
+                child = child or self._start()
                 child.wait_ready()
                 start = time.monotonic()
                 try:
                     reply = child.ask(gold, answer, deadline_s)
                 except _ChildDied:
-                    child = self._replace(child)
+                    self._discard(child)
+                    child = None
                     continue
                 seconds = time.monotonic() - start
+                if reply is None or reply.get("retire"):
+                    self._discard(child)
+                    child = self._start()  # begins to get ready while the next item is still on its way
                 if reply is None:
-                    child = self._replace(child)
                     return Verdict("timeout", "deadline", seconds)
                 if "error" in reply:
                     return Verdict("error", reply["error"], seconds)
@@ -167,20 +178,25 @@ class GradingPool:
             return Verdict("error", "child died", time.monotonic() - start)
         except BaseException:
             if child is not None:
-                child.kill()
+                self._discard(child)
                 child = None
             raise
         finally:
             self._slots.put(child)
 
     def close(self) -> None:
-        """Kill the children.  The pool stays usable: new ones start when needed."""
+        """Kill the idle children.  The pool stays usable: new ones start when needed."""
         for _ in range(self._slots.qsize()):
             try:
                 child = self._slots.get_nowait()
             except queue.Empty:
                 return
             if child is not None:
-                child.kill()
+                self._discard(child)
                 child.process.wait()
             self._slots.put(None)
+
+    def abandon(self) -> None:
+        """Let go of all children without killing them: they are another process's (called in a forked child)."""
+        for child in self._alive:
+            child.abandon()

@@ -1,0 +1,72 @@
+"""Options of the reward: what counts, how much, and how grading is bounded.  All are flat keys of ``reward_kwargs``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+# verl passes these of its own accord where a reward model is served; a verifiable reward has no use for them.
+IGNORED = frozenset({"reward_router_address", "reward_model_tokenizer"})
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """score = correctness_weight · (correct | wrong | timeout value) + format_weight · format + overlong_weight · overlong.
+
+    Keys
+    ----
+    answer_line: accept DAPO's "Answer: …" line where there is no box.
+    correct_value, wrong_value: correctness of a right answer and of any other (DAPO: 1 and -1).
+    timeout_value: correctness where grading failed ("timeout" or "error"); None for ``wrong_value``.
+    correctness_weight, format_weight, overlong_weight: the mix.
+    max_response_length, overlong_buffer: tokens; DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13) falls
+        linearly from 0 to -1 over the last ``overlong_buffer`` tokens before ``max_response_length``.
+    tokenizer: path of the tokenizer that counts tokens, needed only where ``extra_info`` has no ``response_length``.
+    deadline_s, children, memory_mb, cache_size: see ``rewards.grader.Grader``.
+    """
+
+    answer_line: bool = False
+    correct_value: float = 1.0
+    wrong_value: float = 0.0
+    timeout_value: float | None = None
+    correctness_weight: float = 1.0
+    format_weight: float = 0.0
+    overlong_weight: float = 0.0
+    max_response_length: int | None = None
+    overlong_buffer: int | None = None
+    tokenizer: str | None = None
+    deadline_s: float = 3.0
+    children: int = 2
+    memory_mb: int = 1024
+    cache_size: int = 65536
+
+    def __post_init__(self) -> None:
+        if (self.max_response_length is None) != (self.overlong_buffer is None):
+            raise ValueError(
+                f"max_response_length={self.max_response_length} and overlong_buffer={self.overlong_buffer} belong "
+                "together; set both (DAPO: 20480 and 4096) or neither"
+            )
+        if self.overlong_buffer is not None and not 0 < self.overlong_buffer <= self.max_response_length:
+            raise ValueError(
+                f"overlong_buffer={self.overlong_buffer} must lie between 1 and max_response_length="
+                f"{self.max_response_length}; DAPO uses a fifth of it"
+            )
+        if self.overlong_weight and self.overlong_buffer is None:
+            raise ValueError(
+                f"overlong_weight={self.overlong_weight} needs max_response_length and overlong_buffer (in tokens); "
+                "set them, or overlong_weight=0"
+            )
+        if self.correct_value <= self.wrong_value:
+            raise ValueError(
+                f"correct_value={self.correct_value} must exceed wrong_value={self.wrong_value}, or being right would "
+                "not be rewarded"
+            )
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> RewardOptions:
+        """Options from ``reward_kwargs``.  Raises ValueError for a key that is none, naming all that are."""
+        known = {field.name for field in fields(cls)}
+        unknown = set(kwargs) - known - IGNORED
+        if unknown:
+            raise ValueError(f"unknown reward option(s) {sorted(unknown)}; reward_kwargs takes {sorted(known)}")
+        return cls(**{key: value for key, value in kwargs.items() if key in known})
