@@ -1,0 +1,226 @@
+"""What a person sees of a run: a short plan, one progress line, a short summary.
+
+Reads the files of the run directory (`recipes.common.run_dir`), so it knows nothing of Ray.  On a terminal the progress
+line is rewritten in place; elsewhere (a log file, CI) it is printed once a step.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from advantage import correction_warning
+from recipes.common import run_dir as files
+
+
+def plan(cfg: DictConfig, run_dir: Path) -> Table:
+    """What will run and where it writes, as a two-column table."""
+    from recipes.common.settings import uses_teacher
+
+    rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    credit = cfg.algorithm.adv_estimator
+    keys = cfg.algorithm.get(credit)
+    shown = [f"{k}={keys[k]}" for k in ("beta", "gap_eps", "entropy_eps", "router_quantile") if keys and k in keys]
+    table.add_row("method", f"{cfg.self_distill.method}  ({', '.join([f'credit {credit}', *shown])})")
+    if uses_teacher(cfg):
+        teacher = cfg.self_distill.teacher
+        table.add_row("teacher", f"{teacher.weights} weights, shown the {teacher.context}")
+    table.add_row("model", f"{cfg.actor_rollout_ref.model.path}")
+    files_shown = data.train_files if isinstance(data.train_files, str) else ", ".join(data.train_files)
+    table.add_row("data", files_shown)
+    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    table.add_row(
+        "step",
+        f"{data.train_batch_size} problems × {rollout.n} rollouts, mini-batches of {actor.ppo_mini_batch_size} problems, "
+        f"lr {actor.optim.lr:g}, {rollout.name} rollouts, {workers} {cfg.trainer.device} worker{'s' * (workers > 1)}",
+    )
+    table.add_row("output", str(run_dir))
+    return table
+
+
+class RunConsole:
+    """Shows one run on the descriptor of a terminal or file; a context manager around the training call."""
+
+    def __init__(self, cfg: DictConfig, run_dir: Path, descriptor: int, resumed_from: int | None):
+        self.run_dir = run_dir
+        self._stream: TextIO = os.fdopen(os.dup(descriptor), "w", buffering=1)
+        self.interactive = self._stream.isatty()
+        self.console = Console(file=self._stream, width=None if self.interactive else 120, highlight=False)
+        self._offset = (run_dir / files.METRICS).stat().st_size if (run_dir / files.METRICS).exists() else 0
+        self._start_step = resumed_from or 0
+        self._total = self._planned_steps(cfg)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._warned: set[str] = set()
+        self._last: dict[str, Any] = {}
+        self._began = time.time()
+        self._ended_early = ""
+        self.console.print(plan(cfg, run_dir))
+        if resumed_from is not None:
+            self.console.print(f"[bold]resuming[/] after step {resumed_from}")
+        self.console.print(f"Ray's and verl's messages go to {escape(str(run_dir / files.LOG))}", style="dim")
+
+    @staticmethod
+    def _planned_steps(cfg: DictConfig) -> int | None:
+        return cfg.trainer.total_training_steps
+
+    # ------------------------------------------------------------------ life
+
+    def __enter__(self) -> RunConsole:
+        self._progress = Progress(
+            TextColumn("{task.fields[stage]:<22}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.interactive,
+        )
+        self._task = self._progress.add_task(
+            "", total=self._total, completed=self._start_step, stage="starting", numbers=""
+        )
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._read()
+        self._progress.stop()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.25):
+            self._read()
+            stage = files.read_stage(self.run_dir)
+            if stage and stage["time"] >= self._began:
+                self._progress.update(self._task, stage=stage["stage"])
+
+    def _read(self) -> None:
+        path = self.run_dir / files.METRICS
+        if not path.exists():
+            return
+        if path.stat().st_size < self._offset:  # records of steps to be done again were dropped
+            self._offset = path.stat().st_size
+        for record, self._offset in files.metrics_from(path, self._offset):
+            self._show(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
+        self._last = record
+        step, numbers = record["step"], progress_numbers(record)
+        if "training/global_step" in record:
+            self._progress.update(self._task, completed=step, numbers=numbers)
+            if not self.interactive:
+                self.console.print(f"step {step}{f'/{self._total}' if self._total else ''}  {numbers}")
+        accuracy = validation_accuracy(record)
+        if accuracy is not None:
+            self.console.print(f"step {step:>4}  validation {accuracy[0]} [bold]{accuracy[1]:.3f}[/]")
+        for kind, text in warnings_of(record):
+            if kind not in self._warned:  # once a run: the metrics have every step
+                self._warned.add(kind)
+                self.console.print(f"[yellow]warning[/] step {step}: {escape(text)}")
+
+    # ------------------------------------------------------------------ endings
+
+    def stopping(self) -> None:
+        self._ended_early = "stopped"
+        self.console.print("[yellow]stopping[/] after this step, with a checkpoint; once more Ctrl-C to stop at once")
+
+    def stopped_at_once(self) -> None:
+        self.__exit__()
+        self.console.print(f"[yellow]stopped at once[/]; {self._how_to_resume()}")
+
+    def failed(self, reason: str) -> None:
+        self.__exit__()
+        self.console.print("[bold red]failed[/]")
+        self.console.print(escape(reason))
+        self.console.print(f"details: {escape(str(self.run_dir / files.LOG))}", style="dim")
+        if files.checkpointed_step(self.run_dir) is not None:
+            self.console.print(self._how_to_resume())
+
+    def _how_to_resume(self) -> str:
+        step = files.checkpointed_step(self.run_dir)
+        if step is None:
+            return "no checkpoint was saved yet"
+        return f"start again with hydra.run.dir={escape(str(self.run_dir))} to go on after step {step}"
+
+    def summary(self) -> None:
+        """After a run: accuracy from the first validation to the last, seconds, place."""
+        records = list(files.read_metrics(self.run_dir))
+        steps = [r for r in records if "training/global_step" in r]
+        scored = [(r["step"], *a) for r in records if (a := validation_accuracy(r)) is not None]
+        self.console.print()
+        if self._ended_early:
+            self.console.print(f"[bold yellow]stopped[/] after step {steps[-1]['step'] if steps else 0}; {self._how_to_resume()}")
+        elif steps and steps[-1]["step"] <= self._start_step:
+            self.console.print(f"nothing left to do: the run was complete at step {self._start_step}")
+        else:
+            self.console.print(f"[bold green]done[/] in {duration(time.time() - self._began)}")
+        if scored:
+            (first, name, start), (last, _, end) = scored[0], scored[-1]
+            best = max(scored, key=lambda item: item[2])
+            self.console.print(
+                f"validation {name}: [bold]{start:.3f}[/] (step {first}) → [bold]{end:.3f}[/] (step {last}), "
+                f"best {best[2]:.3f} (step {best[0]})"
+            )
+        if steps:
+            seconds = [r["timing_s/step"] for r in steps if r.get("timing_s/step") is not None]
+            self.console.print(f"{sum(seconds) / max(len(seconds), 1):.2f} s a step over {len(seconds)} steps")
+        self.console.print(f"metrics, configuration and checkpoints: {escape(str(self.run_dir))}")
+
+
+def progress_numbers(record: dict[str, Any]) -> str:
+    """Reward, entropy, response length and speed of a step, for the progress line."""
+    parts = [
+        ("reward", record.get("critic/score/mean"), "{:.3f}"),
+        ("entropy", record.get("actor/entropy"), "{:.3f}"),
+        ("length", record.get("response_length/mean"), "{:.0f}"),
+        ("tokens/s", record.get("perf/throughput"), "{:,.0f}"),
+        ("corr/adv", record.get("credit/correction_ratio"), "{:.2f}"),
+    ]
+    return "  ".join(f"{name} {form.format(value)}" for name, value, form in parts if value is not None)
+
+
+def validation_accuracy(record: dict[str, Any]) -> tuple[str, float] | None:
+    """("mean@16", value): accuracy averaged over the validation sets of a record, or None if it has none."""
+    means = {k: v for k, v in record.items() if k.startswith("val-core/") and "/mean@" in k and v is not None}
+    if not means:
+        return None
+    return next(iter(means)).rpartition("/")[2], sum(means.values()) / len(means)
+
+
+def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What in a step's record a person should know: (kind, sentence)."""
+    found = []
+    correction = correction_warning({k: v for k, v in record.items() if v is not None})
+    if correction:
+        found.append(("correction", correction))
+    if record.get("training/rollouts_missing"):
+        found.append(("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log"))
+    if (record.get("teacher/prompt_truncated") or 0) > 0.05:
+        found.append(
+            (
+                "truncated",
+                f"{record['teacher/prompt_truncated']:.0%} of the references did not fit into the teacher's prompt and were "
+                "cut; raise self_distill.teacher.max_prompt_length",
+            )
+        )
+    return found
+
+
+def duration(seconds: float) -> str:
+    """"7 min 05 s", or "43 s" below a minute."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

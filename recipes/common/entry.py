@@ -1,0 +1,66 @@
+"""The command line of every method: `recipes/<method>/main.py` calls `main("<method>")` and nothing else.
+
+The method's name becomes the Hydra override ``method=<name>``, so ``config/method/<name>.yaml`` is the bundle, and all of
+Hydra works as usual: overrides, ``--cfg job``, ``-m`` for sweeps, ``hydra.run.dir=`` to choose or resume a run directory.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+import config as config_package
+
+CONFIG_DIR = Path(config_package.__file__).resolve().parent
+
+
+def main(method: str) -> None:
+    """Run the command line for a method; exits the process with 0, 1 (failed), 2 (refused) or 130 (stopped)."""
+    if not any(argument.startswith("method=") for argument in sys.argv[1:]):
+        sys.argv.append(f"method={method}")
+    # The resolver for the embedded experiment's paths must be there before Hydra composes.
+    import recipes.common.settings  # noqa: F401
+
+    hydra.main(config_path=str(CONFIG_DIR), config_name="train", version_base="1.3")(_job)()
+
+
+def _job(cfg: DictConfig) -> None:
+    from recipes.common import settings
+
+    try:
+        resolved = resolve(cfg)
+        settings.check(resolved, gpus=count_gpus())
+    except settings.SettingsError as error:
+        print(f"This configuration was not started:\n{error}", file=sys.stderr)
+        sys.exit(2)
+    if cfg.dry_run:
+        from rich.console import Console
+
+        from recipes.common.console import plan
+
+        Console().print(plan(resolved, Path(resolved.self_distill.run_dir)))
+        return
+    from recipes.common.launch import launch
+
+    code = launch(resolved)
+    if code:
+        sys.exit(code)
+
+
+def resolve(cfg: DictConfig) -> DictConfig:
+    """A copy with every interpolation replaced by its value: Hydra's resolvers do not exist in Ray's processes."""
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
+    resolved.self_distill.run_dir = str(Path(resolved.self_distill.run_dir).resolve())
+    resolved.trainer.default_local_dir = f"{resolved.self_distill.run_dir}/checkpoints"
+    OmegaConf.set_struct(resolved, True)
+    return resolved
+
+
+def count_gpus() -> int:
+    """GPUs of this machine."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

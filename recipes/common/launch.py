@@ -1,0 +1,148 @@
+"""From a checked configuration to a running, watched and cleanly ended training run.
+
+The user's process stays outside the work: it redirects everything that Ray and verl print into ``train.log``, starts
+verl's `run_ppo`, and shows the run from the files it writes.  The first Ctrl-C or SIGTERM asks the run to save and end
+after its step; the second ends it at once.  Whatever happens, Ray is shut down.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from recipes.common import run_dir as files
+from recipes.common.console import RunConsole
+from recipes.common.settings import SettingsError
+
+
+def launch(cfg: DictConfig) -> int:
+    """Train as configured; returns the process's exit code (0 done, 1 failed, 130 stopped at once)."""
+    run_dir = Path(cfg.self_distill.run_dir).resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / files.STOP).unlink(missing_ok=True)
+    resumed_from = files.checkpointed_step(run_dir)
+    environment = process_environment(cfg, run_dir)
+    os.environ.update(environment)
+    with open_dict(cfg):
+        cfg.ray_kwargs.ray_init.runtime_env.env_vars = environment
+        if "RAY_ADDRESS" in os.environ:
+            for key in ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard"):
+                cfg.ray_kwargs.ray_init.pop(key, None)  # a running cluster has its own
+        elif cfg.trainer.device == "cpu":
+            cfg.ray_kwargs.ray_init.address = "local"  # never join somebody else's cluster by accident
+    files.write_atomically(run_dir / files.CONFIG, OmegaConf.to_yaml(cfg))
+
+    with _output_into(run_dir / files.LOG) as terminal:
+        console = RunConsole(cfg, run_dir, terminal, resumed_from=resumed_from)
+        with console, _signals(run_dir, console):
+            try:
+                _run(cfg)
+            except KeyboardInterrupt:
+                console.stopped_at_once()
+                return 130
+            except SettingsError as error:
+                console.failed(str(error))
+                return 2
+            except Exception as error:
+                console.failed(root_cause(error))
+                return 1
+        console.summary()
+    return 0
+
+
+def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
+    """Environment of every process of the run."""
+    environment = {
+        "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
+        "WANDB_DIR": str(run_dir),
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        "HYDRA_FULL_ERROR": "1",
+    }
+    if cfg.trainer.device == "cpu":
+        environment |= {
+            "VERL_PLATFORM": "cpu",
+            "VERL_USE_EXTERNAL_MODULES": "workers.cpu.platform",
+            # One thread for each process: there are more processes than cores, and the matrices are small.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+    return environment
+
+
+def _run(cfg: DictConfig) -> None:
+    if cfg.trainer.device == "cpu":
+        # Hydra has imported verl to find its configuration, before the environment could name this module.
+        import workers.cpu.platform  # noqa: F401
+    import ray
+    from verl.trainer.main_ppo import run_ppo
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from recipes.common.task_runner import SelfDistillTaskRunner
+
+    try:
+        validate_config(cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
+    except (AssertionError, ValueError) as error:
+        raise SettingsError([str(error)]) from error
+    try:
+        run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
+    finally:
+        ray.shutdown()
+
+
+def root_cause(error: BaseException) -> str:
+    """What went wrong first, without Ray's layers around it."""
+    while True:
+        inner = getattr(error, "cause", None)
+        if not isinstance(inner, BaseException) or inner is error:
+            break
+        error = inner
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text or "ray::" in text:
+        text = text.splitlines()[-1]  # Ray puts remote tracebacks into the message; train.log has them whole
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _output_into(log: Path) -> Iterator[int]:
+    """Send the process's output, and that of whatever it starts, to a file; yields a descriptor of the terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal, errors = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+    try:
+        yield terminal
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(terminal, 1)
+        os.dup2(errors, 2)
+        os.close(terminal)
+        os.close(errors)
+
+
+@contextmanager
+def _signals(run_dir: Path, console: RunConsole) -> Iterator[None]:
+    """First SIGINT or SIGTERM: ask the trainer to save and end. Second: KeyboardInterrupt here, now."""
+
+    def handle(number: int, frame: object) -> None:
+        if (run_dir / files.STOP).exists():
+            raise KeyboardInterrupt
+        (run_dir / files.STOP).touch()
+        console.stopping()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        (run_dir / files.STOP).unlink(missing_ok=True)

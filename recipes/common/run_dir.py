@@ -1,0 +1,123 @@
+"""What a run leaves on disk, and how its processes speak through it.
+
+A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl`` (one record a step), ``train.log`` (everything that
+Ray and verl print), ``checkpoints/`` and ``stage.json`` (what the run does right now).  The trainer, deep inside Ray,
+writes; the console, in the user's process, reads.  Files survive both, so a run can be watched or resumed from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METRICS, STAGE, STOP, LOG, CONFIG = "metrics.jsonl", "stage.json", "stop_requested", "train.log", "config.yaml"
+CHECKPOINTS, TRACKER = "checkpoints", "latest_checkpointed_iteration.txt"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's contents in one step: a reader, or a crash, sees the old text or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def set_stage(run_dir: Path, stage: str, step: int) -> None:
+    """Say what the run is doing; shown by the console."""
+    write_atomically(run_dir / STAGE, json.dumps({"stage": stage, "step": step, "time": time.time()}))
+
+
+def read_stage(run_dir: Path) -> dict[str, Any]:
+    """The last `set_stage`, or an empty dict before the first."""
+    try:
+        return json.loads((run_dir / STAGE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def checkpointed_step(run_dir: Path) -> int | None:
+    """Step of the last complete checkpoint, or None.
+
+    verl writes the tracker last, so a step named there is complete. A tracker that a crash left empty counts as none
+    only if no checkpoint folder is there; otherwise it is an error that names the file.
+
+    Raises:
+        ValueError: the tracker holds no step number although there are checkpoints.
+    """
+    folder = run_dir / CHECKPOINTS
+    tracker = folder / TRACKER
+    if not tracker.exists():
+        return None
+    text = tracker.read_text().strip()
+    if text.isdigit():
+        return int(text)
+    steps = sorted(int(p.name.rpartition("_")[2]) for p in folder.glob("global_step_*"))
+    if not steps:
+        return None
+    raise ValueError(
+        f"{tracker} holds {text!r} instead of a step number: a crash interrupted its writing. Write the last complete "
+        f"step into it (folders are there for {steps}; the newest may be incomplete), or delete it to start anew"
+    )
+
+
+class MetricsFile:
+    """Appends one JSON record a step to ``metrics.jsonl``; plugs into verl's ``Tracking`` beside its other loggers."""
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / METRICS
+        # Line-buffered: a record is on disk when the step is over.
+        self._file = self.path.open("a", buffering=1)
+
+    def log(self, data: dict[str, Any], step: int) -> None:
+        record = {"step": int(step), "time": time.time(), **{k: _number(v) for k, v in data.items()}}
+        self._file.write(json.dumps(record) + "\n")
+
+    def finish(self, *_: Any, **__: Any) -> None:
+        self._file.close()
+
+
+def _number(value: Any) -> Any:
+    """JSON has no NaN and no numpy: non-finite numbers become null, numbers become Python's, the rest text."""
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if hasattr(value, "item") and np.size(value) == 1:
+        value = value.item()
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+def metrics_from(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """The complete records of a metrics file from a byte offset on, each with the offset after it."""
+    with path.open("rb") as lines:
+        lines.seek(offset)
+        for line in lines:
+            if not line.endswith(b"\n"):  # still being written
+                return
+            offset += len(line)
+            yield json.loads(line), offset
+
+
+def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The records written so far, in order; a last line that is still being written is left out."""
+    path = run_dir / METRICS
+    if path.exists():
+        for record, _ in metrics_from(path, 0):
+            yield record
+
+
+def forget_metrics_after(run_dir: Path, step: int) -> int:
+    """Drop the records of steps that a resumed run will do again; returns how many."""
+    records = list(read_metrics(run_dir))
+    kept = [r for r in records if r["step"] <= step]
+    if len(kept) < len(records):
+        write_atomically(run_dir / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
+    return len(records) - len(kept)

@@ -1,0 +1,297 @@
+"""Composing and checking a run's configuration, before anything is started.
+
+`check` reads the resolved configuration and, where given, the files it points to, and returns everything that is wrong
+with it: each problem as one sentence with the value, the rule and the fix.  It imports neither verl nor torch's
+distributed parts, so a mistake costs a second and not a minute.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from advantage.estimators import ESTIMATORS, params_from_config, required_signals
+
+STARTER = Path(__file__).resolve().parents[1] / "starter"
+TEACHER_WEIGHTS = ("current", "frozen")
+TEACHER_CONTEXTS = ("solution", "answer")
+
+OmegaConf.register_new_resolver("starter", lambda path: str(STARTER / path), replace=True)
+
+
+class SettingsError(ValueError):
+    """A configuration that must not be started; the message lists every problem found."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        super().__init__("\n".join(f"- {p}" for p in problems))
+
+
+def needed_signals(cfg: DictConfig) -> tuple[str, ...]:
+    """Token signals that the configured credit uses; verl's own estimators use none."""
+    name = cfg.algorithm.adv_estimator
+    return required_signals(name, cfg.algorithm) if name in ESTIMATORS else ()
+
+
+def uses_teacher(cfg: DictConfig) -> bool:
+    """Whether the self-teacher must score the rollouts."""
+    return "log_prob_gap" in needed_signals(cfg)
+
+
+def check(cfg: DictConfig, *, gpus: int) -> None:
+    """Raise `SettingsError` listing everything wrong with a resolved configuration.
+
+    Args:
+        gpus: number of GPUs in this machine.
+    """
+    problems = list(_device(cfg, gpus))
+    if problems:  # on the wrong machine nothing else matters
+        raise SettingsError(problems)
+    for part in (_credit, _precision, _batches, _lengths, _rollout, _logical_cpus, _output, _model, _data):
+        try:
+            problems += part(cfg)
+        except SettingsError as error:
+            problems += error.problems
+    if problems:
+        raise SettingsError(problems)
+
+
+def _device(cfg: DictConfig, gpus: int) -> Iterator[str]:
+    trainer = cfg.trainer
+    if trainer.device == "cpu":
+        return
+    if "RAY_ADDRESS" in os.environ or trainer.nnodes > 1:
+        return  # the GPUs are elsewhere; Ray will say what it has
+    if gpus == 0:
+        yield (
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but this machine has no GPU that torch can use. Without "
+            "one, run the embedded experiment: add experiment=starter"
+        )
+    elif trainer.n_gpus_per_node > gpus:
+        yield (
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but this machine has {gpus}: "
+            f"set trainer.n_gpus_per_node={gpus}"
+        )
+
+
+def _credit(cfg: DictConfig) -> Iterator[str]:
+    name = cfg.algorithm.adv_estimator
+    if name in ESTIMATORS:
+        try:
+            params_from_config(name, cfg.algorithm)
+        except ValueError as error:
+            raise SettingsError([str(error)]) from error
+    if not uses_teacher(cfg):
+        return
+    teacher = cfg.self_distill.teacher
+    if teacher.weights not in TEACHER_WEIGHTS:
+        yield f"self_distill.teacher.weights={teacher.weights}: must be one of {', '.join(TEACHER_WEIGHTS)}"
+    if teacher.context not in TEACHER_CONTEXTS:
+        yield f"self_distill.teacher.context={teacher.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
+    if cfg.actor_rollout_ref.rollout.n < 2:
+        yield (
+            f"actor_rollout_ref.rollout.n={cfg.actor_rollout_ref.rollout.n}: a group advantage compares at least 2 rollouts "
+            "of a problem; the papers take 8"
+        )
+
+
+def _precision(cfg: DictConfig) -> Iterator[str]:
+    if not uses_teacher(cfg):
+        return
+    arr = cfg.actor_rollout_ref
+    if not arr.model.use_remove_padding:
+        yield (
+            "actor_rollout_ref.model.use_remove_padding=false: verl then computes entropies in bfloat16, off by up to "
+            "0.18 nat; set it to true"
+        )
+    if "entropy" in needed_signals(cfg) and not arr.actor.entropy_from_logits_with_chunking:
+        yield (
+            "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false: entropies would be bfloat16, off by up to "
+            "0.18 nat, and they decide the direction; set it to true"
+        )
+    if cfg.algorithm.rollout_correction.get("bypass_mode", False):
+        yield (
+            "algorithm.rollout_correction.bypass_mode=true: verl then skips the pass that gives the student's log-probs "
+            "and entropies, which the teacher's are compared with; set it to false"
+        )
+    if arr.actor.get("use_fused_kernels", False) or arr.model.use_fused_kernels:
+        yield "actor_rollout_ref.model.use_fused_kernels=true: its entropies are not full-precision; set it to false"
+
+
+def _batches(cfg: DictConfig) -> Iterator[str]:
+    n, batch = cfg.actor_rollout_ref.rollout.n, cfg.data.train_batch_size
+    mini = cfg.actor_rollout_ref.actor.ppo_mini_batch_size
+    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    if workers < 1:
+        yield f"trainer.n_gpus_per_node × trainer.nnodes = {workers}: at least 1 worker is needed"
+        return
+    if mini > batch or batch % mini:
+        yield (
+            f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}; "
+            "verl would fill the last mini-batch with empty rows, which dilute its mean"
+        )
+    if mini * n % workers:
+        yield (
+            f"ppo_mini_batch_size × rollout.n = {mini * n} rollouts cannot be dealt evenly to {workers} workers: make it a "
+            "multiple of them"
+        )
+
+
+def _lengths(cfg: DictConfig) -> Iterator[str]:
+    data, actor, rollout = cfg.data, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
+    longest = data.max_prompt_length + data.max_response_length
+    what = "data.max_prompt_length + data.max_response_length"
+    if rollout.max_model_len is not None and rollout.max_model_len < longest:
+        yield f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is less than {what} = {longest}"
+    if uses_teacher(cfg):
+        with_teacher = cfg.self_distill.teacher.max_prompt_length + data.max_response_length
+        if with_teacher > longest:
+            longest, what = with_teacher, "self_distill.teacher.max_prompt_length + data.max_response_length"
+    limits = {
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": (actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu),
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": (
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+        ),
+    }
+    for key, (used, limit) in limits.items():
+        if used and limit < longest:
+            yield f"{key}={limit}: a micro-batch must hold the longest sequence, {what} = {longest}; raise it to that"
+
+
+def _rollout(cfg: DictConfig) -> Iterator[str]:
+    rollout, model = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.model
+    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    if workers % rollout.tensor_model_parallel_size:
+        yield (
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} must divide the "
+            f"{workers} workers"
+        )
+    if rollout.name == "transformers":
+        if rollout.tensor_model_parallel_size * rollout.data_parallel_size != 1:
+            yield (
+                "actor_rollout_ref.rollout.name=transformers keeps a whole model in each server: set "
+                "rollout.tensor_model_parallel_size=1 and rollout.data_parallel_size=1"
+            )
+        if model.lora_rank > 0 and not model.lora.merge:
+            yield "actor_rollout_ref.rollout.name=transformers takes merged weights: set actor_rollout_ref.model.lora.merge=true"
+    elif cfg.trainer.device == "cpu":
+        yield f"actor_rollout_ref.rollout.name={rollout.name} with trainer.device=cpu: set rollout.name=transformers"
+    if cfg.trainer.device == "cpu" and cfg.actor_rollout_ref.actor.strategy != "fsdp2":
+        yield f"actor_rollout_ref.actor.strategy={cfg.actor_rollout_ref.actor.strategy} needs a GPU: set it to fsdp2"
+    if rollout.temperature <= 0:
+        yield f"actor_rollout_ref.rollout.temperature={rollout.temperature}: training samples, so it must be above 0"
+    if cfg.self_distill.keep_checkpoints < 1:
+        yield f"self_distill.keep_checkpoints={cfg.self_distill.keep_checkpoints}: must be at least 1"
+
+
+def logical_cpus_needed(cfg: DictConfig) -> int:
+    """CPUs that verl's actors reserve in Ray: 3 a worker (its bundle), and one for each helper process."""
+    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    storage = cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    task_runner, queue_controller, router = 1, 1, 1
+    agent_loops, graders = cfg.actor_rollout_ref.rollout.agent.num_workers, cfg.reward.num_workers
+    return 3 * workers + storage + agent_loops + graders + task_runner + queue_controller + router
+
+
+def _logical_cpus(cfg: DictConfig) -> Iterator[str]:
+    given = cfg.ray_kwargs.ray_init.num_cpus
+    if "RAY_ADDRESS" in os.environ:
+        return
+    available, needed = given if given is not None else os.cpu_count() or 1, logical_cpus_needed(cfg)
+    if available < needed:
+        yield (
+            f"ray_kwargs.ray_init.num_cpus={given}: {available} logical CPUs, but verl's processes reserve {needed}, and it "
+            f"waits for ever for those that are missing; set ray_kwargs.ray_init.num_cpus={needed} (a booking, not a core)"
+        )
+
+
+def _output(cfg: DictConfig) -> Iterator[str]:
+    run_dir = Path(cfg.self_distill.run_dir)
+    parent = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
+        return
+    saved = run_dir / "config.yaml"
+    if saved.exists():
+        before = OmegaConf.load(saved)
+        for key in ("self_distill.method", "actor_rollout_ref.model.path", "trainer.n_gpus_per_node", "trainer.nnodes"):
+            was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
+            if was != now and (run_dir / "checkpoints").exists():
+                yield (
+                    f"{run_dir} holds checkpoints of a run with {key}={was}, and this one has {key}={now}: "
+                    "choose another hydra.run.dir"
+                )
+
+
+def _model(cfg: DictConfig) -> Iterator[str]:
+    path = str(cfg.actor_rollout_ref.model.path)
+    expanded = Path(path).expanduser()
+    looks_local = path.startswith(("/", "~", ".")) or path.count("/") != 1
+    if looks_local and not expanded.is_dir():
+        yield f"actor_rollout_ref.model.path={path}: no such folder; give a folder with a Hugging Face model, or a hub name"
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(expanded) if looks_local else path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        yield f"actor_rollout_ref.model.path={path}: its tokenizer cannot be loaded ({reason}); download it to a folder first"
+        return
+    if not tokenizer.chat_template and not cfg.actor_rollout_ref.model.custom_chat_template:
+        yield (
+            f"actor_rollout_ref.model.path={path}: its tokenizer has no chat template, so prompts cannot be rendered; use an "
+            "instruction-tuned model, or set actor_rollout_ref.model.custom_chat_template"
+        )
+
+
+def _data(cfg: DictConfig) -> Iterator[str]:
+    for key in ("train_files", "val_files"):
+        for file in _as_list(cfg.data[key]):
+            path = Path(file).expanduser()
+            if not path.exists():
+                yield (
+                    f"data.{key}: {file} does not exist; prepare it with python -m recipes.data.prepare, or point data.{key} "
+                    "at a parquet file"
+                )
+            elif path.suffix == ".parquet":
+                yield from _columns(cfg, key, path)
+
+
+def _columns(cfg: DictConfig, key: str, path: Path) -> Iterator[str]:
+    import pyarrow.parquet as parquet
+
+    try:
+        present = parquet.read_schema(path).names
+    except Exception as error:
+        yield f"data.{key}: {path} cannot be read as parquet ({str(error).splitlines()[0]})"
+        return
+    required = [cfg.data.prompt_key, cfg.data.reward_fn_key, "reward_model"]
+    context = cfg.self_distill.teacher.context
+    if key == "train_files" and uses_teacher(cfg) and (context == "solution" or "answer" in present):
+        required.append(context)
+    absent = [name for name in required if name not in present]
+    if absent:
+        hint = ""
+        if "solution" in absent:
+            hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
+        yield f"data.{key}: {path} has no column {', '.join(absent)} (it has {', '.join(present)}){hint}"
+        return
+    if context in required:
+        column = parquet.read_table(path, columns=[context])[context].to_pylist()
+        empty = [row for row, text in enumerate(column) if not str(text or "").strip()]
+        if empty:
+            rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
+            yield (
+                f"data.{key}: {path} has an empty {context} in {len(empty)} of {len(column)} rows (rows {rows}), and the "
+                f"teacher has nothing to show there: fill or remove them"
+            )
+
+
+def _as_list(value: Any) -> list[str]:
+    return list(value) if isinstance(value, list | ListConfig) else [value]

@@ -1,0 +1,21 @@
+"""The Ray actor in which the trainer lives: verl's own task runner, after our trainer has been made known to it."""
+
+from __future__ import annotations
+
+import ray
+from omegaconf import DictConfig
+
+
+@ray.remote(num_cpus=1)
+class SelfDistillTaskRunner:
+    """`verl.trainer.main_ppo.TaskRunnerV1` with this package's trainer and estimators registered."""
+
+    def run(self, config: DictConfig) -> None:
+        from verl.trainer.main_ppo import TaskRunnerV1
+
+        import advantage.register
+        import recipes.common.trainer
+        import workers.register  # noqa: F401
+
+        # The class under @ray.remote: its run() belongs in this process, where the registrations are.
+        TaskRunnerV1.__ray_metadata__.modified_class().run(config)

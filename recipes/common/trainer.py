@@ -1,0 +1,265 @@
+"""verl's synchronous trainer with the self-teacher's scores between log-probs and advantages.
+
+Everything that verl's `PPOTrainerSync` does stays verl's.  Added at its stages: the teacher's scoring (for methods whose
+credit uses it), the token signals around the advantage computation, checks that stop a run before numbers go bad, an
+order of rows that does not depend on timing (so that a resumed run repeats an uninterrupted one), and what the console
+needs.  All methods run on this one class; what differs between them is configuration (`self_distill.*`, `algorithm.*`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.debug import marked_timer
+
+from advantage import token_signals
+from recipes.common import run_dir as files
+from recipes.common.settings import needed_signals
+from recipes.common.teacher import PrivilegedPrompts, problem_of, score_with_teacher
+from workers.worker import SelfDistillWorker
+
+TRAINER_MODE = "self_distill"
+ENTROPY_QUANTILES = (0.2, 0.5, 0.8, 0.95)
+
+
+class BrokenNumbers(FloatingPointError):
+    """Log-probs, losses or gradients stopped being numbers; the last checkpoint is from before."""
+
+
+@register_trainer(TRAINER_MODE)
+class SelfDistillTrainer(PPOTrainerSync):
+    """The trainer of every method in this package."""
+
+    def __init__(self, config: DictConfig):
+        with open_dict(config):
+            # verl takes every mode but "sync" for an asynchronous one; ours was only needed to be found.
+            config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
+        self.settings = config.self_distill
+        self.run_dir = Path(self.settings.run_dir)
+        self.replay_buffer.poll_interval = self.settings.poll_seconds
+        self.signals = needed_signals(config)
+        self.uses_teacher = "log_prob_gap" in self.signals
+        self._privileged_prompts: PrivilegedPrompts | None = None
+        self._corpus_counts: torch.Tensor | None = None
+        self._stage("starting workers")
+
+    # ------------------------------------------------------------------ set-up
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        worker = ray.remote(SelfDistillWorker)
+        for role in [r for r in self.role_worker_mapping if r is not Role.Critic]:
+            self.role_worker_mapping[role] = worker
+        if self.uses_teacher and self.teacher_weights == "frozen_copy" and Role.ActorRollout in self.mapping:
+            # The reference worker's copy of the initial weights is the frozen teacher.
+            pool = self.mapping.pop(Role.ActorRollout)
+            del self.role_worker_mapping[Role.ActorRollout]
+            self.role_worker_mapping[Role.ActorRolloutRef] = worker
+            self.mapping[Role.ActorRolloutRef] = pool
+
+    @property
+    def teacher_weights(self) -> str:
+        """ "current", "frozen_adapter" (LoRA switched off) or "frozen_copy" (the reference worker's)."""
+        if self.settings.teacher.weights != "frozen":
+            return str(self.settings.teacher.weights)
+        return "frozen_adapter" if self.config.actor_rollout_ref.model.get("lora_rank", 0) > 0 else "frozen_copy"
+
+    @property
+    def logger(self) -> Any:
+        return self._tracking
+
+    @logger.setter
+    def logger(self, tracking: Any) -> None:
+        # verl's own file logger truncates its file on resume, so ours joins the others here.
+        tracking.logger["metrics.jsonl"] = files.MetricsFile(self.run_dir)
+        self._tracking = tracking
+
+    def _stage(self, name: str) -> None:
+        files.set_stage(self.run_dir, name, getattr(self, "global_steps", 0))
+
+    # ------------------------------------------------------------------ stages of a step
+
+    def on_sample_begin(self) -> None:
+        super().on_sample_begin()
+        self._stage("rollout")
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        if len(batch) == 0:
+            raise RuntimeError(f"every rollout of step {self.global_steps} failed; train.log has the first error")
+        # Rollouts finish in any order under random group ids; training must see them in one order.
+        index = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])["index"]
+        position = [(int(i), key.split("_")[1:], key) for i, key in zip(index, batch.keys, strict=True)]
+        batch.reorder(sorted(range(len(batch)), key=position.__getitem__))
+        missing = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n - len(batch)
+        metrics["training/rollouts_missing"] = missing
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self._stage("student log-probs")
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if self.uses_teacher:
+            self._stage("teacher log-probs")
+            with marked_timer("teacher", self.timing_raw):
+                metrics.update(self._score_with_teacher(batch))
+        return batch
+
+    def _score_with_teacher(self, batch: KVBatchMeta) -> dict[str, float]:
+        if self._privileged_prompts is None:
+            teacher = self.settings.teacher
+            self._privileged_prompts = PrivilegedPrompts(
+                tokenizer=self.tokenizer,
+                context=teacher.context,
+                max_length=teacher.max_prompt_length,
+                template_kwargs={**self.config.data.apply_chat_template_kwargs, **teacher.template_kwargs},
+            )
+        return score_with_teacher(
+            batch,
+            self.actor_rollout_wg,
+            self._privileged_prompts,
+            weights=self.teacher_weights,
+            temperature=self.config.actor_rollout_ref.rollout.temperature,
+        )
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self._stage("advantages")
+        names = ["old_log_probs", "entropy", "responses"] + ["teacher_log_probs"] * self.uses_teacher
+        nested = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask", *names]
+        )
+        absent = [name for name in names if name not in nested.keys()]
+        if absent:  # TransferQueue leaves out what it does not have
+            raise RuntimeError(f"verl did not provide {absent}, which the {self.config.algorithm.adv_estimator} needs")
+        padded = nested.to_padded_tensor()
+        mask = padded["response_mask"].bool()
+        student, entropy = padded["old_log_probs"], padded["entropy"]
+        teacher = padded["teacher_log_probs"] if self.uses_teacher else None
+        self._check_numbers(mask, {"student log-probs": student, "entropy": entropy, "teacher log-probs": teacher})
+
+        metrics["student/log_prob/mean"] = student[mask].mean().item()
+        # numpy's: torch.quantile refuses more than 2**24 numbers, which a large batch has
+        for q, value in zip(ENTROPY_QUANTILES, np.quantile(entropy[mask].float().numpy(), ENTROPY_QUANTILES), strict=True):
+            metrics[f"student/entropy/p{round(100 * q):02d}"] = float(value)
+        gap = None
+        if teacher is not None:
+            metrics["teacher/log_prob/mean"] = teacher[mask].mean().item()
+            gap = teacher.float() - student.float()
+        with token_signals(
+            entropy=entropy,
+            log_prob_gap=gap,
+            token_ids=padded["responses"],
+            token_counts=self._token_counts() if "token_counts" in self.signals else None,
+            step=self.global_steps,
+            total_steps=self.total_training_steps,
+        ) as signals:
+            batch = super()._compute_advantage(batch, metrics)
+        metrics.update(signals.diagnostics)
+        return batch
+
+    def _token_counts(self) -> torch.Tensor:
+        """How often each token id occurs in the training set's problems and solutions, (V,); counted once."""
+        if self._corpus_counts is None:
+            counts = torch.zeros(len(self.tokenizer), dtype=torch.long)
+            for row in self.train_dataset.dataframe:
+                text = f"{problem_of(row)}\n{row.get('solution') or ''}"
+                counts += torch.bincount(torch.as_tensor(self.tokenizer.encode(text)), minlength=len(counts))
+            self._corpus_counts = counts
+        return self._corpus_counts
+
+    def _check_numbers(self, mask: torch.Tensor, tensors: dict[str, torch.Tensor | None]) -> None:
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            if tensor.dtype != torch.float32 and self.uses_teacher:
+                raise RuntimeError(
+                    f"{name} came back as {tensor.dtype}; dividing by their small median needs float32. On GPUs install "
+                    "flash-attn (extra 'gpu'), whose cross-entropy works in float32; see docs/precision.md"
+                )
+            bad = int((~tensor[mask].isfinite()).sum())
+            if bad:
+                raise BrokenNumbers(
+                    f"{bad} of {int(mask.sum())} {name} are NaN or infinite at step {self.global_steps}. {self._safe_ground()}"
+                )
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self._stage("update")
+        batch = super()._update_actor(batch, metrics)
+        for name in ("actor/grad_norm", "actor/pg_loss"):
+            value = metrics.get(name)
+            if value is not None and not torch.isfinite(torch.as_tensor(float(value))):
+                # verl has skipped the optimiser step; going on would repeat this for ever.
+                raise BrokenNumbers(f"{name} is {value} at step {self.global_steps}. {self._safe_ground()}")
+        return batch
+
+    def _safe_ground(self) -> str:
+        step = files.checkpointed_step(self.run_dir)
+        if step is None:
+            return "No checkpoint was saved before."
+        return (
+            f"The checkpoint of step {step} is complete; start again with hydra.run.dir={self.run_dir} to go on from it, "
+            "with a lower learning rate or correction (algorithm.<method>.beta) if it happens again."
+        )
+
+    # ------------------------------------------------------------------ around steps
+
+    def on_step_end(self) -> None:
+        if (self.run_dir / files.STOP).exists() and self.global_steps < self.total_training_steps:
+            if files.checkpointed_step(self.run_dir) != self.global_steps:
+                self._save_checkpoint()
+            self.total_training_steps = self.global_steps  # verl's loop ends after this step's metrics are written
+        self._stage("weight sync")
+        super().on_step_end()
+
+    def _validate(self) -> dict[str, float]:
+        self._stage("validation")
+        return super()._validate()
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
+    ) -> None:
+        if "teacher" in timing_raw:  # scored inside verl's old-log-prob stage: each second counts once
+            timing_raw["old_log_prob"] -= timing_raw["teacher"]
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _load_checkpoint(self) -> None:
+        self._stage("loading checkpoint")
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            # The validation at this step was done before the run stopped.
+            self.config.trainer.val_before_train = False
+            files.forget_metrics_after(self.run_dir, self.global_steps)
+
+    def _save_checkpoint(self) -> None:
+        self._stage("checkpoint")
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        try:
+            super()._save_checkpoint()
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)  # frees what the broken attempt took
+            raise RuntimeError(
+                f"could not save the checkpoint of step {self.global_steps} into {folder} ({_reason(error)}). "
+                f"{self._safe_ground()}"
+            ) from error
+        # After the tracker names the new checkpoint, and not before, old ones may go.
+        steps = sorted(int(p.name.rpartition("_")[2]) for p in folder.parent.glob("global_step_*"))
+        for step in steps[: -self.settings.keep_checkpoints]:
+            shutil.rmtree(folder.parent / f"global_step_{step}", ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """The cause inside Ray's wrapping, on one line."""
+    cause = getattr(error, "cause", None) or error
+    return str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__

@@ -1,0 +1,52 @@
+"""Packaging of verl-self-distill; `make install` does this in the order that keeps CUDA packages off a CPU machine."""
+
+from setuptools import find_packages, setup
+
+# verl's v1 trainer changes between releases: exact. tests/test_verl_contract.py lists what an upgrade must check.
+INSTALL = [
+    "verl==0.9.1",
+    "TransferQueue==0.1.11",  # only in an extra of verl's, but its v1 trainer does not run without it
+    "torch>=2.6",
+    "transformers>=5.0,<5.11",
+    "tensordict>=0.8,!=0.9.0,<=0.10.0",
+    "ray[default]>=2.41",
+    "hydra-core>=1.3.2,<1.4",
+    "omegaconf>=2.3,<2.4",
+    "math-verify[antlr4_9_3]>=0.9,<0.10",
+    "datasets",
+    "numpy",
+    "pandas",
+    "pyarrow>=19",
+    "safetensors",
+    "rich>=13",
+    "tensorboard",
+    # imported by verl without being declared by it
+    "pyzmq",
+    "msgspec",
+    "cachetools",
+    "uvicorn",
+    "fastapi",
+    "orjson",
+]
+EXTRAS = {
+    "gpu": ["vllm==0.24.0", "flash-attn==2.8.3"],  # verl 0.9.1's own pins; docs/install.md has the order
+    "slurm": ["hydra-submitit-launcher>=1.2,<1.3"],
+    "wandb": ["wandb"],
+    "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+}
+
+setup(
+    name="verl-self-distill",
+    version="0.1.0",
+    description="On-policy self-distillation recipes on verl: DASD, PW-OPSD, ATESD and their relatives",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["recipes*", "workers*", "advantage*", "rewards*", "config*"]),
+    package_data={
+        "config": ["**/*.yaml"],
+        "recipes.starter": ["model/*", "data/*"],
+    },
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+    entry_points={"verl.plugins": ["self_distill = advantage.register"]},
+)

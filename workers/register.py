@@ -1,0 +1,27 @@
+"""Makes our rollout, agent loop and engines known to verl in the process that imports this.
+
+Configured as ``actor_rollout_ref.model.external_lib``, which verl imports in the trainer, the training workers, the
+agent-loop workers and the rollout servers.
+"""
+
+from __future__ import annotations
+
+from verl.utils.device import get_device_name
+from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+import workers.agent_loop  # noqa: F401  registers itself
+from workers.verl_private import ROLLOUT_ADAPTERS
+
+
+def _load_replica() -> type:
+    from workers.rollout import TransformersReplica  # imports transformers' models: only where a rollout is built
+
+    return TransformersReplica
+
+
+RolloutReplicaRegistry.register("transformers", _load_replica)
+ROLLOUT_ADAPTERS[("transformers", "async")] = "workers.rollout.TransformersAdapter"
+if get_device_name() == "cpu":
+    # verl offers its FSDP2 engine for cuda and npu only, though nothing in it names either.
+    EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(FSDPEngineWithLMHead)
