@@ -1,0 +1,288 @@
+"""Divergences between a student and its privileged teacher, and how per-token losses become a global mean.
+
+`token_divergence` is the reference entry: (N, V) logits to (N,) losses.  For training use `logits_divergence` (student
+logits already in the graph, e.g. from verl's logits hook) or `hidden_divergence` (from hidden states and heads); both
+live in workers/divergence_chunked.py, with the derivation of the closed-form gradient, and are re-exported here.
+
+The papers: OPSD (arXiv 2601.18734) and PW-OPSD (its eq. 1) use the forward KL with each vocabulary entry clamped from
+above at 0.05 before the sum, at temperature 1.1 on both sides.  A clipped loss can be negative, and for extreme pairs
+its gradient points away from the teacher: p_T = (.9, .1), p_S = (.1, .9), clip .05 gives −0.17.  That is the papers'
+loss, kept as it is; clip_mode="symmetric" is the alternative.  ATESD's eq. 1 and 6 write an unclipped KL and mention the
+clip in words.  The restricted forms: OPSD's and EOPD's (arXiv 2603.07079) teacher top-k, SDPO's (arXiv 2601.20802)
+student top-k with a tail bucket.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from workers.divergence_chunked import (
+    CLIP_MODES,
+    KINDS,
+    LOG_ZERO,
+    STATS,
+    DivergenceSpec,
+    chunk_rows,
+    hidden_divergence,
+    logits_divergence,
+)
+
+__all__ = [
+    "CLIP_MODES",
+    "KINDS",
+    "REDUCTIONS",
+    "STATS",
+    "DivergenceSpec",
+    "hidden_divergence",
+    "logits_divergence",
+    "reduction_count",
+    "reduction_weights",
+    "sampled_token_gap",
+    "student_topk_divergence",
+    "teacher_topk_divergence",
+    "token_divergence",
+    "token_log_probs",
+]
+
+REDUCTIONS = ("token_mean", "sequence_mean")
+
+
+def token_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    kind: str = "forward_kl",
+    jsd_beta: float = 0.5,
+    clip: float | None = None,
+    clip_mode: str = "upper",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Divergence of each token over the full vocabulary, (N,); differentiable in the student only.
+
+    student_logits, teacher_logits: (N, V), any floating dtype; arithmetic and result are fp32 (fp64 for fp64 inputs).
+    kind, jsd_beta, clip, clip_mode, temperature: see `DivergenceSpec`.  Raises ValueError on shapes or settings.
+    """
+    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits {tuple(student_logits.shape)} and teacher_logits {tuple(teacher_logits.shape)} must both "
+            "be (N, V), one row per token"
+        )
+    spec = DivergenceSpec(kind, jsd_beta, clip, clip_mode, temperature)
+    return logits_divergence(student_logits, teacher_logits, spec)[0]
+
+
+# --- over part of the vocabulary --------------------------------------------------------------------------------------
+
+
+class _GatheredLogProbs(torch.autograd.Function):
+    """log p at some tokens, and optionally the log of what is left; keeps the logits, not their log-softmax.
+
+    ∂/∂z_v = g_v [v listed] + g_tail · p_v / P_tail [v not listed, with a tail] − p_v · Σ g.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, index, temperature, tail):
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        count, width = index.shape
+        out = torch.empty(count, width + tail, dtype=dtype, device=logits.device)
+        log_z = torch.empty(count, 1, dtype=dtype, device=logits.device)
+        block = chunk_rows(logits.shape[1], logits.device)[1]
+        for i in range(0, count, block):
+            rows = slice(i, i + block)
+            z = logits[rows].to(dtype) / temperature
+            log_z[rows] = torch.logsumexp(z, -1, keepdim=True)
+            out[rows, :width] = z.gather(1, index[rows]) - log_z[rows]
+            if tail:
+                # From the tail's own logits: 1 − Σ p would keep no digits where the listed tokens hold nearly all.
+                rest = z.scatter_(1, index[rows], float("-inf"))
+                tail_log_prob = torch.logsumexp(rest, -1, keepdim=True) - log_z[rows]
+                out[rows, width:] = tail_log_prob.clamp_(min=LOG_ZERO)
+        ctx.save_for_backward(logits, index, log_z, out)
+        ctx.temperature, ctx.tail = temperature, tail
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        logits, index, log_z, out = ctx.saved_tensors
+        width = index.shape[1]
+        grad = torch.empty_like(logits)
+        block = chunk_rows(logits.shape[1], logits.device)[1]
+        for i in range(0, index.shape[0], block):
+            rows = slice(i, i + block)
+            g = upstream[rows]
+            z = logits[rows].to(out.dtype) / ctx.temperature
+            coefficient = -g.sum(-1, keepdim=True)
+            d = (z - log_z[rows]).exp_().mul_(coefficient)
+            if ctx.tail:
+                inside_tail = (z - log_z[rows] - out[rows, width:]).exp_().scatter_(1, index[rows], 0.0)
+                d.add_(inside_tail.mul_(g[:, width:]))
+            d.scatter_add_(1, index[rows], g[:, :width].contiguous())
+            grad[rows] = d.div_(ctx.temperature).to(grad.dtype)
+        return grad, None, None, None
+
+
+def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """log p(token) of one token per row, (N,), in fp32; differentiable.  logits (N, V), token_ids (N,)."""
+    if logits.dim() != 2 or tuple(token_ids.shape) != (logits.shape[0],):
+        raise ValueError(f"logits {tuple(logits.shape)} and token_ids {tuple(token_ids.shape)} must be (N, V) and (N,)")
+    return _GatheredLogProbs.apply(logits, token_ids[:, None], temperature, False)[:, 0]
+
+
+@torch.no_grad()
+def sampled_token_gap(
+    student_logits: Tensor, teacher_logits: Tensor, token_ids: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """δ = log p_T(o) − log p_S(o) at the sampled tokens, (N,), detached.
+
+    The one-sample form of −KL(p_S ‖ p_T): as an advantage on log p_S(o) its expected policy gradient is that of the
+    reverse KL.  DASD, PW-OPSD and ATESD use it inside the PPO clip.
+    """
+    return token_log_probs(teacher_logits, token_ids, temperature=temperature) - token_log_probs(
+        student_logits, token_ids, temperature=temperature
+    )
+
+
+def _check_k(k: int, student_logits: Tensor, teacher_logits: Tensor) -> int:
+    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits {tuple(student_logits.shape)} and teacher_logits {tuple(teacher_logits.shape)} must both "
+            "be (N, V), one row per token"
+        )
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1: it is the number of tokens that are compared")
+    return min(k, student_logits.shape[1])
+
+
+def teacher_topk_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    k: int,
+    student_norm: str = "renormalised",
+    kind: str = "forward_kl",
+    jsd_beta: float = 0.5,
+    clip: float | None = None,
+    clip_mode: str = "upper",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Divergence over the teacher's k most likely tokens, (N,); differentiable in the student.
+
+    The teacher is renormalised over them.  student_norm="renormalised" does the same to the student (any kind; its mass
+    outside is then free); "full" keeps its full-vocabulary probabilities (EOPD; forward KL only, since the others need
+    a distribution).  k ≥ V is the full divergence.  Raises ValueError on shapes or settings.
+    """
+    k = _check_k(k, student_logits, teacher_logits)
+    spec = DivergenceSpec(kind, jsd_beta, clip, clip_mode, temperature)
+    if student_norm not in ("renormalised", "full"):
+        raise ValueError(f"student_norm={student_norm!r} is unknown; use renormalised or full")
+    teacher_top, index = teacher_logits.detach().topk(k, dim=-1)
+    if student_norm == "renormalised":
+        # A softmax over the gathered logits is the renormalised distribution.
+        return logits_divergence(student_logits.gather(1, index), teacher_top, spec)[0]
+    if spec.effective_kind != "forward_kl":
+        raise ValueError(
+            f"student_norm='full' with kind={kind!r}: the student's probabilities over k tokens do not sum to one; "
+            "use kind='forward_kl' or student_norm='renormalised'"
+        )
+    log_p = _GatheredLogProbs.apply(student_logits, index, temperature, False)
+    log_q = torch.log_softmax(teacher_top.to(log_p.dtype) / temperature, -1)
+    entries = log_q.exp() * (log_q - log_p)
+    if spec.effective_clip is not None:
+        lower = None if clip_mode == "upper" else -spec.effective_clip
+        entries = entries.clamp(min=lower, max=spec.effective_clip)
+    return entries.sum(-1)
+
+
+def student_topk_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    k: int,
+    kind: str = "jsd",
+    jsd_beta: float = 0.5,
+    clip: float | None = None,
+    clip_mode: str = "upper",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Divergence over the student's k most likely tokens and one bucket for all others, (N,) (SDPO).
+
+    Both distributions keep their full-vocabulary probabilities; the bucket holds the rest, log(1 − Σ p), so mass that
+    leaves the listed tokens is seen.  A lower bound of the full divergence, equal to it for k ≥ V − 1.  Differentiable
+    in the student.  Raises ValueError on shapes or settings.
+    """
+    k = _check_k(k, student_logits, teacher_logits)
+    spec = DivergenceSpec(kind, jsd_beta, clip, clip_mode, temperature)
+    if k >= student_logits.shape[1] - 1:
+        return logits_divergence(student_logits, teacher_logits, spec)[0]
+    index = student_logits.detach().topk(k, dim=-1).indices
+    log_p = _GatheredLogProbs.apply(student_logits, index, temperature, True)
+    log_q = _GatheredLogProbs.apply(teacher_logits.detach(), index, temperature, True)
+    # Log-probabilities that sum to one are their own logits.
+    return logits_divergence(log_p, log_q, DivergenceSpec(kind, jsd_beta, clip, clip_mode))[0]
+
+
+# --- from per-token losses to the mean over the global batch ----------------------------------------------------------
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r} is unknown; use one of {', '.join(REDUCTIONS)}")
+
+
+def reduction_count(response_mask: Tensor, reduction: str) -> Tensor:
+    """What this part of the batch adds to the mean's denominator, an int64 scalar.
+
+    token_mean: valid tokens; sequence_mean: rows with at least one valid token (so padding rows do not count).  Sum it
+    over all micro-batches and data-parallel ranks of the mini-batch, *before* the first backward pass, and give the sum
+    to `reduction_weights`.  response_mask: (B, T), 0/1 or bool.
+    """
+    _check_reduction(reduction)
+    mask = response_mask.bool()
+    return mask.sum() if reduction == "token_mean" else mask.any(-1).sum()
+
+
+def reduction_weights(
+    response_mask: Tensor,
+    reduction: str,
+    *,
+    global_count: int | Tensor,
+    dp_size: int = 1,
+    token_weights: Tensor | None = None,
+) -> Tensor:
+    """Weights w (B, T), fp32, such that Σ w · ℓ summed over every micro-batch and rank is the global mean exactly.
+
+    token_mean: every valid token weighs 1 / (valid tokens of the global batch): OPSD's pool of tokens.
+    sequence_mean: 1 / (own length · sequences of the global batch): PW-OPSD §3.4, and eq. 1 of ATESD as written.
+
+    global_count: `reduction_count` summed over the global (mini-)batch.  dp_size: number of data-parallel ranks *where
+    gradients are averaged over ranks*, as FSDP and DDP do: that average divides the sum by dp_size, so each rank's
+    loss is multiplied by it.  Leave 1 where gradients are summed, or to compute the loss itself.
+    token_weights: (B, T) factors, e.g. PW-OPSD's w(u); the weights are not renormalised by them.
+
+    A row must lie in one micro-batch whole (verl never splits one).  For packed tokens take `weights[mask]`, which is
+    in row order.  Raises ValueError on shapes, or where global_count is not positive though a token is valid.
+    """
+    _check_reduction(reduction)
+    mask = response_mask.to(torch.float32)
+    if mask.dim() != 2:
+        raise ValueError(f"response_mask has shape {tuple(response_mask.shape)}, expected (B, T)")
+    if token_weights is not None and token_weights.shape != mask.shape:
+        raise ValueError(
+            f"token_weights has shape {tuple(token_weights.shape)}, expected response_mask's {tuple(mask.shape)}"
+        )
+    lengths = mask.sum(-1, keepdim=True)
+    own = lengths.sum() if reduction == "token_mean" else (lengths > 0).sum()
+    if float(own) > float(global_count):
+        raise ValueError(
+            f"global_count={int(global_count)} is less than this part's own count {int(own)}; sum reduction_count over "
+            "all micro-batches and ranks"
+        )
+    # fp64 until the end: the product of two rounded reciprocals would be off by an ulp more than their quotient.
+    denominator = torch.as_tensor(global_count, dtype=torch.float64, device=mask.device).clamp(min=1.0)
+    if reduction == "sequence_mean":
+        denominator = denominator * lengths.double().clamp(min=1.0)
+    weights = (mask.double() * dp_size / denominator).float()
+    return weights if token_weights is None else weights * token_weights.float()
