@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from rewards.normalize import canonical, is_words, plain_number, tidy, words_verdict
+from rewards.symbols import rename_misread
 
 _PERCENT = re.compile(r"(.*?)\s*(?:\\?%|\\(?:text|mathrm)\{\s*(?:%|\\%|percent|pct)\s*\}|(?<=\s)percent)", re.DOTALL)
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
@@ -44,9 +45,11 @@ def parse_answer(answer: str) -> tuple:
     A single letter directly after a number is a variable ("2t"), not a unit to drop.
     """
     from math_verify import parse
+    from sympy import nan, zoo
 
     targets = _targets(not _LETTER_UNIT.search(answer))
-    return tuple(parse("\\boxed{" + answer + "}", targets, fallback_mode="no_fallback", parsing_timeout=None))
+    parsed = parse("\\boxed{" + answer + "}", targets, fallback_mode="no_fallback", parsing_timeout=None)
+    return tuple(item for item in parsed if not item.has(zoo, nan))  # a misreading, never an answer
 
 
 def _numeric_values(expression: Any, other: Any) -> list[tuple[complex, complex]] | None:
@@ -222,6 +225,7 @@ def equivalent(gold: str, answer: str) -> tuple[bool, str]:
     if answer_percent and not gold_percent:
         answers += [f"\\frac{{{answer}}}{{100}}"]
     unread: list[str] = []
-    if any(_same(one, other, unread) for one, other in product(golds, answers)):
+    pairs = [rename_misread(one, other) for one, other in product(golds, answers)]
+    if any(_same(one, other, unread) for one, other in pairs):
         return True, "math"
     return False, "unparsed" if unread else "math"

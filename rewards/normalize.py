@@ -31,6 +31,8 @@ _NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
 _RATIO = re.compile(r"([+-]?)(?:(\d{1,30})/(\d{1,30})|\\frac\{([+-]?\d{1,30})\}\{(\d{1,30})\}|\\frac(\d)(\d))")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'’\-]*(?: [A-Za-z'’\-]+)*")
 _CHOICE = re.compile(r"\(?([A-J])\)?(?:[.):,\s].*)?", re.DOTALL)
+_BARE_POINT = re.compile(r"(?<=\d)\.(?=\s*(?:[/)]|$))")
+_EXTREME_INDEX = re.compile(r"_\s*(?:\{\s*\\(max|min)\s*\}|\\(max|min)(?![a-zA-Z]))")
 MAX_CANONICAL_CHARS = 20_000
 
 
@@ -56,6 +58,8 @@ def tidy(text: str) -> str:
     """
     text = re.sub(r"\\?\$", "", text.translate(_UNICODE))
     text = _FRACTION.sub(r"\\frac", _SIZING.sub("", strip_wrappers(text)))
+    text = _EXTREME_INDEX.sub(lambda match: f"_{{{match.group(1) or match.group(2)}}}", text.replace("np.", "\\"))
+    text = _BARE_POINT.sub("", text)  # "-1./3"
     text = text.replace("\\varnothing", "\\emptyset").replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
     text = _LEADING_GROUP.sub(lambda match: _SEPARATOR.sub("", match.group()), text)
     return _REPEATING.sub(_repeating_fraction, text).strip()
