@@ -41,7 +41,7 @@ def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int) -> None:
             reply = {"equal": bool(equal), "how": how}
         except MemoryError:
             reply = {"error": "memory limit", "retire": True}
-        except Exception as error:  # noqa: BLE001 (a bug in a parser is this item's error, not the end of the child)
+        except Exception as error:  # a bug in a parser is this item's error, not the child's end
             reply = {"error": type(error).__name__}  # never str(error): it may print a tower
         signal.setitimer(signal.ITIMER_REAL, 0)
         heavy = memory_bytes and _resident_bytes() > RETIRE_SHARE_OF_LIMIT * memory_bytes
@@ -69,7 +69,7 @@ def main(memory_mb: int) -> None:
         from rewards.compare import equivalent
 
         equivalent("\\sqrt{2}", "[x,\\infty)")  # builds the parser's tables before the first deadline
-    except Exception as error:  # noqa: BLE001 (whatever it is, the parent must hear of it)
+    except Exception as error:  # whatever it is, the parent must hear of it
         _send(replies, {"ready": False, "error": f"{type(error).__name__}: {error}"})
         return
     _send(replies, {"ready": True})

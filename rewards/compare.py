@@ -21,6 +21,8 @@ _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.]
 _BASE = re.compile(r"([0-9A-Z]+)_\{?(\d{1,2})\}?")
 _LETTER_UNIT = re.compile(r"[\d}][a-zA-Z]$")
 _AND = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
+# A name that an equation may give a value to: x, x_1, \\theta, AB, f(x), (x, y).
+_NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([^()=]*\))?|\([a-zA-Z_{}\d]+(?:,\s*[a-zA-Z_{}\d]+)+\)")
 _MAX_ELEMENTS = 40
 # Points at which two expressions are compared numerically; any generic irrational-looking values do.
 _POINTS = (("0.7390851332151607", "0.1176470588235294"), ("1.3247179572447460", "0.0909090909090909"))
@@ -53,14 +55,14 @@ def parse_answer(answer: str) -> tuple:
 
 
 def _numeric_values(expression: Any, other: Any) -> list[tuple[complex, complex]] | None:
-    """Values of two scalar expressions at fixed points, None where they are not scalars in the same symbols."""
-    from sympy import Expr, Float
+    """Values of two scalar expressions at fixed points (the same for a symbol of the same name in both), else None."""
+    from sympy import Expr, Float, Symbol
 
     if not (isinstance(expression, Expr) and isinstance(other, Expr)):
         return None
-    names = sorted(symbol.name for symbol in expression.free_symbols)
-    if names != sorted(symbol.name for symbol in other.free_symbols):
-        return None
+    names = sorted({symbol.name for symbol in expression.free_symbols | other.free_symbols})
+    if isinstance(expression, Symbol) or isinstance(other, Symbol):
+        return None  # may be a word, which math-verify compares with a product of letters
     values = []
     for start, step in _POINTS[: 2 if names else 1]:
         pair = []
@@ -166,6 +168,14 @@ def split_elements(text: str) -> list[str]:
     return elements
 
 
+def split_equation(text: str) -> tuple[str, str] | None:
+    """(left, right) of a text with exactly one equals sign that is no part of another relation, else None."""
+    left, sign, right = text.partition("=")
+    if not sign or "=" in right or left.endswith(("<", ">", "!", ":", "\\")) or not left.strip() or not right.strip():
+        return None
+    return left.strip(), right.strip()
+
+
 def _same(gold: str, answer: str, unread: list[str]) -> bool:
     """Whether two tidied answers are equal, taken apart as far as their form allows.
 
@@ -181,7 +191,7 @@ def _same(gold: str, answer: str, unread: list[str]) -> bool:
         return all(_same(one, other, unread) for one, other in zip(gold_tuple[1], answer_tuple[1], strict=True))
     gold_elements, answer_elements = split_elements(gold), split_elements(answer)
     if len(gold_elements) == len(answer_elements) and 1 < len(gold_elements) <= _MAX_ELEMENTS:
-        left = list(answer_elements)
+        left, unread_before = list(answer_elements), len(unread)
         for element in gold_elements:  # greedy matching is enough, equality being transitive
             match = next((other for other in left if _same(element, other, unread)), None)
             if match is None:
@@ -189,6 +199,15 @@ def _same(gold: str, answer: str, unread: list[str]) -> bool:
             left.remove(match)
         else:
             return True
+        if len(unread) == unread_before:
+            return False
+    gold_sides, answer_sides = split_equation(gold), split_equation(answer)
+    if gold_sides and answer_sides and canonical(gold_sides[0]) == canonical(answer_sides[0]):
+        return _same(gold_sides[1], answer_sides[1], unread)
+    if gold_sides and not answer_sides and _NAME.fullmatch(gold_sides[0]):
+        return _same(gold_sides[1], answer, unread)
+    if answer_sides and not gold_sides and _NAME.fullmatch(answer_sides[0]):
+        return _same(gold, answer_sides[1], unread)
     return _math_equal(gold, answer, unread)
 
 

@@ -77,9 +77,8 @@ def last_answer_line(text: str) -> str | None:
 
 
 def extract_answer(text: str, answer_line: bool = False) -> str | None:
-    """The final answer of a response: its last box, else (where ``answer_line``) its last ``Answer:`` line, else None."""
+    """A response's final answer: its last box, else (where ``answer_line``) its last ``Answer:`` line, else None."""
     boxed = last_boxed(text)
     if boxed is None and answer_line:
-        line = last_answer_line(text)
-        return line
+        return last_answer_line(text)
     return boxed

@@ -11,7 +11,7 @@ IGNORED = frozenset({"reward_router_address", "reward_model_tokenizer"})
 
 @dataclass(frozen=True)
 class RewardOptions:
-    """score = correctness_weight · (correct | wrong | timeout value) + format_weight · format + overlong_weight · overlong.
+    """The mix: correctness_weight · correctness + format_weight · format + overlong_weight · overlong.
 
     Keys
     ----

@@ -7,6 +7,7 @@ but never its verdict.  A child that misses its deadline or dies is killed and r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -19,7 +20,10 @@ from pathlib import Path
 
 START_TIMEOUT_S = 120.0
 MAX_TEXT_CHARS = 4096  # of either side: two texts of this length, escaped, fit a 64 KiB pipe, so a write never blocks
-_BOOT = "import os, sys; sys.path[:] = sys.argv[2].split(os.pathsep); from rewards._child import main; main(int(sys.argv[1]))"
+_BOOT = (
+    "import os, sys; sys.path[:] = sys.argv[2].split(os.pathsep); "
+    "from rewards._child import main; main(int(sys.argv[1]))"
+)
 
 
 class GradingSetupError(RuntimeError):
@@ -116,10 +120,8 @@ class _Child:
     def abandon(self) -> None:
         """Close this process's ends of the pipes, at which an idle child ends itself."""
         for stream in (self.process.stdin, self.process.stdout):
-            try:
+            with contextlib.suppress(OSError):
                 stream.close()
-            except OSError:
-                pass
 
 
 class GradingPool:
