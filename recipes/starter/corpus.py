@@ -24,6 +24,8 @@ SPLITS = {"train": 4096, "val": 128, "probe": 64}
 # Share of each habit without a reference, and with a complete one; in between, by linear interpolation.
 STUDENT_HABITS = {"careful": 0.20, "revising": 0.25, "hasty": 0.55}
 TEACHER_HABITS = {"careful": 0.85, "revising": 0.10, "hasty": 0.05}
+# Drills, seen first, have 1 to this many steps and no slips: arithmetic is learned sooner so.
+DRILL_STEPS = 4
 # Probability per step of a slip, of noticing it, and of doubting a right step.
 SLIP = {"careful": 0.02, "revising": 0.35, "hasty": 0.35}
 NOTICE, DOUBT = 0.85, 0.05
@@ -83,7 +85,7 @@ def _covered(prefix: str) -> int:
     return sum(step.count("=") and step[-1].isdigit() for step in prefix.split(task.STEP_SEPARATOR))
 
 
-def _privileged(tokenizer, chain: task.Chain, rng: random.Random) -> tuple[str, str]:
+def _privileged(tokenizer, chain: task.Chain, rng: random.Random, noise: float) -> tuple[str, str]:
     """A reference and a response to the prompt that shows it."""
     answer, exposure, covered = chain.values()[-1], 1.0, chain.steps
     kind = _pick(rng, REFERENCE_KINDS)
@@ -106,7 +108,7 @@ def _privileged(tokenizer, chain: task.Chain, rng: random.Random) -> tuple[str, 
         chain,
         habit,
         rng,
-        slip=SLIP[habit],
+        slip=noise * SLIP[habit],
         notice=NOTICE,
         doubt=DOUBT,
         covered=covered,
@@ -115,17 +117,18 @@ def _privileged(tokenizer, chain: task.Chain, rng: random.Random) -> tuple[str, 
     return reference, response
 
 
-def example(tokenizer, rng: random.Random, forbidden: set[task.Chain]) -> Example:
-    """Draw one pre-training example on a problem outside of `forbidden`."""
-    chain = task.random_chain(rng)
-    while chain in forbidden:
-        chain = task.random_chain(rng)
+def example(tokenizer, rng: random.Random, forbidden: set[task.Chain], *, drill: bool = False) -> Example:
+    """Draw one pre-training example on a problem outside of `forbidden`; a `drill` is short and free of slips."""
+    chain = None
+    while chain is None or chain in forbidden:
+        chain = task.random_chain(rng, rng.randint(1, DRILL_STEPS) if drill else None)
+    noise = 0.0 if drill else 1.0
     if rng.random() < PRIVILEGED_SHARE:
-        reference, response = _privileged(tokenizer, chain, rng)
+        reference, response = _privileged(tokenizer, chain, rng, noise)
         messages = teacher_messages(chain.problem, reference)
     else:
         habit = _pick(rng, STUDENT_HABITS)
-        response = task.write_solution(chain, habit, rng, slip=SLIP[habit], notice=NOTICE, doubt=DOUBT)
+        response = task.write_solution(chain, habit, rng, slip=noise * SLIP[habit], notice=NOTICE, doubt=DOUBT)
         messages = student_messages(chain.problem)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
     return Example(render(tokenizer, messages), ids + [tokenizer.convert_tokens_to_ids(END)])
