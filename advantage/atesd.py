@@ -12,8 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advantage.checks import masked_float32
-from advantage.estimators import AdditiveParams, Credit, CreditInputs, additive_credit, estimator
+from advantage.estimators import (
+    AdditiveParams,
+    Credit,
+    CreditInputs,
+    additive_credit,
+    estimator,
+    magnitude_metrics,
+    masked_gap,
+)
 
 
 @dataclass(frozen=True)
@@ -24,5 +31,5 @@ class AtesdParams(AdditiveParams):
 @estimator("atesd", params=AtesdParams, needs=("log_prob_gap",))
 def atesd_credit(inputs: CreditInputs, params: AtesdParams) -> Credit:
     """A_t = A_G + beta * delta_t."""
-    gap = masked_float32("log_prob_gap", inputs.signal("log_prob_gap"), inputs.response_mask)
-    return additive_credit(inputs, params, gap, {})
+    gap = masked_gap(inputs)
+    return additive_credit(inputs, params, gap, magnitude_metrics("credit/gap", gap, inputs.response_mask))

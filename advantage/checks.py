@@ -6,6 +6,7 @@ advantage. Only valid response tokens are looked at: whatever stands in the padd
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -25,7 +26,7 @@ def as_mask(response_mask: torch.Tensor) -> torch.Tensor:
     return response_mask if response_mask.dtype == torch.bool else response_mask != 0
 
 
-def require_shape(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
+def check_shape(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
     """Check that a token signal is a tensor of the mask's (B, T) shape.
 
     Raises:
@@ -40,34 +41,29 @@ def require_shape(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
         )
 
 
-def masked_float32(name: str, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A detached (B, T) fp32 copy of a token signal, zero outside the mask and finite inside it.
-
-    bf16 and fp16 are upcast here, before any statistic: dividing by a small median in half precision ruins the result.
-
-    Raises:
-        ValueError: wrong shape.
-        NonFiniteSignalError: NaN or infinity on a valid token.
-    """
-    require_shape(name, value, mask)
-    clean = torch.where(mask, value.detach().to(torch.float32), 0.0)
-    require_finite(name, clean)
-    return clean
-
-
-def require_finite(name: str, value: torch.Tensor) -> None:
-    """Raise unless every entry of a (B, T) tensor is finite.
+def check_finite(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
+    """Check that a (B, T) tensor is finite on every valid token.
 
     Raises:
         NonFiniteSignalError: names the signal, how many tokens are bad and where the first one is.
     """
-    finite = torch.isfinite(value)
-    if bool(finite.all()):
+    # numpy: torch's isfinite makes several full-size temporaries of a (B, T) tensor, this makes one of bytes.
+    finite = np.isfinite(value.detach().to(device="cpu", dtype=torch.float32).numpy())
+    finite |= ~mask.cpu().numpy()
+    if finite.all():
         return
-    bad = (~finite).nonzero()
-    row, position = (int(i) for i in bad[0])
+    places = np.argwhere(~finite)
+    row, position = (int(i) for i in places[0])
     raise NonFiniteSignalError(
-        f"{name} is not finite on {len(bad)} of the valid response tokens; the first is row {row}, position {position} "
-        f"({float(value[row, position])}). Log-probabilities of -inf usually mean a token that was sampled under other "
-        "weights or filters than it is scored with; NaN usually means that the weights have diverged"
+        f"{name} is not finite on {len(places)} of {int(mask.sum())} valid response tokens; the first is row {row}, "
+        f"position {position} ({float(value[row, position])}). A log-probability of -inf usually means that the token "
+        "was sampled with other weights or filters than it is scored with; NaN, that the weights have diverged"
     )
+
+
+def masked_float32(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A detached fp32 copy of a (B, T) tensor, zero outside the mask.
+
+    bf16 and fp16 are upcast here, before any statistic: dividing by a small median in half precision ruins the result.
+    """
+    return torch.where(mask, value.detach().to(torch.float32), 0.0)

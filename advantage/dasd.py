@@ -17,17 +17,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from advantage.checks import as_mask, masked_float32
-from advantage.estimators import AdditiveParams, Credit, CreditInputs, additive_credit, estimator, require
+from advantage.checks import as_mask, check_finite, check_shape
+from advantage.estimators import (
+    AdditiveParams,
+    Credit,
+    CreditInputs,
+    additive_credit,
+    estimator,
+    magnitude_metrics,
+    require,
+)
 from advantage.segments import (
+    Tokens,
     batch_mean,
-    batch_quantile,
-    relative_position,
-    row_mean_abs_deviation,
+    map_rows,
+    mean_abs_deviation,
+    quantile,
+    relative_positions,
     row_median,
-    row_quantile,
+    sigmoid,
 )
 
 ROUTERS = ("entropy", "position", "token_frequency", "external")
@@ -88,31 +99,42 @@ def direction_coefficient(
     _check_options(router, direction, constant, gate, gate_threshold, deviation, router_quantile, gap_clip)
     gap_floor = eps if gap_eps is None else gap_eps
     entropy_floor = eps if entropy_eps is None else entropy_eps
-    _check_floor("gap_eps", gap_floor)
-    _check_floor("entropy_eps", entropy_floor)
+    _check_floor("eps" if gap_eps is None else "gap_eps", gap_floor)
+    _check_floor("eps" if entropy_eps is None else "entropy_eps", entropy_floor)
     mask = as_mask(response_mask)
+    check_shape("log_prob_gap", log_prob_gap, mask)
+    check_finite("log_prob_gap", log_prob_gap, mask)
+    # A constant direction needs no router, and its signals may then be absent.
+    signal = None if direction == "constant" else _router_signal(router, entropy, router_signal, mask)
 
-    gap = masked_float32("log_prob_gap", log_prob_gap, mask)
-    normalized = gap / (row_median(gap.abs(), mask) + gap_floor).unsqueeze(-1)
-    # A floor of zero over an all-zero row divides 0 by 0; there is no gap, so no correction.
-    normalized = torch.where(mask & (gap != 0), normalized, 0.0)
-    if gap_clip is not None:
-        normalized = normalized.clamp(-gap_clip, gap_clip)
+    resolved = resolve_gate(gate, direction)
 
-    if direction == "constant":
-        # The router plays no part, so its signals may be absent.
-        omega = torch.full_like(gap, float(constant))
-    else:
-        signal = _router_signal(router, entropy, router_signal, mask)
-        below = row_quantile(signal, mask, router_quantile).unsqueeze(-1) - signal
-        if direction == "hard":
-            omega = torch.sign(below)
+    def trajectory(count: int, delta: Tokens, entropies: Tokens | None = None) -> tuple[Tokens, Tokens]:
+        """Algorithm 1, lines 13-20, on the valid tokens of one response."""
+        normalized = _ratio(delta, quantile(np.abs(delta), 0.5) + gap_floor)
+        if gap_clip is not None:
+            normalized = normalized.clip(-gap_clip, gap_clip)
+        if entropies is None:
+            omega = np.full(count, constant, dtype=np.float32)
         else:
-            spread = (row_mean_abs_deviation(signal, mask, center=deviation) + entropy_floor).unsqueeze(-1)
-            scaled = torch.where(below != 0, below / spread, 0.0)
-            omega = torch.tanh(scaled) if direction == "tanh" else scaled.clamp(-1.0, 1.0)
-    omega = omega * _gate(resolve_gate(gate, direction), gap, normalized, gate_threshold)
-    return torch.where(mask, omega, 0.0), normalized
+            # In fp64: where entropies lie close together, fp32 would round tau by as much as their distance to it.
+            below = quantile(entropies, router_quantile) - entropies.astype(np.float64)
+            if direction == "hard":
+                omega = np.sign(below)
+            else:
+                omega = _ratio(below, mean_abs_deviation(entropies, deviation) + entropy_floor).astype(np.float32)
+                omega = np.tanh(omega) if direction == "tanh" else omega.clip(-1.0, 1.0)
+        if resolved == "gap":
+            omega *= sigmoid(np.abs(normalized) - 1.0)
+        elif resolved == "fixed":
+            omega *= np.abs(delta) > gate_threshold
+        elif resolved == "magnitude":
+            omega *= np.abs(normalized).clip(max=1.0)
+        return omega, normalized
+
+    signals = (log_prob_gap,) if signal is None else (log_prob_gap, signal)
+    omega, normalized = map_rows(trajectory, mask, *signals, outputs=2)
+    return omega, normalized
 
 
 def position_signal(response_mask: torch.Tensor) -> torch.Tensor:
@@ -121,8 +143,8 @@ def position_signal(response_mask: torch.Tensor) -> torch.Tensor:
     u_t = (t - 0.5) / L is the token's relative position among its row's valid tokens. The half wave is ours: the middle
     of a response counts as forking, its setup and its answer as scaffolding. Zero outside the mask.
     """
-    mask = as_mask(response_mask)
-    return torch.where(mask, torch.sin(math.pi * relative_position(mask)), 0.0)
+    (signal,) = map_rows(lambda count: (np.sin(math.pi * relative_positions(count)),), response_mask)
+    return signal
 
 
 def inverse_frequency_signal(
@@ -168,27 +190,28 @@ def resolve_gate(gate: str, direction: str) -> str:
 def _router_signal(
     router: str, entropy: torch.Tensor | None, router_signal: torch.Tensor | None, mask: torch.Tensor
 ) -> torch.Tensor:
+    """The checked (B, T) signal that takes the place of H_t."""
     if router in ("token_frequency", "external"):
         if router_signal is None:
             raise ValueError(f"router={router!r} needs router_signal, a (B, T) tensor")
-        return masked_float32("router_signal", router_signal, mask)
-    if router_signal is not None:
+        name, signal = "router_signal", router_signal
+    elif router_signal is not None:
         raise ValueError(f"router_signal is only used by router='token_frequency' or 'external', got router={router!r}")
-    if router == "position":
+    elif router == "position":
         return position_signal(mask)
-    if entropy is None:
+    elif entropy is None:
         raise ValueError("router='entropy' needs entropy, a (B, T) tensor")
-    return masked_float32("entropy", entropy, mask)
+    else:
+        name, signal = "entropy", entropy
+    check_shape(name, signal, mask)
+    check_finite(name, signal, mask)
+    return signal
 
 
-def _gate(gate: str, gap: torch.Tensor, normalized: torch.Tensor, threshold: float) -> torch.Tensor | float:
-    if gate == "gap":
-        return torch.sigmoid(normalized.abs() - 1.0)
-    if gate == "fixed":
-        return (gap.abs() > threshold).to(torch.float32)
-    if gate == "magnitude":
-        return normalized.abs().clamp(max=1.0)
-    return 1.0
+def _ratio(tokens: Tokens, scale: float) -> Tokens:
+    """tokens / scale, with 0 / 0 = 0: a floor of zero over a row of zeros (no gap, no spread) means no correction."""
+    divisor = tokens.dtype.type(scale)
+    return tokens / divisor if divisor > 0 else np.where(tokens == 0, tokens, np.copysign(np.inf, tokens))
 
 
 def _check_options(
@@ -246,6 +269,8 @@ class DasdParams(AdditiveParams):
             self.router_quantile,
             self.gap_clip,
         )
+        # Zero is allowed in the function but not in training, where one trajectory without gaps would stop the run.
+        require(self.gap_eps > 0, "gap_eps", self.gap_eps, "positive; the paper's value is 1e-6")
         _check_floor("gap_eps", self.gap_eps)
         _check_floor("entropy_eps", self.entropy_eps)
 
@@ -288,15 +313,13 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
         gate_threshold=params.gate_threshold,
         deviation=params.deviation,
     )
-    magnitude = normalized.abs()
     gap_scale = row_median(gap.detach().abs(), mask)[mask.any(dim=-1)]
     below_eps = (gap_scale < params.gap_eps).float()
     metrics = {
-        "credit/gap_normalized/mean": batch_mean(magnitude, mask),
-        "credit/gap_normalized/p99": batch_quantile(magnitude, mask, 0.99),
+        **magnitude_metrics("credit/gap_normalized", normalized, mask),
         "credit/gap_scale/mean": float(gap_scale.mean()) if len(gap_scale) else 0.0,
         "credit/gap_scale/below_eps_share": float(below_eps.mean()) if len(gap_scale) else 0.0,
         "credit/omega/mean": batch_mean(omega, mask),
-        "credit/omega/positive_share": batch_mean((omega > 0).float(), mask),
+        "credit/omega/positive_share": batch_mean(omega > 0, mask),
     }
-    return additive_credit(inputs, params, omega * normalized, metrics)
+    return additive_credit(inputs, params, omega.mul_(normalized), metrics)

@@ -24,8 +24,8 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 
-from advantage.checks import require_finite
-from advantage.segments import batch_mean, batch_quantile
+from advantage.checks import check_finite, check_shape, masked_float32
+from advantage.segments import batch_magnitude, batch_mean
 
 CORRECTION_RATIO_LIMIT = 5.0  # above it the teacher's correction drowns the verifier's advantage
 
@@ -228,10 +228,10 @@ def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> C
     missing = [signal for signal in chosen.needs(params) if getattr(inputs, signal) is None]
     if missing:
         raise MissingSignalError(_missing_message(name, missing, chosen.needs(params)))
-    require_finite("group advantage A_G", torch.where(inputs.response_mask, inputs.group_advantage, 0.0))
+    check_finite("group advantage A_G", inputs.group_advantage, inputs.response_mask)
     with torch.no_grad():
         credit = chosen.credit(inputs, params)
-    require_finite(f"advantage of {name}", credit.advantages)
+    check_finite(f"the advantage of {name}", credit.advantages, inputs.response_mask)
     return credit
 
 
@@ -243,19 +243,34 @@ def additive_credit(
     Args:
         inputs: supplies A_G, the mask and the equal-reward rows.
         params: beta and the treatment of equal-reward groups.
-        field: (B, T) fp32 token field, zero outside the mask.
+        field: (B, T) fp32 token field, zero outside the mask. It is overwritten.
         metrics: the estimator's own metrics, to which the shared ones are added.
     """
     mask, anchor = inputs.response_mask, inputs.group_advantage
-    correction = params.beta * field
     silenced = inputs.equal_reward_rows & params.mask_zero_variance_groups
-    if bool(silenced.any()):
-        correction = torch.where(silenced.unsqueeze(-1), 0.0, correction)
-    if params.beta == 0:
-        advantages = anchor.clone()  # not anchor + 0.0, which would turn -0.0 into 0.0
-    else:
-        advantages = torch.where(mask, anchor + correction, anchor)
-    return Credit(advantages, {**metrics, **_correction_metrics(correction, anchor, mask, silenced)})
+    correction = field.mul_(params.beta)
+    correction[silenced] = 0.0
+    metrics = {**metrics, **_correction_metrics(correction, anchor, mask, silenced)}
+    return Credit(correction.add_(anchor), metrics)
+
+
+def masked_gap(inputs: CreditInputs) -> torch.Tensor:
+    """delta_t as fp32, zero outside the mask: (B, T).
+
+    Raises:
+        ValueError: wrong shape.
+        NonFiniteSignalError: NaN or infinity on a valid token.
+    """
+    gap = inputs.signal("log_prob_gap")
+    check_shape("log_prob_gap", gap, inputs.response_mask)
+    check_finite("log_prob_gap", gap, inputs.response_mask)
+    return masked_float32(gap, inputs.response_mask)
+
+
+def magnitude_metrics(prefix: str, values: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """`prefix/mean` and `prefix/p99` of |x| over the valid tokens of the batch."""
+    mean, p99 = batch_magnitude(values, mask)
+    return {f"{prefix}/mean": mean, f"{prefix}/p99": p99}
 
 
 def correction_warning(metrics: Mapping[str, float]) -> str | None:
@@ -265,7 +280,7 @@ def correction_warning(metrics: Mapping[str, float]) -> str | None:
         return None
     return (
         f"credit/correction_ratio={ratio:.3g}: the teacher's correction is more than {CORRECTION_RATIO_LIMIT:g} times "
-        "the group advantage, so the verifier no longer decides the direction of the update; lower beta or raise gap_eps"
+        "the group advantage, so the verifier no longer decides where the update goes; lower beta or raise gap_eps"
     )
 
 
@@ -295,12 +310,11 @@ def equal_reward_rows(scores: torch.Tensor, index: Any) -> torch.Tensor:
 def _correction_metrics(
     correction: torch.Tensor, anchor: torch.Tensor, mask: torch.Tensor, silenced: torch.Tensor
 ) -> dict[str, float]:
-    size = correction.abs()
-    correction_mean = batch_mean(size, mask)
+    metrics = magnitude_metrics("credit/correction", correction, mask)
+    correction_mean = metrics["credit/correction/mean"]
     anchor_mean = batch_mean(anchor.abs(), mask)
     return {
-        "credit/correction/mean": correction_mean,
-        "credit/correction/p99": batch_quantile(size, mask, 0.99),
+        **metrics,
         "credit/correction/masked_share": batch_mean(silenced.unsqueeze(-1).expand_as(mask), mask),
         "credit/group_advantage/mean": anchor_mean,
         "credit/correction_ratio": correction_mean / anchor_mean if anchor_mean > 0 else 0.0,

@@ -16,9 +16,17 @@ from dataclasses import dataclass
 
 import torch
 
-from advantage.checks import as_mask, masked_float32
-from advantage.estimators import AdditiveParams, Credit, CreditInputs, additive_credit, estimator, require
-from advantage.segments import batch_mean, relative_position
+from advantage.estimators import (
+    AdditiveParams,
+    Credit,
+    CreditInputs,
+    additive_credit,
+    estimator,
+    magnitude_metrics,
+    masked_gap,
+    require,
+)
+from advantage.segments import Tokens, batch_mean, map_rows, relative_positions, sigmoid
 
 # (floor w_min, threshold theta, scale s). Only "moderate" is the paper's. The tuples of the other three are lost from
 # its text, which fixes nothing but their order (mild: high floor, softest; sharp: lower floor, steeper; aggressive:
@@ -50,9 +58,12 @@ def position_weight(
         ValueError: a parameter outside its range.
     """
     _check_schedule(floor, threshold, scale)
-    mask = as_mask(response_mask)
-    weight = floor + (1.0 - floor) * torch.sigmoid((relative_position(mask) - threshold) / scale)
-    return torch.where(mask, weight, 0.0)
+
+    def trajectory(count: int) -> tuple[Tokens]:
+        return (floor + (1.0 - floor) * sigmoid((relative_positions(count) - threshold) / scale),)
+
+    (weight,) = map_rows(trajectory, response_mask)
+    return weight
 
 
 def _check_schedule(floor: float, threshold: float, scale: float) -> None:
@@ -91,5 +102,7 @@ def pw_opsd_credit(inputs: CreditInputs, params: PwOpsdParams) -> Credit:
     mask = inputs.response_mask
     floor, threshold, scale = params.position_schedule()
     weight = position_weight(mask, floor=floor, threshold=threshold, scale=scale)
-    gap = masked_float32("log_prob_gap", inputs.signal("log_prob_gap"), mask)
-    return additive_credit(inputs, params, weight * gap, {"credit/position_weight/mean": batch_mean(weight, mask)})
+    gap = masked_gap(inputs)
+    metrics = magnitude_metrics("credit/gap", gap, mask)
+    metrics["credit/position_weight/mean"] = batch_mean(weight, mask)
+    return additive_credit(inputs, params, gap.mul_(weight), metrics)

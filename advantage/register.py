@@ -15,7 +15,7 @@ import torch
 from verl.trainer.ppo import core_algos
 
 import advantage
-from advantage.checks import as_mask
+from advantage.checks import as_mask, masked_float32
 from advantage.estimators import (
     ESTIMATORS,
     CreditInputs,
@@ -70,6 +70,10 @@ def compute_token_advantage(
             f"adv_estimator={name!r} compares the responses to one prompt and needs their group labels: put `uid` into "
             "the batch's non-tensor fields"
         )
+    if isinstance(index, torch.Tensor):  # its elements hash by identity, so each would be a group of its own
+        index = index.cpu().numpy()
+    if len(index) != len(response_mask):
+        raise ValueError(f"index has {len(index)} group labels for {len(response_mask)} responses: it needs one for each")
     params = params_from_config(name, config)
     mask = as_mask(response_mask)
     signals = current_signals() or TokenSignals()
@@ -82,7 +86,7 @@ def compute_token_advantage(
     )
     scores = token_level_rewards.sum(dim=-1).to(torch.float32)
     inputs = CreditInputs(
-        group_advantage=group_advantage.to(torch.float32),
+        group_advantage=masked_float32(group_advantage, mask),
         response_mask=mask,
         scores=scores,
         equal_reward_rows=equal_reward_rows(scores, index),

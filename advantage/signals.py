@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from advantage.checks import require_shape
+from advantage.checks import check_shape
 from advantage.estimators import SIGNALS, TOKEN_SHAPED_SIGNALS
 
 
@@ -50,7 +50,7 @@ class TokenSignals:
         values = {name: getattr(self, name) for name in SIGNALS}
         for name in TOKEN_SHAPED_SIGNALS:
             if values[name] is not None:
-                require_shape(f"token_signals({name}=...)", values[name], response_mask)
+                check_shape(f"token_signals({name}=...)", values[name], response_mask)
                 values[name] = values[name].to(response_mask.device)
         return values
 
