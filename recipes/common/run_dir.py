@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 METRICS, STAGE, STOP, LOG, CONFIG = "metrics.jsonl", "stage.json", "stop_requested", "train.log", "config.yaml"
 CHECKPOINTS, TRACKER = "checkpoints", "latest_checkpointed_iteration.txt"
 
@@ -86,8 +84,11 @@ def _number(value: Any) -> Any:
     """JSON has no NaN and no numpy: non-finite numbers become null, numbers become Python's, the rest text."""
     if isinstance(value, bool | str) or value is None:
         return value
-    if hasattr(value, "item") and np.size(value) == 1:
-        value = value.item()
+    if hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):  # an array of several numbers
+            return str(value)
     if isinstance(value, int):
         return value
     if isinstance(value, float):

@@ -1,0 +1,116 @@
+"""Shared by all tests: composing configurations as the command line does, and running that command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may depend on a network
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from recipes.common import run_dir as files
+from recipes.common.entry import CONFIG_DIR, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
+    """The configuration that the command line would train with, resolved."""
+    from recipes.common import settings  # noqa: F401  registers the resolver for the embedded files
+
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        where = [f"hydra.run.dir={run_dir}", f"hydra.runtime.output_dir={run_dir}"] if run_dir else []
+        cfg = compose("train", overrides=[*overrides, *where], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        plain = cfg.copy()
+        del_hydra(plain)
+        return resolve(plain)
+
+
+def del_hydra(cfg: DictConfig) -> None:
+    from omegaconf import open_dict
+
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+
+
+@pytest.fixture
+def compose_config(tmp_path):
+    """`composed` with a run directory of the test's own."""
+    return lambda *overrides: composed(*overrides, run_dir=tmp_path / "run")
+
+
+class Run:
+    """A finished training command: exit code, console text, records of metrics.jsonl."""
+
+    def __init__(self, directory: Path, code: int, console: str, seconds: float):
+        self.directory, self.code, self.console, self.seconds = directory, code, console, seconds
+
+    @property
+    def records(self) -> list[dict]:
+        return list(files.read_metrics(self.directory))
+
+    @property
+    def steps(self) -> dict[int, dict]:
+        return {r["step"]: r for r in self.records if "training/global_step" in r}
+
+    @property
+    def log(self) -> str:
+        path = self.directory / files.LOG
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+# Small steps for tests that train: the shape of the run stays, its size does not.
+SMALL = (
+    "experiment=starter",
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.rollout.n=4",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
+)
+
+
+def start(method: str, directory: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", f"recipes.{method}.main", *SMALL, f"hydra.run.dir={directory}", *overrides]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def train(method: str, directory: Path, *overrides: str, timeout: float = 300) -> Run:
+    """Run a training command to its end; on time-out kill its whole process group and fail."""
+    began = time.time()
+    process = start(method, directory, *overrides)
+    try:
+        console, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        console, _ = process.communicate()
+        pytest.fail(f"no end after {timeout:.0f} s; console:\n{console}\nlog:\n{Run(directory, -1, '', 0).log[-3000:]}")
+    return Run(directory, process.returncode, console, time.time() - began)
+
+
+def wait_for_step(directory: Path, step: int, process: subprocess.Popen, timeout: float = 240) -> None:
+    """Return when metrics.jsonl has a record of that step."""
+    deadline = time.time() + timeout
+    while time.time() < deadline:
+        if any(r["step"] >= step and "training/global_step" in r for r in files.read_metrics(directory)):
+            return
+        if process.poll() is not None:
+            pytest.fail(f"ended with {process.returncode} before step {step}: {process.stdout.read()}")
+        time.sleep(0.1)
+    pytest.fail(f"step {step} did not come within {timeout:.0f} s")
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

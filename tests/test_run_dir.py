@@ -1,0 +1,94 @@
+"""The files of a run: atomic writes, records that survive a crash, checkpoints that are named only when complete."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.common import run_dir as files
+from recipes.common.console import duration, validation_accuracy, warnings_of
+
+
+def test_metrics_are_read_back_as_numbers(tmp_path):
+    log = files.MetricsFile(tmp_path)
+    log.log({"a": np.float32(1.5), "b": torch.tensor(2), "c": float("nan"), "d": np.int64(3), "e": True, "f": [1]}, step=1)
+    (record,) = files.read_metrics(tmp_path)
+    assert {k: record[k] for k in "abcde"} == {"a": 1.5, "b": 2, "c": None, "d": 3, "e": True}
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_second_writer_appends(tmp_path):
+    for step in (1, 2):
+        log = files.MetricsFile(tmp_path)
+        log.log({"x": step}, step=step)
+        log.finish()
+    assert [r["x"] for r in files.read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_half_written_record_is_left_out_until_it_is_whole(tmp_path):
+    path = tmp_path / files.METRICS
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert [r["step"] for r in files.read_metrics(tmp_path)] == [1]
+    ((_, offset),) = files.metrics_from(path, 0)
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert [r["step"] for r, _ in files.metrics_from(path, offset)] == [2]
+
+
+def test_steps_to_be_done_again_are_forgotten(tmp_path):
+    log = files.MetricsFile(tmp_path)
+    for step in (0, 1, 2, 3):
+        log.log({}, step=step)
+    assert files.forget_metrics_after(tmp_path, 1) == 2
+    assert [r["step"] for r in files.read_metrics(tmp_path)] == [0, 1]
+
+
+def test_the_checkpointed_step_is_the_trackers(tmp_path):
+    assert files.checkpointed_step(tmp_path) is None
+    folder = tmp_path / files.CHECKPOINTS
+    (folder / "global_step_4").mkdir(parents=True)
+    assert files.checkpointed_step(tmp_path) is None  # a folder without the tracker's word is not complete
+    (folder / files.TRACKER).write_text("4")
+    assert files.checkpointed_step(tmp_path) == 4
+
+
+def test_an_empty_tracker_beside_checkpoints_is_an_error(tmp_path):
+    folder = tmp_path / files.CHECKPOINTS
+    (folder / "global_step_4").mkdir(parents=True)
+    (folder / files.TRACKER).write_text("")
+    with pytest.raises(ValueError, match=r"\[4\]"):
+        files.checkpointed_step(tmp_path)
+
+
+def test_atomic_write_leaves_the_old_text_when_it_fails(tmp_path):
+    path = tmp_path / "file"
+    files.write_atomically(path, "old")
+    with pytest.raises(TypeError):
+        files.write_atomically(path, 5)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+
+
+def test_stage_round_trip(tmp_path):
+    assert files.read_stage(tmp_path) == {}
+    files.set_stage(tmp_path, "rollout", 3)
+    assert files.read_stage(tmp_path)["stage"] == "rollout"
+
+
+def test_validation_accuracy_is_the_mean_over_sets():
+    record = {"val-core/a/acc/mean@16": 0.2, "val-core/b/acc/mean@16": 0.4, "val-core/a/acc/best@16/mean": 1.0}
+    name, value = validation_accuracy(record)
+    assert name == "mean@16" and value == pytest.approx(0.3)
+    assert validation_accuracy({"actor/entropy": 1}) is None
+
+
+def test_warnings():
+    assert warnings_of({"credit/correction_ratio": 4.9, "teacher/prompt_truncated": 0.01}) == []
+    kinds = [k for k, _ in warnings_of({"credit/correction_ratio": 5.1, "training/rollouts_missing": 3, "teacher/prompt_truncated": 0.2})]
+    assert kinds == ["correction", "missing", "truncated"]
+    assert warnings_of({"credit/correction_ratio": None}) == []
+
+
+def test_duration():
+    assert [duration(s) for s in (4.4, 59.6, 425)] == ["4 s", "1 min 00 s", "7 min 05 s"]

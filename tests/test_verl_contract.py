@@ -1,0 +1,112 @@
+"""What we lean on in verl 0.9.1 without verl promising it. An upgrade of verl starts by making these pass."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.metadata import version
+
+import pytest
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.distributed import initialize_global_process_group_ray
+from verl.utils.tracking import Tracking
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from workers.verl_private import OVERRIDDEN_STAGES, ROLLOUT_ADAPTERS
+
+
+def source(function) -> str:
+    return inspect.getsource(function)
+
+
+def test_the_installed_verl_is_the_one_we_pin():
+    assert version("verl") == "0.9.1"
+
+
+@pytest.mark.parametrize("stage", OVERRIDDEN_STAGES)
+def test_overridden_stages_have_the_parameters_we_pass(stage):
+    assert tuple(inspect.signature(getattr(PPOTrainer, stage)).parameters) == OVERRIDDEN_STAGES[stage]
+
+
+def test_we_override_exactly_the_listed_private_stages():
+    from recipes.common.trainer import SelfDistillTrainer
+
+    overridden = {
+        name
+        for name in vars(SelfDistillTrainer)
+        if re.match("_[a-z]", name) and name != "_abc_impl" and hasattr(PPOTrainerSync, name)
+    }
+    assert overridden == set(OVERRIDDEN_STAGES)
+
+
+def test_the_step_calls_the_stages_in_the_order_we_rely_on():
+    body = source(PPOTrainer._step_once)
+    order = ["_balance_batch", "_compute_old_log_prob", "_compute_advantage", "_update_actor"]
+    positions = [body.index(f"self.{name}(batch, metrics=metrics)") for name in order]
+    assert positions == sorted(positions)
+
+
+def test_the_loop_saves_before_weight_sync_and_logs_after_validation():
+    body = source(PPOTrainer.fit)
+    order = ["self._save_checkpoint()", "self.on_step_end()", "self._validate()", "self.logger.log(data=metrics"]
+    positions = [body.rindex(part) for part in order]
+    assert positions == sorted(positions)
+    assert "self.global_steps <= self.total_training_steps" in body  # how a requested stop ends the loop
+    assert 'self.config.trainer.get("val_before_train", True)' in body
+
+
+def test_the_tracker_file_is_written_after_everything_else_of_a_checkpoint():
+    body = source(PPOTrainer._save_checkpoint)
+    assert body.index("data.pt") < body.index("latest_checkpointed_iteration.txt")
+    assert body.index("self.actor_rollout_wg.save_checkpoint") < body.index("latest_checkpointed_iteration.txt")
+
+
+def test_old_log_probs_come_with_entropies():
+    body = source(PPOTrainer._compute_old_log_prob)
+    assert '"calculate_entropy": True' in body
+    assert 'data.select("old_log_probs", "entropy")' in body
+
+
+def test_the_estimator_runs_inside_compute_advantage_on_rows_in_batch_order():
+    body = source(PPOTrainer._compute_advantage)
+    assert "compute_advantage_for_multi_trajectories(" in body
+    assert "tq.kv_batch_get(keys=batch.keys" in body and "data.to_padded_tensor()" in body
+
+
+def test_worker_roles_are_a_table_that_can_be_changed():
+    body = source(PPOTrainer._init_resource_pool_mgr)
+    assert "self.role_worker_mapping[role] = ray.remote(ActorRolloutRefWorker)" in body
+    assert "self.mapping[role]" in body
+
+
+def test_trainers_are_found_by_name_in_the_process_of_the_task_runner():
+    cls = TaskRunnerV1.__ray_metadata__.modified_class
+    body = source(cls.run)
+    assert "get_trainer_cls(config.trainer.v1.trainer_mode)" in body
+    assert list(inspect.signature(run_ppo).parameters) == ["config", "task_runner_class"]
+
+
+def test_an_open_process_group_is_left_alone():
+    assert "if not torch.distributed.is_initialized()" in source(initialize_global_process_group_ray)
+    # ours opens it in the constructor, before verl builds the engine in init_model
+    assert "initialize_global_process_group_ray" not in source(ActorRolloutRefWorker.__init__)
+
+
+def test_rollout_adapters_are_found_by_name_and_mode():
+    assert ("vllm", "async") in ROLLOUT_ADAPTERS
+    assert all(isinstance(path, str) for path in ROLLOUT_ADAPTERS.values())
+
+
+def test_agent_loops_get_what_seeds_a_response():
+    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+
+    cls = AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    assert "session_id=i, **prompt" in source(cls._run_prompt)
+    assert re.search(r"sampling_params=sampling_params", source(SingleTurnAgentLoop.run))
+
+
+def test_tracking_loops_over_a_dict_of_loggers():
+    assert "for default_backend, logger_instance in self.logger.items()" in source(Tracking.log)
