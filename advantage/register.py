@@ -73,7 +73,9 @@ def compute_token_advantage(
     if isinstance(index, torch.Tensor):  # its elements hash by identity, so each would be a group of its own
         index = index.cpu().numpy()
     if len(index) != len(response_mask):
-        raise ValueError(f"index has {len(index)} group labels for {len(response_mask)} responses: it needs one for each")
+        raise ValueError(
+            f"index has {len(index)} group labels for {len(response_mask)} responses: it needs one for each"
+        )
     params = params_from_config(name, config)
     mask = as_mask(response_mask)
     signals = current_signals() or TokenSignals()
