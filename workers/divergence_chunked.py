@@ -258,6 +258,7 @@ class _LogitsDivergence(torch.autograd.Function):
             part = _score_rows(student, teacher, grad_out, work, spec, stats, None if ids is None else ids[i:stop])
             for whole, piece in zip(results, part, strict=True):
                 whole[i:stop] = piece
+            del teacher  # before the next chunk is made: one at a time is alive
         if results is None:
             results = [logits.new_empty(0, dtype=_working_dtype(logits.dtype)) for _ in range(1 + len(stats))]
             buffer = logits.new_empty(0, vocab) if grad else None

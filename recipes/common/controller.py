@@ -7,8 +7,8 @@ One exposure α for all samples, held for H student updates, drawn from a Beta p
 Each decision is credited by what the student does over the next L updates, and the policy is trained by REINFORCE on
 batches of completed decisions:
 
-    R(t0) = Σ_{i=1..L} γ^{i−1} max(0, ℓ_{t0+i−1} − ℓ_{t0+i}) + λ_gt · Σ γ^{i−1} g_{t0+i} / Σ γ^{i−1}               (eq. 8)
-    loss  = −mean_j A_j log π(α_j | s_j) + c_t · max(0, H[π] − H_target)²,   A = (R − mean R) / (std R + ε)       (eq. 9)
+    R(t0) = Σ_{i=1..L} γ^{i−1} max(0, ℓ_{t0+i−1} − ℓ_{t0+i}) + λ_gt · Σ γ^{i−1} g_{t0+i} / Σ γ^{i−1}         (eq. 8)
+    loss  = −mean_j A_j log π(α_j | s_j) + c_t · max(0, H[π] − H_target)²,   A = (R − mean R) / (std R + ε)     (eq. 9)
 
 ℓ_t is the distillation loss after update t, g_t the mean log-probability that the exposed teacher gives to verified
 reference tokens.  Mismatch is state and diagnostic, never reward.
@@ -128,7 +128,7 @@ class ControllerConfig:
                 raise ValueError(f"{name}={value} must be a number >= 0")
         if len(self.feature_scales) != len(FEATURES):
             raise ValueError(
-                f"feature_scales has {len(self.feature_scales)} entries, expected {len(FEATURES)}: {', '.join(FEATURES)}"
+                f"feature_scales has {len(self.feature_scales)} entries, expected one for each of {', '.join(FEATURES)}"
             )
 
     @property
@@ -356,8 +356,9 @@ class ExposureController:
             values[field.name] = value
         for name, average in memory["averages"].items():
             if values[name] is not None:
-                old = values[name] if average is None else average
-                memory["averages"][name] = config.ema * old + (1.0 - config.ema) * values[name]
+                memory["averages"][name] = (
+                    values[name] if average is None else config.ema * average + (1.0 - config.ema) * values[name]
+                )
         if values["confidence"] is not None:
             memory["confidence"] = values["confidence"]
         signal = values["loss" if config.progress_signal == "training_loss" else "probe_loss"]
@@ -480,8 +481,8 @@ class ExposureController:
             saved, own = values["config"][name], getattr(self.config, name)
             if saved != own:
                 raise ValueError(
-                    f"{name}={own!r}, but the saved controller ran with {saved!r}; resume with the saved value, or start "
-                    "without its checkpoint"
+                    f"{name}={own!r}, but the saved controller ran with {saved!r}; resume with the saved value, or "
+                    "start without its checkpoint"
                 )
         prefix = "policy."
         self._net.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
