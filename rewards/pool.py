@@ -1,37 +1,43 @@
 """Killable grading children behind one blocking call that any thread may make.
 
-Every child is a fresh interpreter (no fork: neither torch nor Ray nor a lock is inherited) that speaks JSON lines over
-two pipes.  An item's deadline counts from when a ready child receives it, so a queue in front of it costs it waiting
-but never its verdict.  A child that misses its deadline or dies is killed and replaced.
+Children are forked from a nursery (``rewards._nursery``), a fresh interpreter of its own, so that a replacement takes
+milliseconds.  An item's deadline counts from when a ready child receives it: a queue in front costs it waiting, never
+its verdict.  A child that reaches its deadline dies of its own alarm clock, by default of the operating system, and
+one that outlives it is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-import queue
 import select
+import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards._nursery import MESSAGE
+
 START_TIMEOUT_S = 120.0
-MAX_TEXT_CHARS = 4096  # of either side: two texts of this length, escaped, fit a 64 KiB pipe, so a write never blocks
+KILL_AFTER_S = 0.25  # past the deadline, for a child whose alarm did not ring (a starved machine)
+MAX_TEXT_CHARS = 4096  # of either side: two such texts, escaped, fit a socket's buffer, so a write never blocks
 _BOOT = (
-    "import os, sys; sys.path[:] = sys.argv[2].split(os.pathsep); "
-    "from rewards._child import main; main(int(sys.argv[1]))"
+    "import os, sys; sys.path[:] = sys.argv[3].split(os.pathsep); "
+    "from rewards._nursery import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 
 
 class GradingSetupError(RuntimeError):
-    """The children cannot start at all (math-verify missing, for one): a fault of the installation, not of an item."""
+    """Children cannot start at all (math-verify missing, for one): a fault of the installation, not of an item."""
 
 
-class _ChildDied(Exception):
-    """The pipe ended: the child was killed, or crashed."""
+class _Died(Exception):
+    """A socket ended: the process behind it was killed, or crashed."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,10 @@ class Verdict:
     seconds: float = 0.0
 
 
-def _child_path() -> str:
-    """sys.path for a child: the parent's, led by this package's own root, without the package's own directory.
+def _import_path() -> str:
+    """sys.path for the nursery: this process's, led by this package's root, without the package's own directory.
 
-    The directory itself would let ``rewards/math.py`` stand in for the standard library's ``math``.
+    That directory would let ``rewards/math.py`` stand in for the standard library's ``math``.
     """
     package = Path(__file__).resolve().parent
     entries = [str(package.parent)]
@@ -56,149 +62,215 @@ def _child_path() -> str:
     return os.pathsep.join(entries)
 
 
-class _Child:
-    def __init__(self, memory_mb: int):
-        environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MALLOC_ARENA_MAX="1")
-        debug = os.environ.get("VSD_GRADING_STDERR") == "1"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(memory_mb), _child_path()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if debug else subprocess.DEVNULL,
-            bufsize=0,
-            env=environment,
-            start_new_session=True,  # Ctrl-C in a terminal is the trainer's affair
-        )
-        self.ready = False
+class _Link:
+    """This process's end of a socket that brings JSON lines."""
+
+    def __init__(self, end: socket.socket):
+        self.socket = end
         self._buffer = b""
         self._poll = select.poll()  # not select(): a trainer may hold more than 1024 descriptors
-        self._poll.register(self.process.stdout.fileno(), select.POLLIN | select.POLLHUP)
+        self._poll.register(end.fileno(), select.POLLIN | select.POLLHUP)
 
-    def _read_line(self, timeout_s: float) -> dict | None:
-        """The next reply, None when ``timeout_s`` has passed.  Raises _ChildDied at the end of the pipe."""
+    def read(self, timeout_s: float) -> dict | None:
+        """The next message, None after ``timeout_s``; one that is already there is read even then.  Raises _Died."""
         end = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
-            left = end - time.monotonic()
-            if left <= 0 or not self._poll.poll(left * 1000):
+            if not self._poll.poll(max(end - time.monotonic(), 0.0) * 1000):
                 return None
-            chunk = os.read(self.process.stdout.fileno(), 65536)
+            try:
+                chunk = self.socket.recv(65536)
+            except OSError:
+                chunk = b""
             if not chunk:
-                raise _ChildDied
+                raise _Died
             self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
         return json.loads(line)
 
-    def wait_ready(self) -> None:
-        if self.ready:
-            return
+    def write(self, message: dict) -> None:
         try:
-            hello = self._read_line(START_TIMEOUT_S)
-        except _ChildDied:
-            raise GradingSetupError(
-                f"a grading child ended with code {self.process.wait()} before it was ready; raise memory_mb, or set "
-                "VSD_GRADING_STDERR=1 to see its messages"
-            ) from None
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            raise _Died from None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+
+class _Child(_Link):
+    """A grading child: its number in the nursery, and the link to it."""
+
+    def __init__(self, end: socket.socket, number: int):
+        super().__init__(end)
+        self.number = number
+        self.ready = False
+
+
+class _Nursery:
+    """The process that forks children, started (and, should it die, restarted) when a child is asked for."""
+
+    def __init__(self, memory_mb: int):
+        self._memory_mb = memory_mb
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self._link: _Link | None = None
+        self._numbers = itertools.count()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        debug = os.environ.get("VSD_GRADING_STDERR") == "1"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(self._memory_mb), _import_path()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # libraries print
+            stderr=None if debug else subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MALLOC_ARENA_MAX="1"),
+            start_new_session=True,  # Ctrl-C in a terminal is the trainer's affair
+        )
+        theirs.close()
+        self._link = _Link(ours)
+        try:
+            hello = self._link.read(START_TIMEOUT_S)
+        except _Died:
+            hello = {"ready": False, "error": f"it ended with code {self._process.wait()}"}
         if hello is None or not hello["ready"]:
             why = f"it was not ready within {START_TIMEOUT_S:.0f} s" if hello is None else hello["error"]
+            self._stop()
             raise GradingSetupError(
-                f"a grading child cannot work: {why}; it needs `pip install math-verify==0.9.0` in {sys.executable}"
+                f"the grading process of {sys.executable} cannot work: {why}; install math-verify 0.9 there, or set "
+                "VSD_GRADING_STDERR=1 to see its messages"
             )
-        self.ready = True
 
-    def ask(self, gold: str, answer: str, deadline_s: float) -> dict | None:
-        request = {"gold": gold, "answer": answer, "deadline_s": deadline_s}
-        try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        except OSError:
-            raise _ChildDied from None
-        return self._read_line(deadline_s)
+    def _stop(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._process.kill()
+            self._process.wait()
+            self._link = self._process = None
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.abandon()
+    def child(self) -> _Child:
+        """A new child, not yet ready.  Raises GradingSetupError."""
+        with self._lock:
+            for attempt in range(2):
+                if self._link is None:
+                    self._start()
+                ours, theirs = socket.socketpair()
+                number = next(self._numbers)
+                try:
+                    socket.send_fds(self._link.socket, [MESSAGE.pack(b"s", number)], [theirs.fileno()])
+                except OSError:
+                    ours.close()
+                    self._stop()
+                    if attempt:
+                        raise GradingSetupError("the grading process died twice in a row; is memory short?") from None
+                else:
+                    return _Child(ours, number)
+                finally:
+                    theirs.close()
+        raise AssertionError("unreachable")
+
+    def kill(self, child: _Child) -> None:
+        """End a child, whatever it is doing."""
+        child.close()
+        with self._lock:
+            if self._link is not None:
+                with contextlib.suppress(OSError):
+                    self._link.socket.sendall(MESSAGE.pack(b"k", child.number))
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop()
 
     def abandon(self) -> None:
-        """Close this process's ends of the pipes, at which an idle child ends itself."""
-        for stream in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()
+        """Close this process's end of the control socket; the nursery belongs to another process."""
+        if self._link is not None:
+            self._link.close()
 
 
 class GradingPool:
-    """``children`` grading processes, started when first needed.  ``memory_mb``: address-space limit of each, MiB."""
+    """At most ``children`` comparisons at a time, each in a process of its own, started when first needed.
+
+    ``memory_mb``: address-space limit of each process in MiB.
+    """
 
     def __init__(self, children: int = 2, memory_mb: int = 1024):
         if children < 1:
             raise ValueError(f"children={children} but at least one grading process is needed; set children=1 or more")
         if memory_mb < 256:
             raise ValueError(f"memory_mb={memory_mb} but a child needs about 100 MiB to start; set 256 or more")
-        self.memory_mb = memory_mb
-        self._slots: queue.LifoQueue[_Child | None] = queue.LifoQueue()  # last in, first out: few children get warm
-        for _ in range(children):
-            self._slots.put(None)
+        self._places = threading.BoundedSemaphore(children)
+        self._nursery = _Nursery(memory_mb)
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []  # used from its end, so that few children get warm
         self._alive: set[_Child] = set()
-        self._killed: list[subprocess.Popen] = []
 
-    def _start(self) -> _Child:
-        child = _Child(self.memory_mb)
-        self._alive.add(child)
+    def _take(self) -> _Child:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        child = self._nursery.child()
+        with self._lock:
+            self._alive.add(child)
         return child
 
     def _discard(self, child: _Child) -> None:
-        child.kill()
-        self._alive.discard(child)
-        # A killed process may take a moment to give its memory back; nobody waits for that, but all are reaped.
-        self._killed = [process for process in [*self._killed, child.process] if process.poll() is None]
+        self._nursery.kill(child)
+        with self._lock:
+            self._alive.discard(child)
 
     def compare(self, gold: str, answer: str, deadline_s: float) -> Verdict:
         """Compare two texts of at most ``MAX_TEXT_CHARS`` in a child; blocks until the verdict.
 
-        Raises GradingSetupError where no child can start.  A death is tried once more on a new child, since it may
-        have come from outside; a second one is the item's own: status "error".
+        Raises GradingSetupError where no child can start.  A death before the deadline is tried once more on a new
+        child, since it may have come from outside; a second one is the item's own: status "error".
         """
-        child = self._slots.get()
-        try:
+        seconds = 0.0
+        with self._places:
             for _ in range(2):
-                child = child or self._start()
-                child.wait_ready()
+                child = self._take()
                 start = time.monotonic()
                 try:
-                    reply = child.ask(gold, answer, deadline_s)
-                except _ChildDied:
+                    if not child.ready:
+                        child.ready = child.read(START_TIMEOUT_S) is not None
+                        start = time.monotonic()
+                    child.write({"gold": gold, "answer": answer, "deadline_s": deadline_s})
+                    reply = child.read(deadline_s + KILL_AFTER_S)
+                except _Died:
                     self._discard(child)
-                    child = None
-                    continue
+                    seconds = time.monotonic() - start
+                    if seconds < deadline_s:
+                        continue
+                    reply = None
+                except BaseException:
+                    self._discard(child)
+                    raise
                 seconds = time.monotonic() - start
-                if reply is None or reply.get("retire"):
-                    self._discard(child)
-                    child = self._start()  # begins to get ready while the next item is still on its way
                 if reply is None:
+                    self._discard(child)
                     return Verdict("timeout", "deadline", seconds)
+                if reply.get("retire"):
+                    self._discard(child)
+                else:
+                    with self._lock:
+                        self._idle.append(child)
                 if "error" in reply:
                     return Verdict("error", reply["error"], seconds)
                 return Verdict("correct" if reply["equal"] else "wrong", reply["how"], seconds)
-            return Verdict("error", "child died", time.monotonic() - start)
-        except BaseException:
-            if child is not None:
-                self._discard(child)
-                child = None
-            raise
-        finally:
-            self._slots.put(child)
+        return Verdict("error", "child died", seconds)
 
     def close(self) -> None:
-        """Kill the idle children.  The pool stays usable: new ones start when needed."""
-        for _ in range(self._slots.qsize()):
-            try:
-                child = self._slots.get_nowait()
-            except queue.Empty:
-                return
-            if child is not None:
-                self._discard(child)
-                child.process.wait()
-            self._slots.put(None)
+        """End the nursery and, with it, all children.  The pool stays usable: both start again when needed."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._alive.difference_update(idle)
+        for child in idle:
+            child.close()
+        self._nursery.close()
 
     def abandon(self) -> None:
-        """Let go of all children without killing them: they are another process's (called in a forked child)."""
+        """Let go of everything without ending it: it is another process's (called in a forked child)."""
         for child in self._alive:
-            child.abandon()
+            child.close()
+        self._nursery.abandon()

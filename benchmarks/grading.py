@@ -1,0 +1,380 @@
+"""Our grader beside verl's and TRL's, on the same answers in one run: `python -m benchmarks.grading`.
+
+Keys (`key=value`): trl=DIR, where `pip install --no-deps --target DIR trl` put it (left out: no TRL column);
+cases=FILE, labelled cases as JSON lines (gold, answer, equal); gradings=100000, the length of the memory run;
+graders=a,b, to run some only; quick=true, a small version of everything.
+
+Every grader works in a process of its own, reads the same tasks, and answers one line a verdict, so that a hang or a
+crash costs it its own verdicts only.  Times exclude imports and a warm-up.  Ends with 1 where ours misses its bar.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ROOT / "tests" / "data" / "grading_cases.jsonl"
+DEADLINE_S = 3.0
+BAR = {"hidden_correct": 400, "gradings_per_s": 300.0, "late_s": 0.5, "memory_mib": 32.0}
+Task = tuple[str, str]  # gold, response
+
+
+@dataclass
+class Settings:
+    """The command line."""
+
+    trl: str | None = None
+    cases: str = str(CASES)
+    gradings: int = 100_000
+    graders: str = "ours,verl math_verify,verl prime_math,verl math_dapo,trl"
+    quick: bool = False
+    role: str = "parent"
+    threads: int = 1
+    grader: str = "ours"
+
+
+def parse_settings(arguments: list[str]) -> Settings:
+    """Settings from `key=value` words.  Raises SystemExit for a word that is none of ours."""
+    settings = Settings()
+    for word in arguments:
+        key, sign, value = word.partition("=")
+        if not sign or key not in vars(settings):
+            raise SystemExit(f"{word!r}: expected key=value with a key among {sorted(vars(settings))}")
+        old = getattr(settings, key)
+        new = value.lower() in ("1", "true", "yes") if isinstance(old, bool) else type(old or "")(value)
+        setattr(settings, key, new)
+    return settings
+
+
+# --- the answers -----------------------------------------------------------------------------------------------------
+
+
+def respond(answer: str) -> str:
+    """A response that ends in a boxed answer."""
+    return f"Let us see. It follows that the result is $\\boxed{{{answer}}}$."
+
+
+def towers(count: int) -> list[Task]:
+    """Distinct towers of powers: parsed in no time, never evaluated."""
+    tops = [(base, top) for base in range(9, 1, -1) for top in range(9, 1, -1)][:count]
+    return [("6", respond(f"{b}^{{{b}^{{{b}^{{{b}^{t}}}}}}}")) for b, t in tops]
+
+
+def hostile() -> list[tuple[str, str, str]]:
+    """(family, gold, answer) of answers that hang, eat memory or break parsers, none of them right."""
+    nested_fraction = "\\frac{1}{1+" * 200 + "x" + "}" * 200
+    return [
+        ("tower of powers", "6", "9^{9^{9^{9^9}}}"),
+        ("tower in a fraction", "\\frac{1}{2}", "\\frac{1}{7^{7^{7^{7}}}}"),
+        ("tower against a surd", "\\sqrt{2}", "\\sqrt{9^{9^{9^{9}}}}"),
+        ("big factorial", "6", "(10^{9})!"),
+        ("factorial of factorials", "6", "((10!)!)!"),
+        ("binomial", "6", "\\binom{10^{12}}{5\\cdot 10^{11}}"),
+        ("long sum", "6", "\\sum_{n=1}^{10^{9}} \\sin(n^{n})"),
+        ("long product", "6", "\\prod_{k=1}^{10^{8}} k^{k}"),
+        ("integral", "6", "\\int_{0}^{1} \\sin(x^{x^{x}})\\cos(e^{x^{x}}) dx"),
+        ("memory", "6", "2^{10^{11}}"),
+        ("large power of a sum", "x+1", "(x+y+z+1)^{2000}-(x+y+z+2)^{1999}"),
+        ("trigonometry", "\\sin x", "+".join(f"\\sin^{{{k}}}({k}x)\\cos^{{{k}}}(x/{k})" for k in range(2, 14))),
+        ("equation", "x^5-x=1", "x^{11}-x^{7}+3x^2=\\sin(x)+e^{x}"),
+        ("nested fractions", "6", nested_fraction),
+        ("nested braces", "6", "{" * 1500 + "5" + "}" * 1500),
+        ("nested parentheses", "6", "(" * 400 + "5" + ")" * 400),
+        ("million digits", "6", "9" * 1_000_000),
+        ("giant text", "6", "x+" * 200_000 + "y"),
+        ("two thousand terms", "x", "+".join(f"x_{{{k}}}" for k in range(2000))),
+        ("many open boxes", "6", "\\boxed{" * 2000),
+    ]
+
+
+def ordinary(problems: int, rollouts: int, seed: int, algebra_only: bool = False) -> list[Task]:
+    """Gradings as a batch brings them: each problem's gold with several answers, half of them right.
+
+    Of the problems 55 % are integers, 15 % fractions and decimals, 30 % need algebra (surds, tuples, lists, intervals,
+    polynomials, percentages); ``algebra_only`` leaves only the last kind.
+    """
+    pick = random.Random(seed)
+    tasks: list[Task] = []
+    for _ in range(problems):
+        kind = pick.random() if not algebra_only else 0.7 + 0.3 * pick.random()
+        a, b, c = pick.randint(2, 97), pick.randint(2, 97), pick.randint(3, 31)
+        if kind < 0.55:
+            gold, right, wrong = f"{a * b}", [f"{a * b}", f"{a * b:,}"], [f"{a * b + 1}", f"{a + b}"]
+        elif kind < 0.70:
+            gold = f"\\frac{{{a}}}{{{c}}}"
+            right, wrong = [f"\\dfrac{{{a}}}{{{c}}}", f"{a}/{c}"], [f"\\frac{{{a + 1}}}{{{c}}}", f"{a / c:.2f}"]
+        elif kind < 0.79:
+            gold = f"{a}\\sqrt{{{b}}}+\\frac{{{c}}}{{7}}"
+            right = [f"\\frac{{{c}}}{{7}}+{a}\\sqrt{{{b}}}", f"\\frac{{{c}+{7 * a}\\sqrt{{{b}}}}}{{7}}"]
+            wrong = [f"{a}\\sqrt{{{b + 1}}}+\\frac{{{c}}}{{7}}", f"{a + c}\\sqrt{{{b}}}"]
+        elif kind < 0.85:
+            gold = f"({a}, {b}\\sqrt{{{c}}})"
+            right, wrong = [f"\\left({a},\\sqrt{{{c}}}\\cdot {b}\\right)"], [f"({b}, {a}\\sqrt{{{c}}})"]
+        elif kind < 0.91:
+            gold = f"{a}, {b}, -{c}\\pi"
+            right, wrong = [f"-{c}\\pi, {b}, {a}"], [f"{a}, {b}, {c}\\pi"]
+        elif kind < 0.97:
+            gold = f"{a}x^2+{b}x-{c}"
+            right, wrong = [f"{b}x-{c}+{a}x^{{2}}"], [f"{a}x^2-{b}x-{c}", f"{a}x^2+{b}x"]
+        else:
+            gold, right, wrong = f"{a}\\%", [f"\\frac{{{a}}}{{100}}"], [f"\\frac{{{a}}}{{10}}"]
+        tasks += [(gold, respond(pick.choice(right if pick.random() < 0.5 else wrong))) for _ in range(rollouts)]
+    return tasks
+
+
+# --- the graders -----------------------------------------------------------------------------------------------------
+
+
+def make_grader(name: str) -> Callable[[str, str], bool]:
+    """A function (gold, response) -> right or not.  The others get the gold in the form they ask for."""
+    if name == "ours":
+        from rewards.math import compute_score
+
+        return lambda gold, response: (
+            compute_score("benchmark", response, gold, deadline_s=DEADLINE_S)["status"] == "correct"
+        )
+    if name == "trl":
+        from trl.rewards import accuracy_reward
+
+        return lambda gold, response: accuracy_reward([[{"content": response}]], [f"${gold}$"])[0] == 1.0
+    if name == "verl math_verify":
+        from verl.utils.reward_score import math_verify
+
+        return lambda gold, response: math_verify.compute_score(response, gold) == 1.0
+    if name == "verl prime_math":
+        from verl.utils.reward_score import prime_math
+
+        return lambda gold, response: bool(prime_math.compute_score(response, gold)[0])
+    if name == "verl math_dapo":
+        from verl.utils.reward_score import math_dapo
+
+        return lambda gold, response: bool(math_dapo.compute_score(response, gold)["acc"])
+    raise SystemExit(f"grader={name!r}: expected one of {Settings().graders}")
+
+
+# Those that protect themselves by signals work in a main thread only.
+THREADED = ("ours", "verl math_verify")
+
+
+def serve(settings: Settings) -> None:
+    """The worker: reads tasks (one JSON list), grades warm-up tasks, then answers a line a verdict."""
+    grade = make_grader(settings.grader)
+    request = json.loads(sys.stdin.buffer.readline())
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # graders print
+    lock = threading.Lock()
+
+    def one(index: int, gold: str, response: str, report: bool = True) -> None:
+        begin = time.perf_counter()
+        try:
+            verdict = grade(gold, response)
+        except Exception as error:
+            verdict = type(error).__name__
+        if report:
+            with lock:
+                replies.write(json.dumps([index, verdict, time.perf_counter() - begin]) + "\n")
+
+    with ThreadPoolExecutor(settings.threads) as threads:
+        run = threads.map if settings.threads > 1 else map
+        list(run(lambda task: one(-1, *task, report=False), request["warm_up"]))
+        replies.write(json.dumps(["ready"]) + "\n")
+        list(run(lambda item: one(item[0], *item[1]), list(enumerate(request["tasks"]))))
+    replies.flush()
+    os._exit(0)  # a pool of hung processes would keep the interpreter waiting
+
+
+@dataclass
+class Outcome:
+    """Verdicts by task (absent: none came), seconds each took, and the whole run's seconds."""
+
+    verdicts: dict[int, object] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+    wall_s: float = 0.0
+
+
+def measure(settings: Settings, name: str, tasks: list[Task], threads: int, limit_s: float, warm_up=()) -> Outcome:
+    """Let a fresh worker grade ``tasks``; kill it ``limit_s`` after it was ready."""
+    environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", VERL_LOGGING_LEVEL="ERROR")
+    if settings.trl:
+        environment["PYTHONPATH"] = os.pathsep.join([settings.trl, environment.get("PYTHONPATH", "")])
+    words = ["role=worker", f"grader={name}", f"threads={threads if name in THREADED else 1}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.grading", *words],
+        cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    process.stdin.write(json.dumps({"tasks": tasks, "warm_up": list(warm_up)}).encode() + b"\n")
+    process.stdin.flush()
+    outcome, buffer, begin, end = Outcome(), b"", None, time.monotonic() + 300
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while time.monotonic() < end:
+            if not selector.select(max(end - time.monotonic(), 0)):
+                break
+            chunk = os.read(process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                break
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            for reply in map(json.loads, lines):
+                if reply == ["ready"]:
+                    begin = time.monotonic()
+                    end = begin + limit_s
+                else:
+                    outcome.verdicts[reply[0]], outcome.seconds[reply[0]] = reply[1:]
+    outcome.wall_s = time.monotonic() - (begin or time.monotonic())
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return outcome
+
+
+# --- the measurements ------------------------------------------------------------------------------------------------
+
+
+def agreement(settings: Settings, name: str) -> dict:
+    """Verdicts against the labels of the case file: right ones, wrong answers accepted, right answers refused."""
+    cases = [json.loads(line) for line in Path(settings.cases).read_text().splitlines()]
+    tasks = [(case["gold"], respond(case["answer"])) for case in cases]
+    outcome = measure(settings, name, tasks, threads=2, limit_s=600, warm_up=[("1", respond("\\frac{1}{1}"))])
+    accepted = sum(outcome.verdicts.get(i) is True and not case["equal"] for i, case in enumerate(cases))
+    refused = sum(outcome.verdicts.get(i) is not True and case["equal"] for i, case in enumerate(cases))
+    return {
+        "agree": f"{len(cases) - accepted - refused}/{len(cases)}",
+        "wrong accepted": accepted,
+        "right refused": refused,
+    }
+
+
+def survival(settings: Settings, name: str) -> dict:
+    """Hostile answers one at a time: a verdict (and not "right") within the deadline + 0.5 s, in a live process."""
+    pending = hostile() if not settings.quick else hostile()[::5]
+    total, survived, worst = len(pending), 0, 0.0
+    while pending:
+        tasks = [(gold, respond(answer)) for _, gold, answer in pending]
+        # The worker goes on until one item hangs; then it is killed and a new one takes what is left.
+        outcome = measure_until_hang(settings, name, tasks)
+        for index in range(len(tasks)):
+            if index not in outcome.verdicts:
+                break
+            if outcome.verdicts[index] is False and outcome.seconds[index] <= DEADLINE_S + BAR["late_s"]:
+                survived += 1
+            worst = max(worst, outcome.seconds[index])
+        pending = pending[len(outcome.verdicts) + 1 :]
+    return {"hostile survived": f"{survived}/{total}", "slowest verdict s": round(worst, 2)}
+
+
+def measure_until_hang(settings: Settings, name: str, tasks: list[Task], patience_s: float = 6.0) -> Outcome:
+    """``measure`` one item after another, ended when an item takes longer than ``patience_s``."""
+    warm_up = [("1", respond("\\frac{1}{1}")), ("\\sqrt{2}", respond("\\sqrt{3}"))]
+    known: Outcome = Outcome()
+    limit = patience_s
+    while True:
+        outcome = measure(settings, name, tasks, 1, limit, warm_up)
+        if len(outcome.verdicts) >= len(tasks) or len(outcome.verdicts) <= len(known.verdicts):
+            return outcome if len(outcome.verdicts) >= len(known.verdicts) else known
+        known = outcome
+        limit = sum(outcome.seconds.values()) + 2 * patience_s
+
+
+def behind_towers(settings: Settings, name: str) -> dict:
+    """All at once, 40 towers first: how many of 400 right answers get their due."""
+    front, count = (40, 400) if not settings.quick else (4, 40)
+    correct = [task for task in ordinary(4 * count, 1, seed=5) if task[1] == respond(task[0])][:count]
+    correct += [(str(n), respond(str(n))) for n in range(count - len(correct))]
+    # Spelled differently from their gold, so that they need algebra: text alone would be too easy a test.
+    correct = [(f"\\sqrt{{{n * n + 1}}}", respond(f"\\sqrt{{1+{n}^2}}")) if n % 2 else t for n, t in enumerate(correct)]
+    limit = 120.0
+    outcome = measure(settings, name, towers(front) + correct, front + count, limit, warm_up=correct[:2])
+    right = sum(outcome.verdicts.get(front + i) is True for i in range(count))
+    return {"right behind towers": f"{right}/{count}", "took s": round(outcome.wall_s, 1)}
+
+
+def speed(settings: Settings, name: str) -> dict:
+    """Gradings a second once warm, two threads: an ordinary mix (with its repetitions), and algebra without any."""
+    scale = 1 if not settings.quick else 4
+    mixed = ordinary(300 // scale, 8, seed=1)
+    algebra = ordinary(600 // scale, 1, seed=2, algebra_only=True)
+    row = {}
+    for label, tasks in (("mix /s", mixed), ("algebra /s", algebra)):
+        outcome = measure(settings, name, tasks, 4, 240, warm_up=ordinary(40, 1, seed=3, algebra_only=True))
+        row[label] = round(len(outcome.verdicts) / outcome.wall_s, 1) if outcome.wall_s else 0.0
+    return row
+
+
+def memory(gradings: int) -> dict:
+    """Resident memory of this process in MiB along ``gradings`` fresh gradings by ours, one in ten by algebra."""
+    from rewards.math import compute_score
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    marks, begin = {}, time.perf_counter()
+    with ThreadPoolExecutor(4) as threads:
+        for block in range(10):
+            tasks = []
+            for number in range(block * gradings // 10, (block + 1) * gradings // 10):
+                if number % 10:
+                    tasks.append((str(number), respond(str(number + number % 2))))
+                else:
+                    tasks.append((f"{number}\\sqrt{{2}}", respond(f"\\sqrt{{2}}\\cdot {number + number % 20}")))
+            list(threads.map(lambda task: compute_score("memory", task[1], task[0]), tasks))
+            marks[(block + 1) * gradings // 10] = round(resident(), 1)
+    values = list(marks.values())
+    return {"MiB": marks, "growth after the first tenth": round(values[-1] - values[0], 1),
+            "gradings/s": round(gradings / (time.perf_counter() - begin), 1)}  # fmt: skip
+
+
+def main(settings: Settings) -> int:
+    """Run everything, print tables; 0 where ours meets its bar."""
+    names = [name for name in settings.graders.split(",") if name != "trl" or settings.trl]
+    table = {}
+    for name in names:
+        table[name] = {}
+        for part in (agreement, survival, behind_towers, speed):
+            table[name] |= part(settings, name)
+            print(f"  {name}: {table[name]}", file=sys.stderr)
+    columns = list(next(iter(table.values())))
+    print("| grader | " + " | ".join(columns) + " |")
+    print("| --- |" + " --- |" * len(columns))
+    for name, row in table.items():
+        print(f"| {name} | " + " | ".join(str(row[column]) for column in columns) + " |")
+    grown = memory(settings.gradings if not settings.quick else settings.gradings // 20)
+    print(f"\nmemory of ours over {settings.gradings} gradings: {json.dumps(grown)}")
+    ours = table.get("ours")
+    if ours is None:
+        return 0
+    right, wanted = ours["right behind towers"].split("/")
+    survived, hostile_count = ours["hostile survived"].split("/")
+    failures = [
+        reason
+        for failed, reason in (
+            (right != wanted, f"{right} of {wanted} right answers behind towers"),
+            (survived != hostile_count, f"{survived} of {hostile_count} hostile answers in time"),
+            (ours["mix /s"] < BAR["gradings_per_s"], f"{ours['mix /s']} gradings/s, bar {BAR['gradings_per_s']}"),
+            (grown["growth after the first tenth"] > BAR["memory_mib"], f"memory grew {grown}"),
+        )
+        if failed
+    ]
+    print("bar: " + ("met" if not failures else "MISSED: " + "; ".join(failures)))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    chosen = parse_settings(sys.argv[1:])
+    if chosen.role == "worker":
+        serve(chosen)
+    else:
+        sys.exit(main(chosen))
