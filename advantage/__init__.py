@@ -3,7 +3,7 @@
 Importing this package does not import verl. `import advantage.register` enters the estimators into verl's registry.
 """
 
-from advantage import atesd, dasd, pw_opsd
+from advantage import atesd, dasd, hepo, pw_opsd, reopold, rlsd
 from advantage.checks import NonFiniteSignalError
 from advantage.estimators import (
     Credit,
@@ -28,9 +28,12 @@ __all__ = [
     "current_signals",
     "dasd",
     "estimator",
+    "hepo",
     "params_from_config",
     "pw_opsd",
+    "reopold",
     "required_signals",
+    "rlsd",
     "run_estimator",
     "token_signals",
 ]

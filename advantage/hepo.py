@@ -1,0 +1,58 @@
+"""HEPO: policy gradient on the high-entropy "forking" tokens only. A verifier-only baseline, with no teacher.
+
+    A_t = A_G * 1[H_t >= tau],     tau = the (1 - rho) quantile of H over all valid tokens of the global batch
+
+A token with zero advantage adds nothing to the PPO term, and the loss still divides by all tokens, as in the paper's
+form. The soft weight, sigmoid((H_t - tau) / softness), is ours; it tends to the indicator as softness goes to zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from advantage.checks import check_finite, check_shape, masked_float32
+from advantage.estimators import Credit, CreditInputs, EstimatorParams, estimator, require
+from advantage.segments import batch_magnitude, batch_mean, batch_quantile
+
+
+@dataclass(frozen=True)
+class HepoParams(EstimatorParams):
+    """Parameters of `algorithm.hepo`.
+
+    Attributes:
+        entropy_share: rho, the share of tokens that is kept; 1 is GRPO.
+        weighting: "hard" (the indicator) or "soft".
+        softness: width of the soft weight, nats.
+    """
+
+    entropy_share: float = 0.2
+    weighting: str = "hard"
+    softness: float = 0.1
+
+    def validate(self) -> None:
+        require(0.0 < self.entropy_share <= 1.0, "entropy_share", self.entropy_share, "in (0, 1]; 1 is GRPO")
+        require(self.weighting in ("hard", "soft"), "weighting", self.weighting, "'hard' or 'soft'")
+        require(0.0 < self.softness < math.inf, "softness", self.softness, "a positive number of nats")
+
+
+@estimator("hepo", params=HepoParams, needs=("entropy",))
+def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
+    """A_t = A_G times the weight of the token's entropy."""
+    mask = inputs.response_mask
+    check_shape("entropy", inputs.signal("entropy"), mask)
+    check_finite("entropy", inputs.signal("entropy"), mask)
+    entropy = masked_float32(inputs.signal("entropy"), mask)
+    threshold = batch_quantile(entropy, mask, 1.0 - params.entropy_share)
+    if params.weighting == "hard":
+        weight = (entropy >= threshold).to(torch.float32)
+    else:
+        weight = torch.sigmoid((entropy - threshold) / params.softness)
+    metrics = {
+        "credit/entropy_threshold": threshold,
+        "credit/weight/mean": batch_mean(weight, mask),
+        "credit/group_advantage/mean": batch_magnitude(inputs.group_advantage, mask)[0],
+    }
+    return Credit(inputs.group_advantage * weight, metrics)

@@ -1,0 +1,78 @@
+"""RLSD (arXiv 2604.03128): the teacher's evidence ratio rescales the group advantage and never turns its sign.
+
+    w_t = clip(exp(sign(A_G) * delta_t), 1 - c, 1 + c),     A_t = A_G * ((1 - lambda) + lambda * w_t)
+
+lambda decays linearly from its start to zero over the first steps, after which this is GRPO. That the first step has
+the full lambda is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from advantage.estimators import (
+    Credit,
+    CreditInputs,
+    EstimatorParams,
+    estimator,
+    magnitude_metrics,
+    masked_gap,
+    require,
+)
+from advantage.segments import batch_magnitude, batch_mean
+
+
+@dataclass(frozen=True)
+class RlsdParams(EstimatorParams):
+    """Parameters of `algorithm.rlsd`.
+
+    Attributes:
+        mix: lambda at the first step, in [0, 1]; 0 is GRPO.
+        decay_steps: steps over which lambda falls to zero; null keeps it constant, and then no `step` is needed.
+        weight_clip: c in [0, 1).
+    """
+
+    mix: float = 0.5
+    decay_steps: int | None = 50
+    weight_clip: float = 0.2
+
+    def validate(self) -> None:
+        require(0.0 <= self.mix <= 1.0, "mix", self.mix, "in [0, 1]; 0 is GRPO")
+        require(
+            self.decay_steps is None or self.decay_steps > 0,
+            "decay_steps",
+            self.decay_steps,
+            "positive, or null for none",
+        )
+        require(0.0 <= self.weight_clip < 1.0, "weight_clip", self.weight_clip, "in [0, 1): weights stay positive")
+
+    def mix_at(self, step: int | None) -> float:
+        """lambda at a step, counted from 1."""
+        if self.decay_steps is None or step is None:
+            return self.mix
+        return self.mix * max(0.0, 1.0 - (step - 1) / self.decay_steps)
+
+
+def _signals_needed(params: RlsdParams) -> tuple[str, ...]:
+    return ("log_prob_gap",) if params.decay_steps is None else ("log_prob_gap", "step")
+
+
+@estimator("rlsd", params=RlsdParams, needs=_signals_needed)
+def rlsd_credit(inputs: CreditInputs, params: RlsdParams) -> Credit:
+    """A_t = A_G * ((1 - lambda) + lambda * w_t)."""
+    mask, anchor = inputs.response_mask, inputs.group_advantage
+    gap = masked_gap(inputs)
+    metrics = magnitude_metrics("credit/gap", gap, mask)
+    mix = params.mix_at(inputs.step)
+    ratio = torch.exp(torch.sign(anchor) * gap)
+    clipped = (ratio - 1.0).abs() > params.weight_clip
+    weight = (1.0 - mix) + mix * ratio.clamp_(1.0 - params.weight_clip, 1.0 + params.weight_clip)
+    metrics |= {
+        "credit/mix": mix,
+        "credit/weight/mean": batch_mean(weight, mask),
+        "credit/weight/clipped_share": batch_mean(clipped, mask),
+        "credit/group_advantage/mean": batch_magnitude(anchor, mask)[0],
+    }
+    return Credit(anchor * weight, metrics)
