@@ -1,0 +1,246 @@
+"""The real stack on the embedded model: Ray workers, FSDP2, rollouts, grading, teacher, update, checkpoint, resume.
+
+Nothing is replaced by a stand-in. Each test starts the command that a user would start, with small steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes.common import prompts
+from recipes.common import run_dir as files
+from recipes.common.settings import STARTER
+from tests.conftest import start, train, wait_for_step
+
+pytestmark = pytest.mark.slow
+
+# What must come out equal when two runs did the same work. Log-probs and losses to float32 rounding.
+COMPARED = (
+    "critic/score/mean",
+    "response_length/mean",
+    "actor/entropy",
+    "actor/grad_norm",
+    "actor/pg_loss",
+    "student/log_prob/mean",
+)
+
+
+def assert_same_steps(a: dict, b: dict, keys=COMPARED, rel=1e-3) -> None:
+    assert a.keys() == b.keys()
+    for step in a:
+        for key in keys:
+            assert a[step][key] == pytest.approx(b[step][key], rel=rel, abs=1e-5), (step, key)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    """DASD, 3 steps, 2 data-parallel workers, rollouts dumped, a checkpoint at step 2 and at the end."""
+    directory = tmp_path_factory.mktemp("two") / "run"
+    return train(
+        "dasd",
+        directory,
+        "trainer.n_gpus_per_node=2",
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=2",
+        "trainer.test_freq=3",
+        "actor_rollout_ref.rollout.val_kwargs.n=2",
+        f"trainer.rollout_data_dir={directory}/rollouts",
+    )
+
+
+def test_a_run_ends_well_and_leaves_what_it_promises(two_workers):
+    run = two_workers
+    assert run.code == 0, run.console + run.log[-3000:]
+    assert sorted(run.steps) == [1, 2, 3]
+    for name in (files.CONFIG, files.METRICS, files.LOG, f"{files.CHECKPOINTS}/global_step_3", "tensorboard"):
+        assert (run.directory / name).exists(), name
+    assert files.checkpointed_step(run.directory) == 3
+    assert "step 3/3" in run.console and "validation mean@2" in run.console and "done in" in run.console
+    for chatter in ("pid=", "INFO", "WARNING", "ray init kwargs"):
+        assert chatter not in run.console
+    assert "pid=" in run.log
+
+
+def test_every_step_reports_its_credit_its_teacher_and_its_seconds(two_workers):
+    for record in two_workers.steps.values():
+        for key in (
+            "credit/gap_normalized/mean",
+            "credit/gap_normalized/p99",
+            "credit/omega/positive_share",
+            "credit/correction_ratio",
+            "teacher/log_prob/mean",
+            "teacher/prompt_truncated",
+            "student/entropy/p20",
+            "student/entropy/p95",
+            "timing_s/gen",
+            "timing_s/teacher",
+            "timing_s/old_log_prob",
+            "timing_s/update_actor",
+            "timing_s/update_weights",
+            *COMPARED,
+        ):
+            assert record[key] is not None and math.isfinite(record[key]), key
+        assert record["training/rollouts_missing"] == 0
+        assert 0 <= record["credit/omega/positive_share"] <= 1
+        # verl recomputes what the rollout server sampled: same weights, same tokens, same log-probs
+        assert record["training/rollout_probs_diff_max"] < 1e-3
+
+
+def test_student_and_teacher_log_probs_are_those_of_plain_transformers(two_workers):
+    """Independent of verl: read the dumped responses, score them under both prompts with the initial model."""
+    tokenizer = AutoTokenizer.from_pretrained(STARTER / "model")
+    model = AutoModelForCausalLM.from_pretrained(STARTER / "model", dtype=torch.float32).eval()
+    import pandas as pd
+
+    rows = pd.read_parquet(STARTER / "data/train.parquet").set_index("problem")
+    dumped = [json.loads(line) for line in (two_workers.directory / "rollouts" / "1.jsonl").read_text().splitlines()]
+    assert len(dumped) == 16
+    kwargs = {"enable_thinking": False}
+    sums, tokens = {"student": 0.0, "teacher": 0.0}, 0
+    for rollout in dumped:
+        (problem,) = [p for p in rows.index if f"Problem: {p}\n" in rollout["input"]]
+        response = tokenizer.encode(rollout["output"], add_special_tokens=False)
+        if len(response) < 96:
+            response.append(tokenizer.eos_token_id)
+        tokens += len(response)
+        chats = {
+            "student": prompts.student_messages(problem),
+            "teacher": prompts.teacher_messages(problem, rows.loc[problem, "solution"]),
+        }
+        for name, messages in chats.items():
+            prompt = prompts.render(tokenizer, messages, kwargs)
+            with torch.no_grad():
+                log_probs = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+            sums[name] += sum(log_probs[len(prompt) + i - 1, t].item() for i, t in enumerate(response))
+    record = two_workers.steps[1]
+    assert record["student/log_prob/mean"] == pytest.approx(sums["student"] / tokens, abs=1e-4)
+    assert record["teacher/log_prob/mean"] == pytest.approx(sums["teacher"] / tokens, abs=1e-4)
+    assert record["teacher/log_prob/mean"] != pytest.approx(record["student/log_prob/mean"], abs=1e-3)
+
+
+def test_one_worker_does_what_two_do(two_workers, tmp_path):
+    """The number of workers is a matter of speed: same rollouts, same statistics, same gradient."""
+    run = train("dasd", tmp_path / "run", "trainer.total_training_steps=3", "trainer.save_freq=-1")
+    assert run.code == 0, run.console
+    keys = (*COMPARED, "credit/gap_normalized/mean", "credit/omega/positive_share", "credit/correction_ratio")
+    assert_same_steps(run.steps, two_workers.steps, keys=keys)
+
+
+def test_beta_zero_is_grpo(tmp_path):
+    options = ("trainer.total_training_steps=2", "trainer.save_freq=-1")
+    dasd = train("dasd", tmp_path / "dasd", "algorithm.dasd.beta=0", *options)
+    grpo = train("grpo", tmp_path / "grpo", *options)
+    assert dasd.code == grpo.code == 0, dasd.console + grpo.console
+    assert_same_steps(dasd.steps, grpo.steps, rel=1e-6)
+    assert "timing_s/teacher" in dasd.steps[1] and "timing_s/teacher" not in grpo.steps[1]
+
+
+def test_a_stopped_and_resumed_run_equals_one_that_ran_through(two_workers, tmp_path):
+    """Ctrl-C after the first step: it saves, ends with code 0, and the next start goes on to the same numbers."""
+    directory = tmp_path / "run"
+    options = ("trainer.n_gpus_per_node=2", "trainer.total_training_steps=3", "trainer.save_freq=100")
+    process = start("dasd", directory, *options)
+    wait_for_step(directory, 1, process)
+    process.send_signal(signal.SIGINT)
+    console, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, console
+    stopped_at = files.checkpointed_step(directory)
+    assert stopped_at in (1, 2) and f"go on after step {stopped_at}" in console
+    assert not (directory / files.STOP).exists()
+
+    resumed = train("dasd", directory, *options)
+    assert resumed.code == 0, resumed.console
+    assert f"resuming after step {stopped_at}" in resumed.console
+    assert [r["step"] for r in resumed.records] == [1, 2, 3]  # each step once
+    assert_same_steps(resumed.steps, two_workers.steps)
+
+    again = train("dasd", directory, *options)
+    assert again.code == 0 and "nothing left to do" in again.console
+    assert [r["step"] for r in again.records] == [1, 2, 3]
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all live descendants."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in table.splitlines():
+        child, parent, state = line.split()
+        if not state.startswith("Z"):
+            children.setdefault(int(parent), []).append(int(child))
+    found, queue = [], [pid]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    states = subprocess.run(["ps", "-o", "pid=,stat=", "-p", ",".join(map(str, pids))], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in states.stdout.splitlines() if not line.split()[1].startswith("Z")]
+
+
+def test_a_killed_run_leaves_no_process_and_can_be_resumed(tmp_path):
+    directory = tmp_path / "run"
+    options = ("trainer.total_training_steps=3", "trainer.save_freq=1")
+    process = start("dasd", directory, *options)
+    wait_for_step(directory, 1, process)
+    family = descendants(process.pid)
+    assert len(family) > 5
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.time() + 60
+    while alive(family) and time.time() < deadline:
+        time.sleep(0.5)
+    assert alive(family) == []
+    resumed = train("dasd", directory, *options)
+    assert resumed.code == 0, resumed.console
+    assert [r["step"] for r in resumed.records] == [1, 2, 3]
+
+
+def test_numbers_that_stop_being_numbers_end_the_run_and_keep_the_checkpoint(tmp_path):
+    """A correction beyond float32 at the second start: refused before the update, checkpoint of the first intact."""
+    directory = tmp_path / "run"
+    first = train("dasd", directory, "trainer.total_training_steps=1", "trainer.save_freq=1")
+    assert first.code == 0, first.console
+    broken = train(
+        "dasd",
+        directory,
+        "trainer.total_training_steps=2",
+        "algorithm.dasd.beta=3.0e38",
+        "algorithm.dasd.gap_eps=1.0e-30",
+        "algorithm.dasd.mask_zero_variance_groups=false",
+    )
+    assert broken.code == 1, broken.console
+    assert "advantage of dasd" in broken.console and "Traceback" not in broken.console
+    assert files.checkpointed_step(directory) == 1
+
+
+def test_a_disk_that_fills_while_saving_keeps_the_last_checkpoint(tmp_path):
+    """Checkpoints on a file system with room for one and a half of them."""
+    small = tmp_path / "small"
+    small.mkdir()
+    size = 9_000_000  # a checkpoint of the starter takes about 6 MB
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        directory = tmp_path / "run"
+        directory.mkdir()
+        (directory / files.CHECKPOINTS).symlink_to(small)
+        run = train("dasd", directory, "trainer.total_training_steps=3", "trainer.save_freq=1")
+        assert run.code == 1, run.console
+        assert "could not save the checkpoint of step 2" in run.console and "step 1 is complete" in run.console
+        assert files.checkpointed_step(directory) == 1
+        assert [p.name for p in small.glob("global_step_*")] == ["global_step_1"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
