@@ -17,6 +17,7 @@ from rewards.options import IGNORED, RewardOptions
 
 logger = logging.getLogger(__name__)
 
+MAX_EXTRACTED_CHARS = 1024  # of the text that goes into logs and dumps; the grader sees all of it
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
@@ -86,6 +87,6 @@ def compute_score(
         "format": well_formed,
         "overlong": overlong,
         "timeout": float(status == "timeout"),
-        "extracted": answer or "",
+        "extracted": (answer or "")[:MAX_EXTRACTED_CHARS],
         "status": status,
     }

@@ -74,9 +74,8 @@ def _repeating_fraction(match: re.Match) -> str:
 def canonical(text: str) -> str:
     """A spelling in which two forms of one answer agree: no spacing, no text commands, words in lower case."""
     text = tidy(text)
-    previous = None
-    while previous != text:
-        previous, text = text, _TEXT.sub(r"\1", text)
+    for _ in range(4):  # nested text commands, as deep as anyone writes them
+        text = _TEXT.sub(r"\1", text)
     words = " ".join(_THIN_SPACE.sub(" ", text).split())
     if len(words) > 1 and _WORDS.fullmatch(words):  # single letters and products of symbols keep their case
         return words.lower().strip(" .")
@@ -128,7 +127,7 @@ def is_words(text: str) -> bool:
     content = (inside.group(1) if inside else bare).strip().strip("()").strip(" .")
     if not _WORDS.fullmatch(content):
         return False
-    return bool(inside) or all(len(word) > 2 for word in content.split())
+    return bool(inside) or any(len(word) > 3 for word in content.split())  # "xyz" may be a product
 
 
 def words_verdict(gold: str, answer: str) -> bool:
