@@ -7,12 +7,14 @@ live in workers/divergence_chunked.py, with the derivation of the closed-form gr
 The papers: OPSD (arXiv 2601.18734) and PW-OPSD (its eq. 1) use the forward KL with each vocabulary entry clamped from
 above at 0.05 before the sum, at temperature 1.1 on both sides.  A clipped loss can be negative, and for extreme pairs
 its gradient points away from the teacher: p_T = (.9, .1), p_S = (.1, .9), clip .05 gives −0.17.  That is the papers'
-loss, kept as it is; clip_mode="symmetric" is the alternative.  ATESD's eq. 1 and 6 write an unclipped KL and mention the
-clip in words.  The restricted forms: OPSD's and EOPD's (arXiv 2603.07079) teacher top-k, SDPO's (arXiv 2601.20802)
+loss, kept as it is; clip_mode="symmetric" is the alternative.  ATESD's eq. 1 and 6 write an unclipped KL and mention
+the clip in words.  The restricted forms: OPSD's and EOPD's (arXiv 2603.07079) teacher top-k, SDPO's (arXiv 2601.20802)
 student top-k with a tail bucket.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +85,7 @@ class _GatheredLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, index, temperature, tail):
+    def forward(ctx: Any, logits: Tensor, index: Tensor, temperature: float, tail: bool) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         count, width = index.shape
         out = torch.empty(count, width + tail, dtype=dtype, device=logits.device)
@@ -105,7 +107,7 @@ class _GatheredLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         logits, index, log_z, out = ctx.saved_tensors
         width = index.shape[1]
         grad = torch.empty_like(logits)

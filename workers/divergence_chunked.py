@@ -20,8 +20,8 @@ through log p_v, and ∂ log p_v / ∂z_u = 1[u = v] − p_u.  So with d_v = φ'
 
 The last: ∂log m/∂log p = (1−β)p/m, hence −βq(1−β)p/m + (1−β)p(log p − log m) + (1−β)p(1 − (1−β)p/m), whose first and
 third terms cancel because βq + (1−β)p = m.  For the forward KL this is p · M − q · 1[not clipped] with
-M = Σ_{v not clipped} q_v, the form in which OPSD's pointwise clip (arXiv 2601.18734; PW-OPSD, eq. 1) is usually written.
-The chain through the temperature adds 1/τ; there is no τ² factor.
+M = Σ_{v not clipped} q_v, for the pointwise clip of OPSD (arXiv 2601.18734; PW-OPSD, eq. 1).  The chain through the
+temperature adds 1/τ; there is no τ² factor.
 
 Memory traffic is what the arithmetic costs, so everything below works in place on a few preallocated buffers, small
 enough to stay in cache on a CPU, and avoids boolean masks (several times slower there than a float 0/1 mask).
@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ TeacherLogits = Tensor | Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class DivergenceSpec:
-    """Which divergence, and how it is clipped and tempered.  Checked when made, so that a bad setting stops a run early.
+    """Which divergence, clipped and tempered how.  Checked when made, so that a bad setting stops a run early.
 
     kind: "forward_kl" KL(p_T ‖ p_S) (OPSD's default), "reverse_kl" KL(p_S ‖ p_T), or "jsd", the generalised
         Jensen-Shannon divergence β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m), m = (1−β) p_S + β p_T (arXiv 2306.13649).
@@ -121,7 +122,13 @@ def _log_partition_inplace(z: Tensor, probabilities: Tensor, temperature: float)
 
 
 def _score_block(
-    s: Tensor, t: Tensor, work: Sequence[Tensor], spec: DivergenceSpec, grad: bool, stats: Sequence[str], ids: Tensor
+    s: Tensor,
+    t: Tensor,
+    work: Sequence[Tensor],
+    spec: DivergenceSpec,
+    grad: bool,
+    stats: Sequence[str],
+    ids: Tensor | None,
 ) -> list[Tensor]:
     """Divergence of one block and its statistics, [(r,)] * (1 + len(stats)).
 
@@ -140,6 +147,8 @@ def _score_block(
             measured.append(log_zs[:, 0] - torch.mul(p, s, out=e).sum(-1))
         elif name == "teacher_entropy":
             measured.append(log_zt[:, 0] - torch.mul(q, t, out=e).sum(-1))
+        elif ids is None:
+            raise ValueError(f"{name} needs token_ids")
         elif name == "student_logprob":
             measured.append((s.gather(1, ids[:, None]) - log_zs)[:, 0])
         else:
@@ -193,7 +202,7 @@ def _score_rows(
     stats: Sequence[str],
     ids: Tensor | None,
 ) -> list[Tensor]:
-    """Score a chunk (c, V) block by block; write ∂ℓ/∂z (without 1/τ) into grad_out (c, V), which may be either input."""
+    """Score a chunk (c, V) block by block; ∂ℓ/∂z (without 1/τ) goes into grad_out (c, V), which may be either input."""
     block = work[0].shape[0]
     parts = []
     for i in range(0, student.shape[0], block):
@@ -235,10 +244,23 @@ class _LogitsDivergence(torch.autograd.Function):
     """Per-token divergence of logits that are already in the graph.  The gradient is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, logits, rows, read_teacher, spec, chunk, storage, consume, stats, ids, grad):
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        rows: Tensor | None,
+        read_teacher: Callable[[int, int], Tensor],
+        spec: DivergenceSpec,
+        chunk: int,
+        storage: Tensor | None,
+        consume: bool,
+        stats: tuple[str, ...],
+        ids: Tensor | None,
+        grad: bool,
+    ) -> tuple[Tensor, ...]:
         count, vocab = (logits.shape[0] if rows is None else rows.shape[0]), logits.shape[1]
-        results: list[Tensor] | None = None
-        buffer = work = None
+        results: list[Tensor] = []
+        buffer: Tensor | None = None
+        work: list[Tensor] = []
         for i in range(0, count, chunk):
             stop = min(i + chunk, count)
             teacher = read_teacher(i, stop)
@@ -247,7 +269,7 @@ class _LogitsDivergence(torch.autograd.Function):
                     f"the teacher's logits for tokens {i}..{stop} have shape {tuple(teacher.shape)}, expected "
                     f"({stop - i}, {vocab}): one row per scored token, the student's vocabulary"
                 )
-            if results is None:
+            if not results:
                 dtype = _working_dtype(logits.dtype, teacher.dtype)
                 results = [torch.empty(count, dtype=dtype, device=logits.device) for _ in range(1 + len(stats))]
                 work = _buffers(min(chunk, count), vocab, dtype, logits.device)
@@ -259,7 +281,7 @@ class _LogitsDivergence(torch.autograd.Function):
             for whole, piece in zip(results, part, strict=True):
                 whole[i:stop] = piece
             del teacher  # before the next chunk is made: one at a time is alive
-        if results is None:
+        if not results:
             results = [logits.new_empty(0, dtype=_working_dtype(logits.dtype)) for _ in range(1 + len(stats))]
             buffer = logits.new_empty(0, vocab) if grad else None
         if buffer is not None:
@@ -271,7 +293,7 @@ class _LogitsDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, *_):
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 10
         buffer, rows = ctx.saved_tensors
@@ -352,11 +374,17 @@ def _check_chunk(chunk_size: int | None) -> int | None:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total (m, n) += a (m, k) @ b (k, n), accumulated in total's dtype; in slabs, to bound the temporary product."""
+    """total (m, n) += a (m, k) @ b (k, n), accumulated in total's dtype."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
         return
-    slab = max(1, (1 << 26) // total.shape[1])
+    if total.is_cuda and total.dtype == torch.float32:
+        try:  # no rounding of the product to 16 bits on the way; torch 2.8 and later
+            torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+            return
+        except (TypeError, NotImplementedError):
+            pass
+    slab = max(1, (1 << 26) // total.shape[1])  # bounds the product, which is a temporary here
     for i in range(0, total.shape[0], slab):
         total[i : i + slab].add_(a[i : i + slab] @ b)
 
@@ -365,7 +393,19 @@ class _HiddenDivergence(torch.autograd.Function):
     """Weighted loss from hidden states and heads; both gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, head, teacher_hidden, teacher_head, weights, spec, chunk, stats, ids, grads):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        teacher_hidden: Tensor,
+        teacher_head: Tensor,
+        weights: Tensor,
+        spec: DivergenceSpec,
+        chunk: int,
+        stats: tuple[str, ...],
+        ids: Tensor | None,
+        grads: tuple[bool, bool],
+    ) -> tuple[Tensor, ...]:
         need_hidden, need_head = grads
         count, vocab = hidden.shape[0], head.shape[0]
         dtype = _working_dtype(hidden.dtype, teacher_hidden.dtype)
@@ -386,9 +426,9 @@ class _HiddenDivergence(torch.autograd.Function):
                 whole[i:stop] = piece
             # Per-token weights meet the (tokens, h) side of each product: cheaper than (tokens, V), and the unweighted
             # gradient, of order one, is what a small dtype represents best.
-            if need_hidden:
+            if grad_hidden is not None:
                 torch.mul(zs @ head, scale[i:stop], out=grad_hidden[i:stop])
-            if need_head:
+            if grad_head is not None:
                 _add_product(grad_head, zs.t(), (hidden[i:stop] * scale[i:stop]).to(hidden.dtype))
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.dtypes = hidden.dtype, head.dtype
@@ -398,7 +438,7 @@ class _HiddenDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, *_):
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 10
         grads = [

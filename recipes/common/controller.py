@@ -227,18 +227,15 @@ def _sample_gamma(shape: float, generator: torch.Generator) -> float:
 
 def _policy_network(hidden: int, generator: torch.Generator) -> nn.Sequential:
     """6 → hidden → 2, tanh, the head at zero; fp64, so that its arithmetic never is what two runs differ by."""
-    net = nn.Sequential(
-        nn.utils.skip_init(nn.Linear, len(FEATURES), hidden, dtype=torch.float64),
-        nn.Tanh(),
-        nn.utils.skip_init(nn.Linear, hidden, 2, dtype=torch.float64),
-    )
+    first: nn.Linear = nn.utils.skip_init(nn.Linear, len(FEATURES), hidden, dtype=torch.float64)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, hidden, 2, dtype=torch.float64)
     bound = 1.0 / math.sqrt(len(FEATURES))
     with torch.no_grad():
-        for parameter in (net[0].weight, net[0].bias):
+        for parameter in (first.weight, first.bias):
             parameter.copy_((torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1) * bound)
-        net[2].weight.zero_()
-        net[2].bias.zero_()
-    return net
+        head.weight.zero_()
+        head.bias.zero_()
+    return nn.Sequential(first, nn.Tanh(), head)
 
 
 class ExposureController:
@@ -377,13 +374,15 @@ class ExposureController:
             progress, grounded = lookahead_reward(
                 memory["losses"][first : last + 1], memory["grounded"][first + 1 : last + 1], config.window_gamma
             )
-            if config.grounded and grounded is None:
-                raise ValueError(
-                    f"credit={config.credit!r}: no grounded score was observed in the {config.window} updates after "
-                    f"step {decision['step']}; pass Observation(grounded=...) at least once per window, or use "
-                    "credit='discounted'"
-                )
-            reward = progress + (config.lambda_gt * grounded if config.grounded else 0.0)
+            reward = progress
+            if config.grounded:
+                if grounded is None:
+                    raise ValueError(
+                        f"credit={config.credit!r}: no grounded score was observed in the {config.window} updates "
+                        f"after step {decision['step']}; pass Observation(grounded=...) at least once per window, or use "
+                        "credit='discounted'"
+                    )
+                reward += config.lambda_gt * grounded
             memory["completed"].append({"features": decision["features"], "raw": decision["raw"], "reward": reward})
             memory["decisions"].append(
                 {
@@ -429,9 +428,9 @@ class ExposureController:
         else:
             features = self._features()
             with torch.no_grad():
-                a, b = concentrations(self._net(torch.tensor(features, dtype=torch.float64)))
-                entropy = Beta(a, b, validate_args=False).entropy().item()
-            a, b = a.item(), b.item()
+                both = concentrations(self._net(torch.tensor(features, dtype=torch.float64)))
+                entropy = Beta(*both, validate_args=False).entropy().item()
+            a, b = (value.item() for value in both)
             raw = sample_beta(a, b, self._generator)
             exposure = min(max(raw, config.exposure_min), config.exposure_max)
             memory["policy"] = {"a": a, "b": b, "mean": a / (a + b), "entropy": entropy}
