@@ -1,1 +1,1 @@
-"""Hydra configuration: `train.yaml` is the entry point, `method/` the bundles, `experiment/` models, data and machines."""
+"""Hydra configuration: `train.yaml` is the entry point, `method/` the bundles, `experiment/` on what and where."""

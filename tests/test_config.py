@@ -19,7 +19,12 @@ from tests.conftest import ROOT
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
 EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))
 # What a GPU node has and this machine may lack: judged apart from the rest.
-ABOUT_THE_MACHINE = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path", "ray_kwargs.ray_init.num_cpus")
+ABOUT_THE_MACHINE = (
+    "data.train_files",
+    "data.val_files",
+    "actor_rollout_ref.model.path",
+    "ray_kwargs.ray_init.num_cpus",
+)
 
 
 def problems(cfg, gpus: int = 0) -> list[str]:

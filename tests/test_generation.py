@@ -29,9 +29,7 @@ def model() -> Qwen3ForCausalLM:
 
 
 def generate(model, prompts, seeds, stop=(STOP,), **params) -> list[Generated]:
-    return generate_batch(
-        model, prompts, SamplingParams(**params), seeds, stop_token_ids=list(stop), pad_token_id=PAD
-    )
+    return generate_batch(model, prompts, SamplingParams(**params), seeds, stop_token_ids=list(stop), pad_token_id=PAD)
 
 
 def next_token_probs(model, prompt, temperature=1.0, top_k=-1, top_p=1.0) -> torch.Tensor:
@@ -89,7 +87,9 @@ def test_log_probs_are_the_models(model):
 def test_greedy_is_transformers_greedy(model):
     prompt = [3, 14, 15]
     (output,) = generate(model, [prompt], [0], temperature=0, max_tokens=8, stop=())
-    expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = model.generate(
+        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     assert output.token_ids == expected[0, 3:].tolist()
 
 
@@ -131,8 +131,13 @@ def test_bad_requests_are_refused(model):
 
 def test_a_broken_model_is_an_error_and_not_a_response():
     config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=8
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
     )
     broken = Qwen3ForCausalLM(config).eval()
     broken.lm_head.weight.data[:] = float("nan")

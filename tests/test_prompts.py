@@ -49,7 +49,9 @@ def test_only_the_reference_is_cut_and_by_no_more_than_needed(tokenizer):
     text = tokenizer.decode(cut.token_ids, skip_special_tokens=False)
     shown = text.partition(f"{prompts.REFERENCE_BEGIN}\n")[2].partition(f"\n{prompts.REFERENCE_END}")[0]
     assert long.startswith(shown) and len(shown) > 0
-    assert text.endswith(tokenizer.decode(whole.token_ids, skip_special_tokens=False).rpartition(prompts.REFERENCE_END)[2])
+    assert text.endswith(
+        tokenizer.decode(whole.token_ids, skip_special_tokens=False).rpartition(prompts.REFERENCE_END)[2]
+    )
 
 
 def test_a_problem_that_leaves_no_room_is_an_error_with_both_numbers(tokenizer):

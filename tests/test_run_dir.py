@@ -14,7 +14,9 @@ from recipes.common.console import duration, validation_accuracy, warnings_of
 
 def test_metrics_are_read_back_as_numbers(tmp_path):
     log = files.MetricsFile(tmp_path)
-    log.log({"a": np.float32(1.5), "b": torch.tensor(2), "c": float("nan"), "d": np.int64(3), "e": True, "f": [1]}, step=1)
+    log.log(
+        {"a": np.float32(1.5), "b": torch.tensor(2), "c": float("nan"), "d": np.int64(3), "e": True, "f": [1]}, step=1
+    )
     (record,) = files.read_metrics(tmp_path)
     assert {k: record[k] for k in "abcde"} == {"a": 1.5, "b": 2, "c": None, "d": 3, "e": True}
     json.dumps(record, allow_nan=False)
@@ -85,7 +87,12 @@ def test_validation_accuracy_is_the_mean_over_sets():
 
 def test_warnings():
     assert warnings_of({"credit/correction_ratio": 4.9, "teacher/prompt_truncated": 0.01}) == []
-    kinds = [k for k, _ in warnings_of({"credit/correction_ratio": 5.1, "training/rollouts_missing": 3, "teacher/prompt_truncated": 0.2})]
+    kinds = [
+        k
+        for k, _ in warnings_of(
+            {"credit/correction_ratio": 5.1, "training/rollouts_missing": 3, "teacher/prompt_truncated": 0.2}
+        )
+    ]
     assert kinds == ["correction", "missing", "truncated"]
     assert warnings_of({"credit/correction_ratio": None}) == []
 

@@ -2,8 +2,8 @@
 
 Three parts, in verl's terms.  `TransformersServer` is a Ray actor that holds a copy of the policy and answers
 ``generate`` requests; whatever waits when it is free runs as one batch.  `TransformersReplica` starts one server beside
-each training worker.  `TransformersAdapter` lives in the training worker and sends it the new weights after each update.
-Nothing here is CPU-only.  On GPUs use vLLM for speed: a batch here lasts as long as its longest response.
+each training worker.  `TransformersAdapter` lives in the training worker and sends it the new weights after each
+update. Nothing here is CPU-only.  On GPUs use vLLM for speed: a batch here lasts as long as its longest response.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class TransformersServer:
             temperature=sampling_params.get("temperature", 1.0),
             top_p=sampling_params.get("top_p", 1.0),
             top_k=sampling_params.get("top_k", -1) or -1,
-            max_tokens=min(
-                sampling_params.get("max_tokens") or self.config.response_length, limit - len(prompt_ids)
-            ),
+            max_tokens=min(sampling_params.get("max_tokens") or self.config.response_length, limit - len(prompt_ids)),
             logprobs=bool(sampling_params.get("logprobs", False)),
         )
         seed = sampling_params.get("seed")
@@ -181,7 +179,8 @@ class TransformersReplica(RolloutReplica):
     async def launch_servers(self) -> None:
         if self.world_size != 1:
             raise ValueError(
-                f"rollout.tensor_model_parallel_size × data_parallel_size = {self.world_size}: the transformers rollout "
+                f"rollout.tensor_model_parallel_size × data_parallel_size = {self.world_size}: the transformers "
+                "rollout "
                 "keeps a whole model in each server; set both to 1, or use rollout.name=vllm"
             )
         node_id, device = await self.workers[0].__ray_call__.remote(
@@ -215,7 +214,10 @@ class TransformersAdapter(BaseRollout):
         self._server: Any = None
 
     async def update_weights(
-        self, weights: Generator[tuple[str, torch.Tensor], None, None], wire_format: str = "named_tensors", **kwargs: Any
+        self,
+        weights: Generator[tuple[str, torch.Tensor], None, None],
+        wire_format: str = "named_tensors",
+        **kwargs: Any,
     ) -> None:
         if kwargs.get("peft_config") is not None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The training worker: verl's hybrid actor, rollout and reference worker, startable on a machine without accelerators."""
+"""The training worker: verl's hybrid actor, rollout and reference worker, also on a machine without accelerators."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
     workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
     table.add_row(
         "step",
-        f"{data.train_batch_size} problems × {rollout.n} rollouts, mini-batches of {actor.ppo_mini_batch_size} problems, "
+        f"{data.train_batch_size} problems × {rollout.n} rollouts, mini-batches of {actor.ppo_mini_batch_size} "
+        "problems, "
         f"lr {actor.optim.lr:g}, {rollout.name} rollouts, {workers} {cfg.trainer.device} worker{'s' * (workers > 1)}",
     )
     table.add_row("output", str(run_dir))
@@ -114,7 +115,8 @@ class RunConsole:
             return
         if path.stat().st_size < self._offset:  # records of steps to be done again were dropped
             self._offset = path.stat().st_size
-        for record, self._offset in files.metrics_from(path, self._offset):
+        for record, offset in files.metrics_from(path, self._offset):
+            self._offset = offset
             self._show(record)
 
     def _show(self, record: dict[str, Any]) -> None:
@@ -163,7 +165,9 @@ class RunConsole:
         scored = [(r["step"], *a) for r in records if (a := validation_accuracy(r)) is not None]
         self.console.print()
         if self._ended_early:
-            self.console.print(f"[bold yellow]stopped[/] after step {steps[-1]['step'] if steps else 0}; {self._how_to_resume()}")
+            self.console.print(
+                f"[bold yellow]stopped[/] after step {steps[-1]['step'] if steps else 0}; {self._how_to_resume()}"
+            )
         elif steps and steps[-1]["step"] <= self._start_step:
             self.console.print(f"nothing left to do: the run was complete at step {self._start_step}")
         else:
@@ -208,12 +212,15 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     if correction:
         found.append(("correction", correction))
     if record.get("training/rollouts_missing"):
-        found.append(("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log"))
+        found.append(
+            ("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log")
+        )
     if (record.get("teacher/prompt_truncated") or 0) > 0.05:
         found.append(
             (
                 "truncated",
-                f"{record['teacher/prompt_truncated']:.0%} of the references did not fit into the teacher's prompt and were "
+                f"{record['teacher/prompt_truncated']:.0%} of the references did not fit into the teacher's "
+                "prompt and were "
                 "cut; raise self_distill.teacher.max_prompt_length",
             )
         )
@@ -221,6 +228,6 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """"7 min 05 s", or "43 s" below a minute."""
+    """Seconds as a person says them: ``7 min 05 s``, or ``43 s`` below a minute."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,7 +1,8 @@
 """The command line of every method: `recipes/<method>/main.py` calls `main("<method>")` and nothing else.
 
-The method's name becomes the Hydra override ``method=<name>``, so ``config/method/<name>.yaml`` is the bundle, and all of
-Hydra works as usual: overrides, ``--cfg job``, ``-m`` for sweeps, ``hydra.run.dir=`` to choose or resume a run directory.
+The method's name becomes the Hydra override ``method=<name>``, so ``config/method/<name>.yaml`` is the bundle, and
+all of Hydra works as usual: overrides, ``--cfg job``, ``-m`` for sweeps, ``hydra.run.dir=`` to choose or resume a run
+directory.
 """
 
 from __future__ import annotations

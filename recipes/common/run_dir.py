@@ -2,7 +2,8 @@
 
 A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl`` (one record a step), ``train.log`` (everything that
 Ray and verl print), ``checkpoints/`` and ``stage.json`` (what the run does right now).  The trainer, deep inside Ray,
-writes; the console, in the user's process, reads.  Files survive both, so a run can be watched or resumed from elsewhere.
+writes; the console, in the user's process, reads.  Files survive both, so a run can be watched or resumed from
+elsewhere.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def _device(cfg: DictConfig, gpus: int) -> Iterator[str]:
         return  # the GPUs are elsewhere; Ray will say what it has
     if gpus == 0:
         yield (
-            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but this machine has no GPU that torch can use. Without "
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but this machine has no GPU that torch can use. "
+            "Without "
             "one, run the embedded experiment: add experiment=starter"
         )
     elif trainer.n_gpus_per_node > gpus:
@@ -97,7 +98,8 @@ def _credit(cfg: DictConfig) -> Iterator[str]:
         yield f"self_distill.teacher.context={teacher.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
     if cfg.actor_rollout_ref.rollout.n < 2:
         yield (
-            f"actor_rollout_ref.rollout.n={cfg.actor_rollout_ref.rollout.n}: a group advantage compares at least 2 rollouts "
+            f"actor_rollout_ref.rollout.n={cfg.actor_rollout_ref.rollout.n}: a group advantage compares at least "
+            "2 rollouts "
             "of a problem; the papers take 8"
         )
 
@@ -113,12 +115,14 @@ def _precision(cfg: DictConfig) -> Iterator[str]:
         )
     if "entropy" in needed_signals(cfg) and not arr.actor.entropy_from_logits_with_chunking:
         yield (
-            "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false: entropies would be bfloat16, off by up to "
+            "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false: entropies would be bfloat16, off "
+            "by up to "
             "0.18 nat, and they decide the direction; set it to true"
         )
     if cfg.algorithm.rollout_correction.get("bypass_mode", False):
         yield (
-            "algorithm.rollout_correction.bypass_mode=true: verl then skips the pass that gives the student's log-probs "
+            "algorithm.rollout_correction.bypass_mode=true: verl then skips the pass that gives the student's "
+            "log-probs "
             "and entropies, which the teacher's are compared with; set it to false"
         )
     if arr.actor.get("use_fused_kernels", False) or arr.model.use_fused_kernels:
@@ -139,7 +143,8 @@ def _batches(cfg: DictConfig) -> Iterator[str]:
         )
     if mini * n % workers:
         yield (
-            f"ppo_mini_batch_size × rollout.n = {mini * n} rollouts cannot be dealt evenly to {workers} workers: make it a "
+            f"ppo_mini_batch_size × rollout.n = {mini * n} rollouts cannot be dealt evenly to {workers} workers: "
+            "make it a "
             "multiple of them"
         )
 
@@ -171,7 +176,8 @@ def _rollout(cfg: DictConfig) -> Iterator[str]:
     workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
     if workers % rollout.tensor_model_parallel_size:
         yield (
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} must divide the "
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} must "
+            "divide the "
             f"{workers} workers"
         )
     if rollout.name == "transformers":
@@ -181,7 +187,10 @@ def _rollout(cfg: DictConfig) -> Iterator[str]:
                 "rollout.tensor_model_parallel_size=1 and rollout.data_parallel_size=1"
             )
         if model.lora_rank > 0 and not model.lora.merge:
-            yield "actor_rollout_ref.rollout.name=transformers takes merged weights: set actor_rollout_ref.model.lora.merge=true"
+            yield (
+                "actor_rollout_ref.rollout.name=transformers takes merged weights: set "
+                "actor_rollout_ref.model.lora.merge=true"
+            )
     elif cfg.trainer.device == "cpu":
         yield f"actor_rollout_ref.rollout.name={rollout.name} with trainer.device=cpu: set rollout.name=transformers"
     if cfg.trainer.device == "cpu" and cfg.actor_rollout_ref.actor.strategy != "fsdp2":
@@ -208,8 +217,10 @@ def _logical_cpus(cfg: DictConfig) -> Iterator[str]:
     available, needed = given if given is not None else os.cpu_count() or 1, logical_cpus_needed(cfg)
     if available < needed:
         yield (
-            f"ray_kwargs.ray_init.num_cpus={given}: {available} logical CPUs, but verl's processes reserve {needed}, and it "
-            f"waits for ever for those that are missing; set ray_kwargs.ray_init.num_cpus={needed} (a booking, not a core)"
+            f"ray_kwargs.ray_init.num_cpus={given}: {available} logical CPUs, but verl's processes reserve "
+            f"{needed}, and it "
+            f"waits for ever for those that are missing; set ray_kwargs.ray_init.num_cpus={needed} (a booking, "
+            "not a core)"
         )
 
 
@@ -236,7 +247,10 @@ def _model(cfg: DictConfig) -> Iterator[str]:
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", "~", ".")) or path.count("/") != 1
     if looks_local and not expanded.is_dir():
-        yield f"actor_rollout_ref.model.path={path}: no such folder; give a folder with a Hugging Face model, or a hub name"
+        yield (
+            f"actor_rollout_ref.model.path={path}: no such folder; give a folder with a Hugging Face model, or a hub "
+            "name"
+        )
         return
     from transformers import AutoTokenizer
 
@@ -255,7 +269,8 @@ def _model(cfg: DictConfig) -> Iterator[str]:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if not tokenizer.chat_template and not cfg.actor_rollout_ref.model.custom_chat_template:
         yield (
-            f"actor_rollout_ref.model.path={path}: its tokenizer has no chat template, so prompts cannot be rendered; use an "
+            f"actor_rollout_ref.model.path={path}: its tokenizer has no chat template, so prompts cannot be "
+            "rendered; use an "
             "instruction-tuned model, or set actor_rollout_ref.model.custom_chat_template"
         )
 
@@ -279,7 +294,8 @@ def _data(cfg: DictConfig) -> Iterator[str]:
             path = Path(file).expanduser()
             if not path.exists():
                 yield (
-                    f"data.{key}: {file} does not exist; prepare it with python -m recipes.data.prepare, or point data.{key} "
+                    f"data.{key}: {file} does not exist; prepare it with python -m recipes.data.prepare, or "
+                    f"point data.{key} "
                     "at a parquet file"
                 )
             elif path.suffix == ".parquet":
@@ -311,7 +327,8 @@ def _columns(cfg: DictConfig, key: str, path: Path) -> Iterator[str]:
         if empty:
             rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
             yield (
-                f"data.{key}: {path} has an empty {context} in {len(empty)} of {len(column)} rows (rows {rows}), and the "
+                f"data.{key}: {path} has an empty {context} in {len(empty)} of {len(column)} rows (rows {rows}), "
+                "and the "
                 f"teacher has nothing to show there: fill or remove them"
             )
 

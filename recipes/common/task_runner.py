@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import ray
 from omegaconf import DictConfig
 
@@ -13,9 +15,8 @@ class SelfDistillTaskRunner:
     def run(self, config: DictConfig) -> None:
         from verl.trainer.main_ppo import TaskRunnerV1
 
-        import advantage.register
-        import recipes.common.trainer
-        import workers.register  # noqa: F401
-
+        # Imported for what they register; the method's name decides which of it is used.
+        for module in ("workers.register", "advantage.register", "recipes.common.trainer"):
+            importlib.import_module(module)
         # The class under @ray.remote: its run() belongs in this process, where the registrations are.
         TaskRunnerV1.__ray_metadata__.modified_class().run(config)

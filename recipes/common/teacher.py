@@ -3,7 +3,8 @@
 The teacher is the policy itself under another prompt: problem plus reference instead of problem alone.  So its scores
 need no other model: sequences of (privileged prompt, the student's response ids) go to the actor's ``compute_log_prob``
 like any others, once a step, before the first update (the papers' π_old).  Departure from the papers: none; what they
-leave open (which text is the reference, what happens when it is too long) is `self_distill.teacher` in the configuration.
+leave open (which text is the reference, what happens when it is too long) is `self_distill.teacher` in the
+configuration.
 """
 
 from __future__ import annotations
@@ -74,8 +75,10 @@ def reference_of(row: dict[str, Any], context: str) -> str:
         text = f"\\boxed{{{answer}}}" if answer not in (None, "") else ""
     if not text:
         raise MissingReference(
-            f"no {context} to show the teacher for the problem {problem_of(row)[:80]!r}: fill the column {context!r}, or "
-            f"choose the other one with self_distill.teacher.context={'answer' if context == 'solution' else 'solution'}"
+            f"no {context} to show the teacher for the problem {problem_of(row)[:80]!r}: fill the column "
+            f"{context!r}, or "
+            "choose the other one with "
+            f"self_distill.teacher.context={'answer' if context == 'solution' else 'solution'}"
         )
     return text
 
@@ -121,7 +124,7 @@ def score_with_teacher(
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
     responses, masks = data["responses"].unbind(), data["response_mask"].unbind()
     student_prompts = data["prompts"].unbind()
-    text_columns = {name: list(data[name]) for name in columns[3:] if name in data.keys()}
+    text_columns = {name: list(data[name]) for name in columns[3:] if name in data}
 
     prompt_ids, truncated, real = [], 0, 0
     for i, tag in enumerate(batch.tags):

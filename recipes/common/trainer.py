@@ -1,9 +1,10 @@
 """verl's synchronous trainer with the self-teacher's scores between log-probs and advantages.
 
-Everything that verl's `PPOTrainerSync` does stays verl's.  Added at its stages: the teacher's scoring (for methods whose
-credit uses it), the token signals around the advantage computation, checks that stop a run before numbers go bad, an
-order of rows that does not depend on timing (so that a resumed run repeats an uninterrupted one), and what the console
-needs.  All methods run on this one class; what differs between them is configuration (`self_distill.*`, `algorithm.*`).
+Everything that verl's `PPOTrainerSync` does stays verl's.  Added at its stages: the teacher's scoring (for methods
+whose credit uses it), the token signals around the advantage computation, checks that stop a run before numbers go
+bad, an order of rows that does not depend on timing (so that a resumed run repeats an uninterrupted one), and what
+the console needs.  All methods run on this one class; what differs between them is configuration (`self_distill.*`,
+`algorithm.*`).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class SelfDistillTrainer(PPOTrainerSync):
         nested = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask", *names]
         )
-        absent = [name for name in names if name not in nested.keys()]
+        absent = [name for name in names if name not in nested]
         if absent:  # TransferQueue leaves out what it does not have
             raise RuntimeError(f"verl did not provide {absent}, which the {self.config.algorithm.adv_estimator} needs")
         padded = nested.to_padded_tensor()
@@ -149,7 +150,9 @@ class SelfDistillTrainer(PPOTrainerSync):
 
         metrics["student/log_prob/mean"] = student[mask].mean().item()
         # numpy's: torch.quantile refuses more than 2**24 numbers, which a large batch has
-        for q, value in zip(ENTROPY_QUANTILES, np.quantile(entropy[mask].float().numpy(), ENTROPY_QUANTILES), strict=True):
+        for q, value in zip(
+            ENTROPY_QUANTILES, np.quantile(entropy[mask].float().numpy(), ENTROPY_QUANTILES), strict=True
+        ):
             metrics[f"student/entropy/p{round(100 * q):02d}"] = float(value)
         gap = None
         if teacher is not None:
@@ -183,13 +186,15 @@ class SelfDistillTrainer(PPOTrainerSync):
                 continue
             if tensor.dtype != torch.float32 and self.uses_teacher:
                 raise RuntimeError(
-                    f"{name} came back as {tensor.dtype}; dividing by their small median needs float32. On GPUs install "
+                    f"{name} came back as {tensor.dtype}; dividing by their small median needs float32. On GPUs "
+                    "install "
                     "flash-attn (extra 'gpu'), whose cross-entropy works in float32; see docs/precision.md"
                 )
             bad = int((~tensor[mask].isfinite()).sum())
             if bad:
                 raise BrokenNumbers(
-                    f"{bad} of {int(mask.sum())} {name} are NaN or infinite at step {self.global_steps}. {self._safe_ground()}"
+                    f"{bad} of {int(mask.sum())} {name} are NaN or infinite at step {self.global_steps}. "
+                    f"{self._safe_ground()}"
                 )
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
@@ -207,7 +212,8 @@ class SelfDistillTrainer(PPOTrainerSync):
         if step is None:
             return "No checkpoint was saved before."
         return (
-            f"The checkpoint of step {step} is complete; start again with hydra.run.dir={self.run_dir} to go on from it, "
+            f"The checkpoint of step {step} is complete; start again with hydra.run.dir={self.run_dir} to go on "
+            "from it, "
             "with a lower learning rate or correction (algorithm.<method>.beta) if it happens again."
         )
 

@@ -43,7 +43,7 @@ def _device_module() -> types.ModuleType:
 
 @PlatformRegistry.register("cpu")
 class PlatformCPU(PlatformBase):
-    """One logical device per process, gloo for communication, ``torch.device("cpu")`` wherever verl asks for a device."""
+    """One logical device per process, gloo between them, ``torch.device("cpu")`` wherever verl asks for a device."""
 
     def __init__(self) -> None:
         self._module = _device_module()
