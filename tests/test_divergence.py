@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from workers import divergence, divergence_chunked
 from workers.divergence import (
     KINDS,
     DivergenceSpec,
@@ -332,6 +333,32 @@ def test_chunks_teachers_and_rows_do_not_change_the_result(chunk, kind):
             assert (grad[[1, 4, 6, 7, 8]] == 0).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_working_blocks_do_not_change_the_result(kind, monkeypatch):
+    """A real vocabulary is scored a few rows at a time inside a chunk; these small ones would fit in one block."""
+    names = ("top1_disagreement", "student_entropy", "student_logprob")
+    ids = torch.randint(0, 33, (10,), generator=torch.Generator().manual_seed(0))
+    hidden, head, teacher_hidden, teacher_head, weights = hidden_case(torch.float64)
+    spec = DivergenceSpec(kind=kind, clip=0.05, temperature=1.1)
+
+    def everything():
+        student, teacher = pair(10, 33, dtype=torch.float64)
+        z, h = student.requires_grad_(), hidden.detach().requires_grad_()
+        value, stats = logits_divergence(z, teacher, spec, token_ids=ids, stats=names)
+        loss, more = hidden_divergence(
+            h, head, teacher_hidden, teacher_head, weights=weights, spec=spec, stats=names[:2]
+        )
+        bucketed = student_topk_divergence(z, teacher, k=4, kind=kind)
+        grads = torch.autograd.grad((value * torch.arange(10.0)).sum() + bucketed.square().sum() + loss, (z, h))
+        return [value.detach(), bucketed.detach(), loss.detach(), *stats.values(), *more.values(), *grads]
+
+    whole = everything()
+    for module in (divergence, divergence_chunked):
+        monkeypatch.setattr(module, "chunk_rows", lambda vocab, device: (5, 2))
+    for expected, blocked in zip(whole, everything(), strict=True):
+        torch.testing.assert_close(blocked, expected)
+
+
 def test_teacher_chunks_are_dropped_one_by_one():
     import weakref
 
@@ -526,11 +553,16 @@ def test_the_heads_gradient_is_accumulated_in_fp32():
 
 def test_autocast_does_not_reach_inside():
     hidden, head, teacher_hidden, teacher_head, weights = hidden_case()
-    options = {"weights": weights, "spec": DivergenceSpec(clip=0.05)}
-    expected, _ = hidden_divergence(hidden, head, teacher_hidden, teacher_head, **options)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = hidden_divergence(hidden, head, teacher_hidden, teacher_head, **options)
-    assert torch.equal(loss, expected)
+    leaves = hidden.requires_grad_(), head.requires_grad_()
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss, _ = hidden_divergence(
+                hidden, head, teacher_hidden, teacher_head, weights=weights, spec=DivergenceSpec(clip=0.05)
+            )
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for plain, cast in zip(*results, strict=True):
+        assert torch.equal(plain, cast)
 
 
 def test_hidden_arguments_that_do_not_fit_are_refused():

@@ -379,8 +379,8 @@ class ExposureController:
                 if grounded is None:
                     raise ValueError(
                         f"credit={config.credit!r}: no grounded score was observed in the {config.window} updates "
-                        f"after step {decision['step']}; pass Observation(grounded=...) at least once per window, or use "
-                        "credit='discounted'"
+                        f"after step {decision['step']}; pass Observation(grounded=...) at least once per window, "
+                        "or use credit='discounted'"
                     )
                 reward += config.lambda_gt * grounded
             memory["completed"].append({"features": decision["features"], "raw": decision["raw"], "reward": reward})
