@@ -23,6 +23,7 @@ _LETTER_UNIT = re.compile(r"[\d}][a-zA-Z]$")
 _AND = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
 # A name that an equation may give a value to: x, x_1, \\theta, AB, f(x), (x, y).
 _NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([^()=]*\))?|\([a-zA-Z_{}\d]+(?:,\s*[a-zA-Z_{}\d]+)+\)")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_ELEMENTS = 40
 # Points at which two expressions are compared numerically; any generic irrational-looking values do.
 _POINTS = (("0.7390851332151607", "0.1176470588235294"), ("1.3247179572447460", "0.0909090909090909"))
@@ -39,6 +40,16 @@ def _targets(units: bool) -> tuple:
     return (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
 
 
+def braces_match(text: str) -> bool:
+    """Whether every brace of ``text`` that is not escaped has its partner."""
+    depth = 0
+    for match in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 @lru_cache(maxsize=4096)
 def parse_answer(answer: str) -> tuple:
     """Expressions math-verify reads from a tidied answer (LaTeX without delimiters), () where it reads none.
@@ -48,6 +59,9 @@ def parse_answer(answer: str) -> tuple:
     """
     from math_verify import parse
     from sympy import nan, zoo
+
+    if not braces_match(answer):
+        return ()  # it would end the box early, and only its beginning would be read
 
     targets = _targets(not _LETTER_UNIT.search(answer))
     parsed = parse("\\boxed{" + answer + "}", targets, fallback_mode="no_fallback", parsing_timeout=None)

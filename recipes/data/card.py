@@ -1,0 +1,56 @@
+"""The dataset card in words: what is in the folder, what was left out, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def readme_text(card: dict[str, Any]) -> str:
+    """README.md of a prepared dataset.  ``card.json`` beside it has the same, and the hashes of the files."""
+    made_from = card["made_from"]
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"Made from `{made_from['dataset']['hub']}` (split `{made_from['dataset']['split']}`) by "
+        "`python -m recipes.data.prepare`. Hashes of the files, and everything below, are in `card.json`; the terms of "
+        "use are those of the original.",
+        "",
+        "## Counts",
+        "",
+        "| what | number |",
+        "| --- | --- |",
+        *(f"| {what} | {number} |" for what, number in card["counts"].items()),
+        "",
+        "## Columns",
+        "",
+        "`data_source`, `prompt` (chat), `ability`, `reward_model.ground_truth`, `extra_info` as verl reads them; "
+        "`problem`, `solution` (empty where the set has none) and `answer` for the privileged prompt.",
+        "",
+        "The prompt:",
+        "",
+        "```",
+        made_from["prompt"][-1]["content"],
+        "```",
+    ]
+    overlap = card["contamination"]
+    if overlap["sets"] or overlap["not checked, since not prepared"]:
+        rule = made_from["contamination"]
+        done = "left out" if rule["remove"] else "still in the files"
+        lines += [
+            "",
+            "## Overlap with evaluation sets",
+            "",
+            f"A copy contains at least {rule['min_share']:.0%} of an evaluation problem's word {rule['ngram']}-grams; "
+            f"copies are {done}.",
+            "",
+            "| set | items sharing any n-gram | copies |",
+            "| --- | --- | --- |",
+            *(
+                f"| {name} | {report['sharing an n-gram']} | {len(report['copies'])} |"
+                for name, report in overlap["sets"].items()
+            ),
+            *(f"| {name} | not prepared | not checked |" for name in overlap["not checked, since not prepared"]),
+        ]
+    lines += ["", "## Settings", "", "```json", json.dumps(made_from["settings"], indent=2), "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""Rows of a dataset, from the hub or from local files of the same format, and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+_BATCH = 1000
+_SPLIT_WORD = re.compile(r"(?<![a-z])(?:train|test|validation)(?![a-z])")
+
+
+class DataError(Exception):
+    """Something about the data or its whereabouts that the user has to put right; the message says how."""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One dataset (config/dataset/*.yaml): where it lives and which columns hold what.
+
+    ``problem``, ``answer``, ``solution`` are column names, dotted for a field inside a column.  ``role`` is "train" or
+    "eval".  ``cut_before`` and ``cut_after`` are instructions wrapped around the problem that are not part of it.
+    """
+
+    name: str
+    hub: str
+    split: str
+    role: str
+    problem: str
+    answer: str | None
+    solution: str | None
+    cut_before: str | None = None
+    cut_after: str | None = None
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def local_files(source: Path, split: str) -> list[Path]:
+    """Data files of a local source: the file itself, or a folder's files of the split (by name, as the hub does).
+
+    Raises DataError where there is none, or the format is not known.
+    """
+    if not source.exists():
+        raise DataError(f"source={source} does not exist; give a file or a folder of {', '.join(FORMATS)} files")
+    if source.is_file():
+        if source.suffix not in FORMATS:
+            raise DataError(f"source={source} is no {', '.join(FORMATS)} file; convert it to one of these")
+        return [source]
+    files = {path: path.relative_to(source) for path in sorted(source.rglob("*")) if path.suffix in FORMATS}
+    files = {path: where for path, where in files.items() if not any(part.startswith(".") for part in where.parts)}
+    if not files:
+        raise DataError(f"source={source} holds no {', '.join(FORMATS)} file; is it the dataset's folder?")
+    labels = {path: set(_SPLIT_WORD.findall(str(where).lower())) for path, where in files.items()}
+    chosen = [path for path in files if split in labels[path]] or [path for path in files if not labels[path]]
+    if not chosen:
+        raise DataError(
+            f"source={source} holds {[str(where) for where in files.values()]}, none of split {split!r}; name the file"
+        )
+    suffixes = {path.suffix for path in chosen}
+    if len(suffixes) > 1:
+        raise DataError(f"source={source} mixes {sorted(suffixes)} files of split {split!r}; name one of them")
+    return chosen
+
+
+def identity(spec: DatasetSpec, source: str | None, revision: str | None) -> dict[str, Any]:
+    """What tells one input from another: hashes of local files, or the hub's id and the revision asked for."""
+    if source is None:
+        return {"hub": spec.hub, "split": spec.split, "revision": revision}
+    files = local_files(Path(source), spec.split)
+    return {"files": {path.name: file_sha256(path) for path in files}}
+
+
+def read_rows(spec: DatasetSpec, source: str | None, revision: str | None) -> Iterator[dict[str, Any]]:
+    """Rows of the dataset in order.  Raises DataError where it cannot be had, naming the local-file option."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    if source is not None:
+        files = [str(path) for path in local_files(Path(source), spec.split)]
+        kind = FORMATS[Path(files[0]).suffix]
+        try:
+            dataset = load_dataset(kind, data_files={spec.split: files}, split=spec.split, streaming=True)
+            yield from _rows(dataset)
+        except (DatasetGenerationError, ValueError, OSError) as error:
+            raise DataError(f"{files[0]} cannot be read as {kind}: {_reason(error)}") from error
+        return
+    try:
+        dataset = load_dataset(spec.hub, split=spec.split, revision=revision)
+    except Exception as error:  # the hub's client fails in many ways, and all end in the same advice
+        raise DataError(
+            f"{spec.hub} could not be had from the hub ({_reason(error)}). Without a network: fetch it elsewhere with "
+            f"`hf download {spec.hub} --repo-type dataset --local-dir DIR`, and run again with source=DIR"
+        ) from error
+    yield from _rows(dataset)
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    text = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {text[0] if text else ''}"[:300]
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    for batch in dataset.iter(batch_size=_BATCH):
+        columns = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+def field(row: dict[str, Any], name: str) -> Any:
+    """The value of a column, or of a dotted field inside one.  Raises DataError naming the columns there are."""
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise DataError(
+                f"column {name!r} is missing; the rows have {sorted(row)}. Is this the dataset that config/dataset "
+                "describes?"
+            )
+        value = value[part]
+    return value

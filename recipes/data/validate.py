@@ -1,0 +1,252 @@
+"""`python -m recipes.data.validate file=<parquet or folder> [tokenizer=… max_prompt_length=…]`.
+
+Reads prepared files and tells, row by row, what training or evaluation would stumble over, before any GPU is taken.
+Ends with 0 where all is well, 1 where something was found, 2 where it could not look.  Keys: see ``ValidateConfig``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from recipes.common.prompts import teacher_messages
+from recipes.data.convert import problem_key
+from recipes.data.sources import DataError
+from rewards.extract import last_boxed
+from rewards.grader import Grader, gold_text
+from rewards.normalize import simple_fraction, tidy
+
+CHECKS = {
+    "missing_column": "a column that verl or the privileged prompt needs is not there",
+    "empty_prompt": "the prompt is no chat with a user turn, so nothing can be asked",
+    "empty_problem": "the problem is empty, so the privileged prompt would ask nothing",
+    "missing_answer": "there is no ground truth, so no response can be graded",
+    "answer_differs": "the answer column and the ground truth are not the same",
+    "unparseable_answer": "math-verify cannot read the gold answer: only its exact spelling would be right",
+    "slow_answer": "the gold answer cannot be compared within the deadline: every response would time out",
+    "unboxed_reference": "the reference solution has no boxed answer, so it cannot be cut to its answer",
+    "reference_disagrees": "the reference's boxed answer is not the gold answer",
+    "duplicate_problem": "the problem occurs before, in this file or another one given",
+    "long_prompt": "the prompt exceeds max_prompt_length tokens",
+    "long_teacher_prompt": "the privileged prompt exceeds max_teacher_prompt_length tokens",
+}
+COLUMNS = ("data_source", "prompt", "ability", "reward_model", "problem", "solution", "answer", "extra_info")
+# Any gold answer that can be read at all can be compared with this one.
+_PROBE_ANSWER = "\\frac{7919}{6101}+\\sqrt{7907}"
+
+
+@dataclass
+class ValidateConfig:
+    """The command line."""
+
+    file: str = "???"  # a parquet file, or a folder of them
+    tokenizer: str | None = None  # path or name; needed for the limits
+    max_prompt_length: int | None = None  # tokens, as data.max_prompt_length
+    max_teacher_prompt_length: int | None = None  # tokens, as self_distill.teacher.max_prompt_length
+    teacher_context: str = "solution"  # solution | answer: what the privileged prompt shows
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # as data.apply_chat_template_kwargs
+    ignore: list[str] = field(default_factory=list)  # checks whose findings are listed but do not count
+    deadline_s: float = 5.0  # of one comparison
+    show: int = 20  # findings printed for each check; all are counted
+    report: str | None = None  # write all findings here, as JSON lines
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a row (0-based) of a file."""
+
+    file: str
+    row: int
+    check: str
+    detail: str
+
+
+def parquet_files(where: str) -> list[Path]:
+    """The file, or a folder's parquet files.  Raises DataError where there is none."""
+    path = Path(where)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(f"file={where}: no parquet file there; make one with python -m recipes.data.prepare")
+    return files
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file as plain Python values.  Raises DataError where it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+
+
+class Lengths:
+    """Token counts of rendered prompts."""
+
+    def __init__(self, tokenizer: str, template_kwargs: dict[str, Any]):
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"tokenizer={tokenizer} cannot be loaded: {str(error).splitlines()[0]}") from error
+        if not self._tokenizer.chat_template:
+            raise DataError(
+                f"tokenizer={tokenizer} has no chat template, so prompts cannot be rendered; use the model's"
+            )
+        self._kwargs = template_kwargs
+
+    def __call__(self, messages: list[dict[str, str]]) -> int:
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._kwargs)
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def text_findings(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(check, detail) of what plain reading finds in a row."""
+    missing = [column for column in COLUMNS if column not in row]
+    if missing:
+        yield "missing_column", f"{missing}; the row has {sorted(row)}"
+    prompt = row.get("prompt")
+    turns = [turn for turn in prompt or [] if isinstance(turn, dict)] if isinstance(prompt, list) else []
+    if not any(turn.get("role") == "user" and (turn.get("content") or "").strip() for turn in turns):
+        yield "empty_prompt", f"prompt is {str(prompt)[:80]!r}"
+    if "problem" in row and not (row["problem"] or "").strip():
+        yield "empty_problem", ""
+    gold = gold_of(row)
+    if not gold:
+        yield "missing_answer", f"reward_model is {row.get('reward_model')!r}"
+    if gold and row.get("answer") not in (None, gold):
+        yield "answer_differs", f"answer {row['answer']!r}, ground truth {gold!r}"
+    if (row.get("solution") or "").strip() and last_boxed(row["solution"]) is None:
+        yield "unboxed_reference", f"it ends in {row['solution'].strip()[-60:]!r}"
+
+
+def gold_of(row: dict[str, Any]) -> str:
+    """The row's ground truth as text, "" where there is none."""
+    try:
+        return gold_text((row.get("reward_model") or {}).get("ground_truth"))
+    except TypeError:
+        return ""
+
+
+def answer_findings(row: dict[str, Any], grader: Grader) -> list[tuple[str, str]]:
+    """(check, detail) of what grading finds in a row: a gold answer without meaning, a reference that disagrees."""
+    gold = gold_of(row)
+    if not gold:
+        return []
+    found = []
+    if simple_fraction(tidy(gold)) is None:  # what text can read needs no parser
+        verdict = grader.grade(gold, _PROBE_ANSWER)
+        if verdict.status in ("timeout", "error"):
+            return [("slow_answer", f"{gold[:120]!r}: {verdict.how}")]
+        if verdict.how in ("unparsed", "too long"):
+            found.append(("unparseable_answer", repr(gold[:120])))
+    boxed = last_boxed(row.get("solution") or "")
+    if boxed is not None and grader.grade(gold, boxed).status == "wrong":
+        found.append(("reference_disagrees", f"gold {gold[:80]!r}, reference {boxed[:80]!r}"))
+    return found
+
+
+def length_findings(row: dict[str, Any], cfg: ValidateConfig, lengths: Lengths) -> Iterator[tuple[str, str]]:
+    """(check, detail) of prompts over their limits."""
+    if cfg.max_prompt_length is not None and row.get("prompt"):
+        count = lengths(row["prompt"])
+        if count > cfg.max_prompt_length:
+            yield "long_prompt", f"{count} tokens, limit {cfg.max_prompt_length}"
+    if cfg.max_teacher_prompt_length is not None:
+        answer = f"\\boxed{{{gold_of(row)}}}"
+        reference = row.get("solution") or "" if cfg.teacher_context == "solution" else answer
+        count = lengths(teacher_messages(row.get("problem") or "", reference))
+        if count > cfg.max_teacher_prompt_length:
+            yield "long_teacher_prompt", f"{count} tokens, limit {cfg.max_teacher_prompt_length}"
+
+
+def validate(cfg: ValidateConfig) -> tuple[list[Finding], int]:
+    """(findings, rows read).  Raises DataError where the files, the tokenizer or the keys do not allow to look."""
+    unknown = set(cfg.ignore) - set(CHECKS)
+    if unknown:
+        raise DataError(f"ignore={sorted(unknown)}: no such check; there are {sorted(CHECKS)}")
+    if cfg.teacher_context not in ("solution", "answer"):
+        raise DataError(f"teacher_context={cfg.teacher_context}: must be solution or answer")
+    limits = (cfg.max_prompt_length, cfg.max_teacher_prompt_length)
+    if any(limit is not None for limit in limits) and cfg.tokenizer is None:
+        raise DataError("a limit in tokens needs tokenizer=<path or name of the model>")
+    lengths = Lengths(cfg.tokenizer, dict(cfg.chat_template_kwargs)) if cfg.tokenizer else None
+    findings: list[Finding] = []
+    seen: dict[str, str] = {}
+    count = 0
+    grader = Grader(deadline_s=cfg.deadline_s)
+    try:
+        for path in parquet_files(cfg.file):
+            with ThreadPoolExecutor(4) as threads:
+                rows = list(read_rows(path))
+                graded = threads.map(lambda row: answer_findings(row, grader), rows)
+                for number, (row, of_answer) in enumerate(zip(rows, graded, strict=True)):
+                    found = [*text_findings(row), *of_answer]
+                    key = problem_key(row.get("problem") or "")
+                    if key and key in seen:
+                        found.append(("duplicate_problem", f"as in {seen[key]}"))
+                    seen.setdefault(key, f"{path.name} row {number}")
+                    if lengths is not None:
+                        found += length_findings(row, cfg, lengths)
+                    findings += [Finding(path.name, number, check, detail) for check, detail in found]
+            count += len(rows)
+    finally:
+        grader.close()
+    if count == 0:
+        raise DataError(f"file={cfg.file} has no rows")
+    return findings, count
+
+
+def report(findings: list[Finding], rows: int, cfg: ValidateConfig) -> str:
+    """The findings in words, at most ``show`` of each check, and the counts."""
+    totals = Counter(finding.check for finding in findings)
+    lines = []
+    for check in CHECKS:
+        of_check = [finding for finding in findings if finding.check == check]
+        lines += [f"{f.file} row {f.row}: {check}: {f.detail}".rstrip(": ") for f in of_check[: cfg.show]]
+        if len(of_check) > cfg.show:
+            lines.append(f"… and {len(of_check) - cfg.show} more of {check} (report=FILE lists all)")
+    lines.append(f"{rows} rows, {len(findings)} findings")
+    for check, number in totals.items():
+        lines.append(f"  {number:6d} {check}{' (ignored)' if check in cfg.ignore else ''}: {CHECKS[check]}")
+    return "\n".join(lines)
+
+
+ConfigStore.instance().store(name="validate", node=ValidateConfig)
+
+
+@hydra.main(config_path=None, config_name="validate", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """The command line."""
+    try:
+        if OmegaConf.is_missing(cfg, "file"):
+            raise DataError("file=<a prepared parquet file, or a folder of them> is required")
+        settings: ValidateConfig = OmegaConf.to_object(cfg)
+        findings, rows = validate(settings)
+    except DataError as error:
+        print(f"not validated: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(report(findings, rows, settings))
+    if settings.report is not None:
+        lines = [json.dumps(vars(finding), ensure_ascii=False) + "\n" for finding in findings]
+        Path(settings.report).write_text("".join(lines))
+    sys.exit(1 if any(finding.check not in settings.ignore for finding in findings) else 0)
+
+
+if __name__ == "__main__":
+    # No outputs/ folder for a command that only looks.
+    sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    main()
