@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="default 256 on a CPU, 8192 on CUDA")
     parser.add_argument("--hidden", type=int, nargs="+", help="default 1024 on a CPU, 2048 2560 4096 on CUDA")
     parser.add_argument("--vocab", type=int, default=VOCAB)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
     parser.add_argument("--measure-peak", help=argparse.SUPPRESS)

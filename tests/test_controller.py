@@ -16,6 +16,7 @@ from recipes.common.controller import (
     ControllerConfig,
     ExposureController,
     Observation,
+    _sample_gamma,
     concentrations,
     controller_loss,
     lookahead_reward,
@@ -143,6 +144,15 @@ def test_draws_follow_the_beta(a, b):
     assert (actual - expected).abs().max() < 1.95 / math.sqrt(4000)  # Kolmogorov-Smirnov, 0.1 %
 
 
+@pytest.mark.parametrize("shape", [1.0, 1.7, 20.0])
+def test_gamma_draws(shape):
+    generator = torch.Generator().manual_seed(1)
+    draws = torch.tensor([_sample_gamma(shape, generator) for _ in range(8000)], dtype=torch.float64).sort().values
+    expected = torch.special.gammainc(torch.tensor(shape, dtype=torch.float64), draws)
+    actual = torch.linspace(0.0, 1.0, 8000, dtype=torch.float64)
+    assert (actual - expected).abs().max() < 1.95 / math.sqrt(8000)
+
+
 def test_standardised_rewards_use_the_populations_deviation():
     rewards = torch.tensor([1.0, 3.0], dtype=torch.float64)
     assert standardise(rewards, 0.0).tolist() == [-1.0, 1.0]
@@ -253,11 +263,13 @@ def test_fixed_and_random():
 
 
 def test_the_exposure_is_clipped_but_the_raw_sample_is_learned_from():
-    config = ControllerConfig(total_steps=10, hold=1, exposure_min=0.45, exposure_max=0.55)
+    config = ControllerConfig(
+        total_steps=10, hold=1, lookahead=2, exposure_min=0.45, exposure_max=0.55, decisions_per_update=50
+    )
     controller = ExposureController(config)
     chosen = run(controller, observations(19))
     assert min(chosen) >= 0.45 and max(chosen) <= 0.55 and {0.45, 0.55} <= set(chosen)
-    raw = [entry["raw"] for entry in controller._memory["open"]]
+    raw = [entry["raw"] for entry in controller._memory["completed"]]
     assert min(raw) < 0.45 and max(raw) > 0.55
 
 

@@ -182,7 +182,5 @@ def difficulty_exposures(
             f"exposure_min={exposure_min}, exposure_max={exposure_max}: need 0 <= exposure_min <= exposure_max <= 1"
         )
     shift = strength * (difficulty.double() - difficulty.double().mean())
-    centre = torch.full_like(shift, exposure)
-    # Where nothing is shifted α is passed on as it is, not through two roundings.
-    shifted = torch.where(shift == 0, centre, torch.sigmoid(torch.logit(centre) - shift))
-    return shifted.clamp(exposure_min, exposure_max).float()
+    centre = torch.logit(torch.full_like(shift, exposure))
+    return torch.sigmoid(centre - shift).clamp(exposure_min, exposure_max).float()
