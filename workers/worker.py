@@ -1,23 +1,53 @@
-"""The training worker: verl's hybrid actor, rollout and reference worker, also on a machine without accelerators."""
+"""The training worker: verl's hybrid actor, rollout and reference worker, also on a machine without accelerators.
+
+Where the loss is a divergence, or the teacher's weights are neither the policy's nor the reference worker's, the
+actor's engine is ours (`workers.engine`) and the loss is `workers.losses.SelfDistillLoss`; otherwise both are verl's.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from functools import partial
 from typing import Any
 
 import torch
+from tensordict import TensorDict
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils.device import get_device_name
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from workers.distill_params import TRAILING_WEIGHTS, LossParams, TeacherWeights, loss_params, teacher_weights
+from workers.engine import MODEL_TYPE
+from workers.losses import SelfDistillLoss
+
+
+class SelfDistillTrainingWorker(TrainingWorker):
+    """verl's training worker around our engine."""
+
+    def __init__(self, config: TrainingWorkerConfig, loss: LossParams, teacher: TeacherWeights):
+        super().__init__(dataclasses.replace(config, model_type=MODEL_TYPE))
+        self.engine.configure(loss, teacher)
 
 
 class SelfDistillWorker(ActorRolloutRefWorker):
-    """`ActorRolloutRefWorker` that opens a gloo process group itself where the device is the CPU.
+    """`ActorRolloutRefWorker` with the self-teacher, and with a gloo process group where the device is the CPU.
 
     verl would ask for the backend "cpu:gloo,cpu:gloo", which torch rejects; it leaves an open group alone.
+    `self_distill` of the configuration reaches the workers as `config.self_distill`, put there by the trainer.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        self.self_distill_loss = LossParams()
+        if config.get("self_distill") is not None:
+            self.self_distill_loss = loss_params(config.self_distill)
+            teacher = teacher_weights(config.self_distill)
+            if self.self_distill_loss.active or teacher.weights in TRAILING_WEIGHTS:
+                self.actor_worker_cls = partial(
+                    SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher
+                )
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(
                 backend="gloo",
@@ -25,3 +55,16 @@ class SelfDistillWorker(ActorRolloutRefWorker):
                 world_size=int(os.environ["WORLD_SIZE"]),
                 init_method=os.environ.get("DIST_INIT_METHOD"),
             )
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        super().init_model()
+        if self.actor is not None and self.self_distill_loss.active:
+            self.actor.set_loss_fn(SelfDistillLoss(self.self_distill_loss, policy_loss=self.loss_fn))
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_teacher_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """`compute_log_prob` with the weights of the teacher that the engine keeps."""
+        with self.actor.engine.as_teacher():
+            output = self.actor.infer_batch(data)
+        return output.cpu() if output is not None else None

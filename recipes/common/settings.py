@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
+from workers.distill_params import LossParams, loss_params, teacher_weights
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"
-TEACHER_WEIGHTS = ("current", "frozen")
 TEACHER_CONTEXTS = ("solution", "answer")
 
 OmegaConf.register_new_resolver("starter", lambda path: str(STARTER / path), replace=True)
@@ -32,17 +32,28 @@ class SettingsError(ValueError):
 
 
 def needed_signals(cfg: DictConfig) -> tuple[str, ...]:
-    """Token signals that the configured credit uses; verl's own estimators use none."""
-    name = cfg.algorithm.adv_estimator
+    """Token signals that the configured credit and the loss's token weights use; verl's own estimators use none."""
+    names = [cfg.algorithm.adv_estimator]
+    if loss_of(cfg).weighting == "dasd":
+        names.append("dasd")
     try:
-        return required_signals(name, cfg.algorithm) if name in ESTIMATORS else ()
+        found = [signal for name in names if name in ESTIMATORS for signal in required_signals(name, cfg.algorithm)]
     except ValueError:
         return ()  # bad parameters, which `check` reports in their own words
+    return tuple(dict.fromkeys(found))
+
+
+def loss_of(cfg: DictConfig) -> LossParams:
+    """`self_distill.loss`; its defaults where it is wrong, which `check` reports."""
+    try:
+        return loss_params(cfg.self_distill)
+    except ValueError:
+        return LossParams()
 
 
 def uses_teacher(cfg: DictConfig) -> bool:
-    """Whether the self-teacher must score the rollouts."""
-    return "log_prob_gap" in needed_signals(cfg)
+    """Whether the self-teacher takes part: scoring the sampled tokens, or inside the loss."""
+    return "log_prob_gap" in needed_signals(cfg) or loss_of(cfg).active
 
 
 def check(cfg: DictConfig, *, gpus: int) -> None:
@@ -54,7 +65,7 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
     problems = list(_device(cfg, gpus))
     if problems:  # on the wrong machine nothing else matters
         raise SettingsError(problems)
-    for part in (_credit, _precision, _batches, _lengths, _rollout, _logical_cpus, _output, _model, _data):
+    for part in (_credit, _distillation, _precision, _batches, _lengths, _rollout, _logical_cpus, _output, _model, _data):
         try:
             problems += part(cfg)
         except SettingsError as error:
@@ -92,16 +103,63 @@ def _credit(cfg: DictConfig) -> Iterator[str]:
     if not uses_teacher(cfg):
         return
     teacher = cfg.self_distill.teacher
-    if teacher.weights not in TEACHER_WEIGHTS:
-        yield f"self_distill.teacher.weights={teacher.weights}: must be one of {', '.join(TEACHER_WEIGHTS)}"
+    try:
+        teacher_weights(cfg.self_distill)
+    except ValueError as error:
+        yield str(error)
     if teacher.context not in TEACHER_CONTEXTS:
         yield f"self_distill.teacher.context={teacher.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
-    if cfg.actor_rollout_ref.rollout.n < 2:
+    if cfg.actor_rollout_ref.rollout.n < 2 and loss_of(cfg).ppo:
         yield (
             f"actor_rollout_ref.rollout.n={cfg.actor_rollout_ref.rollout.n}: a group advantage compares at least "
             "2 rollouts "
             "of a problem; the papers take 8"
         )
+
+
+def _distillation(cfg: DictConfig) -> Iterator[str]:
+    """The full-vocabulary loss, and teachers with weights of their own: what our engine cannot do."""
+    try:
+        loss = loss_params(cfg.self_distill)
+    except ValueError as error:
+        raise SettingsError([str(error)]) from error
+    weights = cfg.self_distill.teacher.weights
+    if loss.weighting != "uniform":
+        if not loss.active:
+            yield (
+                f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no divergence "
+                "to weigh; choose a kind, or weighting=uniform"
+            )
+        name = {"position": "pw_opsd", "dasd": "dasd"}[loss.weighting]
+        try:
+            params_from_config(name, cfg.algorithm)
+        except ValueError as error:
+            yield str(error)
+    if not (loss.active or (uses_teacher(cfg) and weights in ("ema", "snapshot"))):
+        return
+    what = f"self_distill.loss.kind={loss.kind}" if loss.active else f"self_distill.teacher.weights={weights}"
+    actor = cfg.actor_rollout_ref.actor
+    if actor.strategy != "fsdp2":
+        yield f"{what} with actor_rollout_ref.actor.strategy={actor.strategy}: the teacher's engine is FSDP2's; set it to fsdp2"
+    engine = actor.get("fsdp_config", {})
+    shards = max(int(actor.get("ulysses_sequence_parallel_size", 1) or 1), int(engine.get("ulysses_sequence_parallel_size", 1) or 1))
+    if shards > 1:
+        yield (
+            f"{what} with ulysses_sequence_parallel_size={shards}: the teacher's and the student's prompts differ in "
+            "length, so their shards do not hold the same tokens; set it to 1"
+        )
+    if engine.get("pad_to_length", False):
+        yield (
+            f"{what} with actor_rollout_ref.actor.fsdp_config.pad_to_length=true: padded rows have no teacher; set it to "
+            "false"
+        )
+    if weights == "ema" and engine.get("model_dtype") not in (None, "fp32", "float32"):
+        yield (
+            f"self_distill.teacher.weights=ema with actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}: "
+            "the average would round its updates away; set it to fp32"
+        )
+    if cfg.get("distillation", {}).get("enabled", False):
+        yield f"{what} with distillation.enabled=true: verl's own distillation uses the same hook; set it to false"
 
 
 def _precision(cfg: DictConfig) -> Iterator[str]:
@@ -111,7 +169,7 @@ def _precision(cfg: DictConfig) -> Iterator[str]:
     if not arr.model.use_remove_padding:
         yield (
             "actor_rollout_ref.model.use_remove_padding=false: verl then computes entropies in bfloat16, off by up to "
-            "0.18 nat; set it to true"
+            "0.18 nat, and the teacher in the loss needs packed sequences; set it to true"
         )
     if "entropy" in needed_signals(cfg) and not arr.actor.entropy_from_logits_with_chunking:
         yield (
@@ -126,7 +184,10 @@ def _precision(cfg: DictConfig) -> Iterator[str]:
             "and entropies, which the teacher's are compared with; set it to false"
         )
     if arr.actor.get("use_fused_kernels", False) or arr.model.use_fused_kernels:
-        yield "actor_rollout_ref.model.use_fused_kernels=true: its entropies are not full-precision; set it to false"
+        yield (
+            "actor_rollout_ref.model.use_fused_kernels=true: its entropies are not full-precision, and it has no logits "
+            "for the teacher to be compared with; set it to false"
+        )
 
 
 def _batches(cfg: DictConfig) -> Iterator[str]:

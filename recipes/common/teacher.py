@@ -1,8 +1,9 @@
-"""The privileged self-teacher's log-probs of the student's own tokens, by verl's ordinary log-prob pass.
+"""The privileged self-teacher's sequences, and its log-probs of the student's own tokens by verl's ordinary pass.
 
 The teacher is the policy itself under another prompt: problem plus reference instead of problem alone.  So its scores
 need no other model: sequences of (privileged prompt, the student's response ids) go to the actor's ``compute_log_prob``
-like any others, once a step, before the first update (the papers' π_old).  Departure from the papers: none; what they
+like any others, once a step, before the first update (the papers' π_old).  A loss over the full vocabulary has the
+teacher inside the training worker instead (workers/engine.py); the same sequences then travel with the batch.  Departure from the papers: none; what they
 leave open (which text is the reference, what happens when it is too long) is `self_distill.teacher` in the
 configuration.
 """
@@ -20,6 +21,7 @@ from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_from_nested
 
 from recipes.common.prompts import PrivilegedPrompt, privileged_prompt
+from workers.packing import TEACHER_IDS, TEACHER_POSITIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,23 +104,21 @@ def teacher_sequences(
     )
 
 
-def score_with_teacher(
-    batch: KVBatchMeta,
-    worker_group: Any,
-    prompts: PrivilegedPrompts,
-    *,
-    weights: str,
-    temperature: float,
-) -> dict[str, float]:
-    """Write ``teacher_log_probs``, shaped like the responses, beside the batch's other fields in TransferQueue.
+@dataclass(frozen=True)
+class TeacherBatch:
+    """The teacher's sequences for a batch, in its row order."""
 
-    Args:
-        weights: "current" (the policy itself) or "frozen" (LoRA adapter off, or the reference worker's copy: the
-            worker group must answer ``compute_ref_log_prob`` then).
-        temperature: of the rollout; the student's log-probs have the same.
+    fields: TensorDict  # input_ids, position_ids, loss_mask, as `teacher_sequences` makes them
+    tags: list[dict[str, Any]]
+    response_mask: torch.Tensor  # jagged (B, response_i)
+    metrics: dict[str, float]
 
-    Returns:
-        ``teacher/prompt_truncated``: share of sequences whose reference was cut; ``teacher/prompt_tokens/mean``.
+
+def teacher_batch(batch: KVBatchMeta, prompts: PrivilegedPrompts) -> TeacherBatch:
+    """Render the privileged prompts and put the student's response ids after them.
+
+    The metrics are ``teacher/prompt_truncated``, the share of sequences whose reference was cut, and
+    ``teacher/prompt_tokens/mean``.
     """
     columns = ["responses", "response_mask", "prompts", "raw_prompt", "problem", "solution", "answer", "reward_model"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
@@ -136,22 +136,51 @@ def score_with_teacher(
         truncated += prompt.truncated
         real += 1
     prompts.clear()
+    return TeacherBatch(
+        fields=teacher_sequences(prompt_ids, responses, masks),
+        tags=[{**tag, "seq_len": len(p) + len(r)} for tag, p, r in zip(batch.tags, prompt_ids, responses, strict=True)],
+        response_mask=data["response_mask"],
+        metrics={
+            "teacher/prompt_truncated": truncated / max(real, 1),
+            "teacher/prompt_tokens/mean": sum(map(len, prompt_ids)) / len(prompt_ids),
+        },
+    )
 
-    fields = teacher_sequences(prompt_ids, responses, masks)
-    tags = [{**tag, "seq_len": len(p) + len(r)} for tag, p, r in zip(batch.tags, prompt_ids, responses, strict=True)]
-    tq.kv_batch_put(keys=batch.keys, partition_id=PARTITION, fields=fields, tags=tags)
+
+def attach_teacher(batch: KVBatchMeta, teacher: TeacherBatch) -> None:
+    """Write the teacher's sequences beside the batch's other fields, for a loss with the teacher in the worker."""
+    fields = {TEACHER_IDS: teacher.fields["input_ids"], TEACHER_POSITIONS: teacher.fields["position_ids"]}
+    tq.kv_batch_put(
+        keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch.keys))
+    )
+
+
+def score_with_teacher(
+    batch: KVBatchMeta, worker_group: Any, teacher: TeacherBatch, *, weights: str, temperature: float
+) -> None:
+    """Write ``teacher_log_probs``, shaped like the responses, beside the batch's other fields in TransferQueue.
+
+    Args:
+        weights: "current" (the policy itself), "frozen_adapter" (LoRA switched off), "frozen_copy" (the reference
+            worker's: the worker group must answer ``compute_ref_log_prob`` then) or "engine_copy" (the teacher that the
+            actor's engine keeps).
+        temperature: of the rollout; the student's log-probs have the same.
+    """
+    tq.kv_batch_put(keys=batch.keys, partition_id=PARTITION, fields=teacher.fields, tags=teacher.tags)
     try:
         # A fresh meta: verl's workers read their options from it, and options stick to the one they were set on.
-        meta = KVBatchMeta(partition_id=PARTITION, keys=list(batch.keys), tags=tags)
+        meta = KVBatchMeta(partition_id=PARTITION, keys=list(batch.keys), tags=teacher.tags)
         meta.extra_info = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
         if weights == "frozen_adapter":
             meta.extra_info["no_lora_adapter"] = True
         if weights == "frozen_copy":
             worker_group.compute_ref_log_prob(meta)
+        elif weights == "engine_copy":
+            worker_group.compute_teacher_log_prob(meta)
         else:
             worker_group.compute_log_prob(meta)
         scored = tq.kv_batch_get(keys=batch.keys, partition_id=PARTITION, select_fields=["log_probs"])
-        teacher_log_probs = response_from_nested(scored["log_probs"], data["response_mask"])
+        teacher_log_probs = response_from_nested(scored["log_probs"], teacher.response_mask)
     finally:
         tq.kv_clear(keys=batch.keys, partition_id=PARTITION)
     tq.kv_batch_put(
@@ -159,10 +188,6 @@ def score_with_teacher(
         partition_id=batch.partition_id,
         fields=TensorDict({"teacher_log_probs": teacher_log_probs}, batch_size=len(batch.keys)),
     )
-    return {
-        "teacher/prompt_truncated": truncated / max(real, 1),
-        "teacher/prompt_tokens/mean": sum(map(len, prompt_ids)) / len(prompt_ids),
-    }
 
 
 def _plain(value: Any) -> Any:

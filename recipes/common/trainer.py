@@ -1,7 +1,7 @@
 """verl's synchronous trainer with the self-teacher's scores between log-probs and advantages.
 
 Everything that verl's `PPOTrainerSync` does stays verl's.  Added at its stages: the teacher's scoring (for methods
-whose credit uses it), the token signals around the advantage computation, checks that stop a run before numbers go
+whose credit or loss uses it), the token signals around the advantage computation, checks that stop a run before numbers go
 bad, an order of rows that does not depend on timing (so that a resumed run repeats an uninterrupted one), and what
 the console needs.  All methods run on this one class; what differs between them is configuration (`self_distill.*`,
 `algorithm.*`).
@@ -18,16 +18,22 @@ import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
+from verl.workers.utils.padding import response_to_nested
 
 from advantage import token_signals
+from advantage.signals import TokenSignals
 from recipes.common import run_dir as files
 from recipes.common.settings import needed_signals
-from recipes.common.teacher import PrivilegedPrompts, problem_of, score_with_teacher
+from recipes.common.teacher import PrivilegedPrompts, attach_teacher, problem_of, score_with_teacher, teacher_batch
+from recipes.common.token_weights import token_weights
+from workers.distill_params import TRAILING_WEIGHTS, loss_params, teacher_weights
+from workers.packing import WEIGHTS
 from workers.worker import SelfDistillWorker
 
 TRAINER_MODE = "self_distill"
@@ -46,12 +52,15 @@ class SelfDistillTrainer(PPOTrainerSync):
         with open_dict(config):
             # verl takes every mode but "sync" for an asynchronous one; ours was only needed to be found.
             config.trainer.v1.trainer_mode = "sync"
+            # Of the whole configuration workers see this node only.
+            config.actor_rollout_ref.self_distill = config.self_distill
         super().__init__(config)
         self.settings = config.self_distill
         self.run_dir = Path(self.settings.run_dir)
         self.replay_buffer.poll_interval = self.settings.poll_seconds
         self.signals = needed_signals(config)
-        self.uses_teacher = "log_prob_gap" in self.signals
+        self.loss = loss_params(config.self_distill)
+        self.scores_with_teacher = "log_prob_gap" in self.signals
         self._privileged_prompts: PrivilegedPrompts | None = None
         self._corpus_counts: torch.Tensor | None = None
         self._stage("starting workers")
@@ -63,7 +72,7 @@ class SelfDistillTrainer(PPOTrainerSync):
         worker = ray.remote(SelfDistillWorker)
         for role in [r for r in self.role_worker_mapping if r is not Role.Critic]:
             self.role_worker_mapping[role] = worker
-        if self.uses_teacher and self.teacher_weights == "frozen_copy" and Role.ActorRollout in self.mapping:
+        if self.scores_with_teacher and self.teacher_weights == "frozen_copy" and Role.ActorRollout in self.mapping:
             # The reference worker's copy of the initial weights is the frozen teacher.
             pool = self.mapping.pop(Role.ActorRollout)
             del self.role_worker_mapping[Role.ActorRollout]
@@ -72,10 +81,15 @@ class SelfDistillTrainer(PPOTrainerSync):
 
     @property
     def teacher_weights(self) -> str:
-        """ "current", "frozen_adapter" (LoRA switched off) or "frozen_copy" (the reference worker's)."""
-        if self.settings.teacher.weights != "frozen":
-            return str(self.settings.teacher.weights)
-        return "frozen_adapter" if self.config.actor_rollout_ref.model.get("lora_rank", 0) > 0 else "frozen_copy"
+        """Where the scoring teacher's weights are; see `score_with_teacher`."""
+        weights = teacher_weights(self.settings)
+        if weights.weights == "current":
+            return "current"
+        if not weights.needs_copy(lora=self.config.actor_rollout_ref.model.get("lora_rank", 0) > 0):
+            return "frozen_adapter"
+        # A divergence has the copy in the engine anyway; a frozen one alone is what verl's reference worker keeps.
+        in_engine = self.loss.active or weights.weights in TRAILING_WEIGHTS
+        return "engine_copy" if in_engine else "frozen_copy"
 
     @property
     def logger(self) -> Any:
@@ -110,13 +124,13 @@ class SelfDistillTrainer(PPOTrainerSync):
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._stage("student log-probs")
         batch = super()._compute_old_log_prob(batch, metrics)
-        if self.uses_teacher:
-            self._stage("teacher log-probs")
+        if self.scores_with_teacher or self.loss.active:
+            self._stage("teacher log-probs" if self.scores_with_teacher else "teacher prompts")
             with marked_timer("teacher", self.timing_raw):
-                metrics.update(self._score_with_teacher(batch))
+                metrics.update(self._bring_in_teacher(batch))
         return batch
 
-    def _score_with_teacher(self, batch: KVBatchMeta) -> dict[str, float]:
+    def _bring_in_teacher(self, batch: KVBatchMeta) -> dict[str, float]:
         if self._privileged_prompts is None:
             teacher = self.settings.teacher
             self._privileged_prompts = PrivilegedPrompts(
@@ -125,17 +139,22 @@ class SelfDistillTrainer(PPOTrainerSync):
                 max_length=teacher.max_prompt_length,
                 template_kwargs={**self.config.data.apply_chat_template_kwargs, **teacher.template_kwargs},
             )
-        return score_with_teacher(
-            batch,
-            self.actor_rollout_wg,
-            self._privileged_prompts,
-            weights=self.teacher_weights,
-            temperature=self.config.actor_rollout_ref.rollout.temperature,
-        )
+        teacher = teacher_batch(batch, self._privileged_prompts)
+        if self.loss.active:
+            attach_teacher(batch, teacher)
+        if self.scores_with_teacher:
+            score_with_teacher(
+                batch,
+                self.actor_rollout_wg,
+                teacher,
+                weights=self.teacher_weights,
+                temperature=self.config.actor_rollout_ref.rollout.temperature,
+            )
+        return teacher.metrics
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._stage("advantages")
-        names = ["old_log_probs", "entropy", "responses"] + ["teacher_log_probs"] * self.uses_teacher
+        names = ["old_log_probs", "entropy", "responses"] + ["teacher_log_probs"] * self.scores_with_teacher
         nested = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask", *names]
         )
@@ -145,7 +164,7 @@ class SelfDistillTrainer(PPOTrainerSync):
         padded = nested.to_padded_tensor()
         mask = padded["response_mask"].bool()
         student, entropy = padded["old_log_probs"], padded["entropy"]
-        teacher = padded["teacher_log_probs"] if self.uses_teacher else None
+        teacher = padded["teacher_log_probs"] if self.scores_with_teacher else None
         self._check_numbers(mask, {"student log-probs": student, "entropy": entropy, "teacher log-probs": teacher})
 
         metrics["student/log_prob/mean"] = student[mask].mean().item()
@@ -166,9 +185,32 @@ class SelfDistillTrainer(PPOTrainerSync):
             step=self.global_steps,
             total_steps=self.total_training_steps,
         ) as signals:
+            if self.loss.weighting != "uniform":
+                metrics.update(self._write_token_weights(batch, nested["response_mask"], signals))
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
         return batch
+
+    def _write_token_weights(self, batch: KVBatchMeta, mask: torch.Tensor, signals: TokenSignals) -> dict[str, float]:
+        """The divergence's token factors into TransferQueue; here, because the workers see parts of the batch only."""
+        groups = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "uid"]
+        )
+        padded = mask.to_padded_tensor(0).bool()
+        weights, metrics = token_weights(
+            self.loss.weighting,
+            self.config.algorithm,
+            padded,
+            signals,
+            scores=groups["rm_scores"].to_padded_tensor(0.0).sum(-1),
+            groups=groups["uid"].tolist(),
+        )
+        tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict({WEIGHTS: response_to_nested(weights, mask)}, batch_size=len(batch.keys)),
+        )
+        return metrics
 
     def _token_counts(self) -> torch.Tensor:
         """How often each token id occurs in the training set's problems and solutions, (V,); counted once."""
@@ -184,7 +226,7 @@ class SelfDistillTrainer(PPOTrainerSync):
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
-            if tensor.dtype != torch.float32 and self.uses_teacher:
+            if tensor.dtype != torch.float32 and self.scores_with_teacher:
                 raise RuntimeError(
                     f"{name} came back as {tensor.dtype}; dividing by their small median needs float32. On GPUs "
                     "install "
@@ -200,7 +242,9 @@ class SelfDistillTrainer(PPOTrainerSync):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._stage("update")
         batch = super()._update_actor(batch, metrics)
-        for name in ("actor/grad_norm", "actor/pg_loss"):
+        for name in [name for name in metrics if name.startswith("actor/divergence/")]:
+            metrics[name.removeprefix("actor/")] = metrics.pop(name)
+        for name in ("actor/grad_norm", "actor/pg_loss", "divergence/mean"):
             value = metrics.get(name)
             if value is not None and not torch.isfinite(torch.as_tensor(float(value))):
                 # verl has skipped the optimiser step; going on would repeat this for ever.

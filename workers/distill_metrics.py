@@ -1,0 +1,78 @@
+"""Statistics of the divergence over the global mini-batch, the same on every rank.
+
+Exact, not averages of micro-batch statistics: sums and counts are added up over ranks, and the 99th percentile is taken
+from the largest hundredth of every rank's tokens, among which the global one must lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+POSITION_BINS = 10
+QUANTILE = 0.99
+
+
+def divergence_metrics(
+    divergence: Sequence[Tensor],
+    disagreement: Sequence[Tensor],
+    positions: Sequence[Tensor],
+    *,
+    device: torch.device,
+    group: Any = None,
+) -> dict[str, float]:
+    """Mean, largest, 99th percentile, negative share, top-1 disagreement and profile over relative position.
+
+    divergence, disagreement, positions: (n_i,) for each micro-batch of this rank: token losses, 0/1 where the two
+        likeliest tokens differ, and u in (0, 1).
+    group: the data-parallel group; every rank must call this, also one without tokens.
+    """
+    value, differ, u = (
+        torch.cat([torch.zeros(0, device=device), *(p.to(device, torch.float32) for p in parts)])
+        for parts in (divergence, disagreement, positions)
+    )
+    bins = (u * POSITION_BINS).long().clamp(0, POSITION_BINS - 1)
+    sums = torch.zeros(4 + 2 * POSITION_BINS, dtype=torch.float64, device=device)
+    sums[0], sums[1], sums[2], sums[3] = value.numel(), value.double().sum(), (value < 0).sum(), differ.double().sum()
+    sums[4 : 4 + POSITION_BINS] = torch.bincount(bins, minlength=POSITION_BINS)
+    sums[4 + POSITION_BINS :] = torch.bincount(bins, weights=value.double(), minlength=POSITION_BINS)
+    if dist.is_initialized():
+        dist.all_reduce(sums, group=group)
+    count = int(sums[0])
+    top = _largest(value, count - _index(count), group)
+
+    share = sums / max(count, 1)
+    metrics = {
+        "divergence/mean": float(share[1]),
+        "divergence/p99": float(top[-1]),
+        "divergence/max": float(top[0]),
+        "divergence/negative_share": float(share[2]),
+        "divergence/top1_disagreement": float(share[3]),
+    }
+    tokens, total = sums[4 : 4 + POSITION_BINS], sums[4 + POSITION_BINS :]
+    for i, mean in enumerate((total / tokens.clamp(min=1.0)).tolist()):
+        metrics[f"divergence/position_{i}"] = mean
+    return metrics
+
+
+def _index(count: int) -> int:
+    """Index of the percentile among `count` ascending values (nearest rank)."""
+    return max(math.ceil(QUANTILE * count) - 1, 0)
+
+
+def _largest(value: Tensor, wanted: int, group: Any) -> Tensor:
+    """The `wanted` largest values over all ranks, descending; zeros where there are no tokens at all."""
+    wanted = max(wanted, 1)
+    padded = torch.full((wanted,), -math.inf, device=value.device)
+    own = value.topk(min(wanted, value.numel())).values
+    padded[: own.numel()] = own
+    if dist.is_initialized():
+        parts = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, padded, group=group)
+        padded = torch.cat(parts).topk(wanted).values
+    return padded.nan_to_num(neginf=0.0)

@@ -1,0 +1,116 @@
+"""What a training worker must know of the self-distillation loss and of the teacher's weights: `self_distill` in YAML.
+
+Plain dataclasses without verl, so that a wrong setting is refused before anything starts, and picklable, so that they
+travel to the workers as they are.  Field defaults here and in config/train.yaml are compared by a test.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from advantage.estimators import load_params, require
+from workers.divergence import CLIP_MODES, KINDS, REDUCTIONS, DivergenceSpec
+
+WEIGHTINGS = ("uniform", "position", "dasd")
+TEACHER_WEIGHTS = ("current", "frozen", "ema", "snapshot")
+# Teachers that are a second set of weights, which moves behind the student's.
+TRAILING_WEIGHTS = ("ema", "snapshot")
+
+
+@dataclass(frozen=True)
+class LossParams:
+    """`self_distill.loss`: the full-vocabulary divergence that is trained, alone or beside the PPO clip.
+
+    Attributes:
+        kind: "none" trains the PPO clip only; the others are the divergences of `DivergenceSpec`.
+        jsd_beta, clip, clip_mode: see `DivergenceSpec`.
+        temperature: divides both sides' logits; None takes the rollout's.
+        weighting: factor of each token. "uniform": 1. "position": PW-OPSD's w(u), parameters `algorithm.pw_opsd`.
+            "dasd": DASD's signed ω, parameters `algorithm.dasd`.
+        reduction: "token_mean" pools the tokens of the global mini-batch, "sequence_mean" averages within each response
+            and then over responses.
+        coefficient: factor of the divergence.
+        ppo: whether verl's PPO clip on the advantages is added to it.
+    """
+
+    kind: str = "none"
+    jsd_beta: float = 0.5
+    clip: float | None = None
+    clip_mode: str = "upper"
+    temperature: float | None = None
+    weighting: str = "uniform"
+    reduction: str = "token_mean"
+    coefficient: float = 1.0
+    ppo: bool = True
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a divergence, and so a teacher in the training worker."""
+        return self.kind != "none"
+
+    def validate(self) -> None:
+        """Raise ValueError, with value and rule, on a parameter or a combination that is not usable."""
+        require(self.kind in ("none", *KINDS), "kind", self.kind, f"one of none, {', '.join(KINDS)}")
+        require(self.clip_mode in CLIP_MODES, "clip_mode", self.clip_mode, f"one of {', '.join(CLIP_MODES)}")
+        require(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"one of {', '.join(WEIGHTINGS)}")
+        require(self.reduction in REDUCTIONS, "reduction", self.reduction, f"one of {', '.join(REDUCTIONS)}")
+        require(0.0 < self.coefficient < math.inf, "coefficient", self.coefficient, "positive and finite")
+        require(
+            self.ppo or self.active, "ppo", self.ppo, "true where kind=none, or there is nothing to train: choose a kind"
+        )
+        if self.active:
+            self.spec(rollout_temperature=1.0)
+
+    def spec(self, *, rollout_temperature: float) -> DivergenceSpec:
+        """The divergence, for student logits that were already divided by the rollout's temperature (as verl does)."""
+        wanted = rollout_temperature if self.temperature is None else self.temperature
+        return DivergenceSpec(
+            kind=self.kind,
+            jsd_beta=self.jsd_beta,
+            clip=self.clip,
+            clip_mode=self.clip_mode,
+            temperature=wanted / rollout_temperature,
+            teacher_temperature=wanted,
+        )
+
+
+@dataclass(frozen=True)
+class TeacherWeights:
+    """Whose weights the teacher has: the part of `self_distill.teacher` that the training worker uses.
+
+    Attributes:
+        weights: "current": the student's own, under the other prompt. "frozen": the initial policy (with LoRA the
+            adapter is switched off, else a copy). "ema": moving average. "snapshot": the student of some steps ago.
+        ema_decay: share of the old average that a step keeps.
+        snapshot_every: steps between two snapshots.
+    """
+
+    weights: str = "current"
+    ema_decay: float = 0.999
+    snapshot_every: int = 10
+
+    def validate(self) -> None:
+        """Raise ValueError, with value and rule, on a parameter that is not usable."""
+        require(self.weights in TEACHER_WEIGHTS, "weights", self.weights, f"one of {', '.join(TEACHER_WEIGHTS)}")
+        require(0.0 <= self.ema_decay < 1.0, "ema_decay", self.ema_decay, "in [0, 1); 0 is the current policy")
+        require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "1 or more")
+
+    def needs_copy(self, *, lora: bool) -> bool:
+        """Whether these weights are a second set of parameters."""
+        return self.weights in TRAILING_WEIGHTS or (self.weights == "frozen" and not lora)
+
+
+def loss_params(self_distill: Any) -> LossParams:
+    """`self_distill.loss` of a configuration, checked.  Raises ValueError."""
+    return load_params(LossParams, self_distill.get("loss"), where="self_distill.loss")
+
+
+def teacher_weights(self_distill: Any) -> TeacherWeights:
+    """The weights' part of `self_distill.teacher`, checked.  Raises ValueError."""
+    names = [field.name for field in fields(TeacherWeights)]
+    teacher = self_distill.get("teacher") or {}
+    return load_params(
+        TeacherWeights, {name: teacher[name] for name in names if name in teacher}, where="self_distill.teacher"
+    )

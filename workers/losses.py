@@ -1,0 +1,91 @@
+"""The loss that verl's engine trains: a full-vocabulary divergence from the teacher, alone or beside the PPO clip.
+
+    L = [ppo] · PPO + coefficient · mean_t( w_t · D(p_T, p_S)_t )
+
+OPSD (arXiv 2601.18734): D the clipped forward KL, w = 1, token mean, no PPO.  PW-OPSD (§3.4): w(u), mean over
+sequences.  DASD's distribution-level loss (arXiv 2605.22263, Eq. 5): D = KL(p_S ‖ p_T), w the signed ω, beside PPO.
+Token weights come from the driver, which sees the global batch; both means are over the global mini-batch, whatever its
+micro-batches and workers.  The PPO part keeps verl's own reduction (`actor.loss_agg_mode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from verl.utils.metric import AggregationType, Metric
+
+from workers.divergence import logits_divergence, reduction_weights
+from workers.distill_params import LossParams
+from workers.packing import WEIGHTS, scored_rows
+
+DIVERGENCE = "divergence"  # per-token divergences among verl's model outputs
+COUNT = "self_distill_count"  # denominator of the mean, over the global mini-batch
+STATS = ("top1_disagreement",)
+
+
+@dataclass(frozen=True)
+class SelfDistillLoss:
+    """Called by the engine twice for each micro-batch: `score` with the logits, then itself with the token losses.
+
+    Attributes:
+        params: what to compute.
+        policy_loss: verl's PPO loss, (model_output, data, dp_group) -> (loss, metrics); used where `params.ppo`.
+    """
+
+    params: LossParams
+    policy_loss: Callable[..., tuple[Tensor, dict[str, Any]]] | None = None
+
+    def score(
+        self, student_logits: Tensor, teacher_logits: Tensor, rows: Tensor, *, rollout_temperature: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Divergence (N,) in the student's graph, and the statistics named in `STATS`, (N,) each, detached.
+
+        student_logits: (1, T, V) or (T, V), packed, already divided by the rollout's temperature.
+        teacher_logits: (N, V) raw; overwritten.
+        rows: (N,) rows of the student's logits that the teacher's belong to.
+        """
+        return logits_divergence(
+            student_logits,
+            teacher_logits,
+            self.params.spec(rollout_temperature=rollout_temperature),
+            rows=rows,
+            stats=STATS,
+            consume_teacher=True,
+        )
+
+    def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
+        """The micro-batch's share of the loss, and metrics for verl to add up.
+
+        model_output: `DIVERGENCE` as jagged (B, prompt_i + response_i), with zeros outside the scored rows.
+        data: `response_mask`, optionally `WEIGHTS`, jagged; non-tensors `COUNT` and `dp_size`.
+        """
+        mask = data["response_mask"]
+        nested = model_output[DIVERGENCE]
+        divergence = nested.values()[scored_rows(nested.offsets(), mask)]
+        padded = mask.to_padded_tensor(0)
+        weights = reduction_weights(
+            padded,
+            self.params.reduction,
+            global_count=data[COUNT],
+            dp_size=data["dp_size"],  # FSDP averages gradients over ranks
+            token_weights=data[WEIGHTS].to_padded_tensor(0.0) if WEIGHTS in data else None,
+        )[padded.bool()]
+        distill = (weights.to(divergence.dtype) * divergence).sum()
+        metrics: dict[str, Any] = {"divergence/loss": Metric(value=distill, aggregation=AggregationType.SUM)}
+        loss = self.params.coefficient * distill
+        if self.params.ppo:
+            if self.policy_loss is None:
+                raise ValueError("self_distill.loss.ppo=true needs verl's policy loss beside the divergence")
+            policy, policy_metrics = self.policy_loss(model_output=model_output, data=data, dp_group=dp_group)
+            loss = loss + policy
+            metrics.update(policy_metrics)
+        return loss, metrics
+
+
+def scatter_tokens(values: Tensor, rows: Tensor, total: int) -> Tensor:
+    """Token values (N,) at their packed rows among zeros, (total,): the form in which verl's hook takes outputs."""
+    return torch.zeros(total, dtype=values.dtype, device=values.device).index_add(0, rows, values)
