@@ -1,6 +1,6 @@
 """One process of `tests/test_full_vocabulary.py`: trains a tiny model through the engine and writes down its gradients.
 
-Run as `python -m tests.full_vocabulary_worker <folder>`: `cases.json` there says what to do, one after the other, `model/` is the model,
+Run as `python -m tests.full_vocabulary_worker <folder>`; `cases.json` there says what to do, one after the other,
 `batch.pt` the sequences; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are in the environment.
 """
 
@@ -16,7 +16,7 @@ os.environ.setdefault("VERL_PLATFORM", "cpu")
 import torch
 import torch.distributed as dist
 
-import workers.cpu.platform  # noqa: F401  before verl asks for a device
+import workers.cpu.platform
 
 import workers.register  # noqa: F401  isort: skip
 from tensordict import TensorDict
@@ -137,9 +137,7 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
     with engine.train_mode():
         engine.optimizer_zero_grad()
         outputs = engine.forward_backward_batch(data, loss)
-        gradients = {
-            name: full(p.grad).clone() for name, p in engine.module.named_parameters() if p.grad is not None
-        }
+        gradients = {name: full(p.grad).clone() for name, p in engine.module.named_parameters() if p.grad is not None}
         teachers = []
         for _ in range(case.get("steps", 0)):
             engine.optimizer_step()
@@ -157,9 +155,7 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
         engine.teacher.load(folder / "saved", rank=rank, world_size=world)
         after = {name: full(p) for name, p in engine.teacher.module.named_parameters()}
         restored = all(torch.equal(before[name], after[name]) for name in before), engine.teacher.steps
-    metrics = {
-        name: value if isinstance(value, list) else value.values for name, value in outputs["metrics"].items()
-    }
+    metrics = {name: value if isinstance(value, list) else value.values for name, value in outputs["metrics"].items()}
     return {
         "loss": outputs["loss"],
         "gradients": gradients,

@@ -15,6 +15,7 @@ from advantage.estimators import ESTIMATORS, get_estimator
 from recipes.common import settings
 from recipes.common.entry import CONFIG_DIR
 from tests.conftest import ROOT
+from workers.distill_params import LossParams, TeacherWeights, loss_params
 
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
 EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))
@@ -86,7 +87,13 @@ REFUSED = {
     "strategy": (["actor_rollout_ref.actor.strategy=fsdp"], "strategy=fsdp", "fsdp2"),
     "beta": (["algorithm.dasd.beta=-1"], "algorithm.dasd.beta=-1", "0 or more"),
     "router": (["algorithm.dasd.router=vibes"], "router='vibes'", "entropy"),
-    "teacher weights": (["self_distill.teacher.weights=ema"], "teacher.weights=ema", "current"),
+    "teacher weights": (["self_distill.teacher.weights=mean"], "teacher.weights='mean'", "snapshot"),
+    "ema decay": (
+        ["self_distill.teacher.weights=ema", "self_distill.teacher.ema_decay=1"],
+        "self_distill.teacher.ema_decay=1",
+        "[0, 1)",
+    ),
+    "weights of nothing": (["self_distill.loss.weighting=dasd"], "weighting=dasd", "choose a kind"),
     "teacher context": (["self_distill.teacher.context=hints"], "teacher.context=hints", "solution"),
     "greedy training": (["actor_rollout_ref.rollout.temperature=0"], "temperature=0", "above 0"),
     "no checkpoint": (["self_distill.keep_checkpoints=0"], "keep_checkpoints=0", "at least 1"),
@@ -100,6 +107,72 @@ def test_wrong_settings_are_refused(compose_config, case):
     overrides, value, fix = REFUSED[case]
     found = problems(compose_config("method=dasd", "experiment=starter", *overrides))
     assert any(value in p and fix in p for p in found), found
+
+
+REFUSED_IN_THE_LOSS = {
+    "kind": (["self_distill.loss.kind=hellinger"], "self_distill.loss.kind='hellinger'", "forward_kl"),
+    "clip": (["self_distill.loss.clip=-1"], "clip=-1", "positive"),
+    "clip mode": (["self_distill.loss.clip_mode=both"], "clip_mode='both'", "symmetric"),
+    "reduction": (["self_distill.loss.reduction=sum"], "reduction='sum'", "sequence_mean"),
+    "weighting": (["self_distill.loss.weighting=loudness"], "weighting='loudness'", "position"),
+    "coefficient": (["self_distill.loss.coefficient=0"], "coefficient=0", "positive"),
+    "nothing to train": (["self_distill.loss.kind=none"], "ppo=False", "nothing to train"),
+    "unknown key": (["+self_distill.loss.beta=1"], "self_distill.loss.beta", "no such parameter"),
+    "schedule": (["self_distill.loss.weighting=position", "+algorithm.pw_opsd.schedule=x"], "schedule='x'", "moderate"),
+    "strategy": (["actor_rollout_ref.actor.strategy=fsdp"], "kind=forward_kl", "fsdp2"),
+    "fused": (["actor_rollout_ref.model.use_fused_kernels=true"], "no logits", "set it to false"),
+    "ulysses": (
+        ["actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"],
+        "ulysses_sequence_parallel_size=2",
+        "set it to 1",
+    ),
+    "padded": (["actor_rollout_ref.actor.fsdp_config.pad_to_length=true"], "pad_to_length=true", "false"),
+    "ema in bfloat16": (
+        ["self_distill.teacher.weights=ema", "actor_rollout_ref.actor.fsdp_config.model_dtype=bf16"],
+        "model_dtype=bf16",
+        "fp32",
+    ),
+    "two distillations": (["distillation.enabled=true"], "distillation.enabled=true", "false"),
+    "packing": (["actor_rollout_ref.model.use_remove_padding=false"], "use_remove_padding=false", "set it to true"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_IN_THE_LOSS, ids=str)
+def test_wrong_settings_of_a_divergence_are_refused(compose_config, case):
+    overrides, value, fix = REFUSED_IN_THE_LOSS[case]
+    found = problems(compose_config("method=opsd", "experiment=starter", *overrides))
+    assert any(value in p and fix in p for p in found), found
+
+
+def test_a_divergence_alone_needs_no_group(compose_config):
+    assert problems(compose_config("method=opsd", "experiment=starter", "actor_rollout_ref.rollout.n=1")) == []
+
+
+def test_defaults_of_the_loss_and_of_the_teachers_weights_are_the_dataclasses(compose_config):
+    cfg = compose_config("method=grpo", "experiment=starter")
+    assert OmegaConf.to_container(cfg.self_distill.loss) == dataclasses.asdict(LossParams())
+    defaults = dataclasses.asdict(TeacherWeights())
+    assert {name: cfg.self_distill.teacher[name] for name in defaults} == defaults
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("opsd", LossParams(kind="forward_kl", clip=0.05, temperature=1.1, ppo=False)),
+        (
+            "pw_opsd",
+            LossParams(
+                "forward_kl", clip=0.05, temperature=1.1, weighting="position", reduction="sequence_mean", ppo=False
+            ),
+        ),
+        (
+            "dasd_distribution",
+            LossParams("reverse_kl", weighting="dasd", reduction="sequence_mean", coefficient=0.1, ppo=True),
+        ),
+    ],
+)
+def test_the_papers_losses(compose_config, method, expected):
+    assert loss_params(compose_config(f"method={method}", "experiment=starter").self_distill) == expected
 
 
 def test_all_problems_are_reported_at_once(compose_config):

@@ -13,9 +13,10 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.tracking import Tracking
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from workers.verl_private import OVERRIDDEN_STAGES, ROLLOUT_ADAPTERS
+from workers.verl_private import ENGINE_ATTRIBUTES, ENGINE_MEMBERS, OVERRIDDEN_STAGES, ROLLOUT_ADAPTERS
 
 
 def source(function) -> str:
@@ -110,3 +111,53 @@ def test_agent_loops_get_what_seeds_a_response():
 
 def test_tracking_loops_over_a_dict_of_loggers():
     assert "for default_backend, logger_instance in self.logger.items()" in source(Tracking.log)
+
+
+def test_the_engine_calls_the_loss_with_logits_and_then_with_its_outputs():
+    from verl.workers.engine import FSDPEngineWithLMHead as Engine
+
+    outputs = source(Engine.prepare_model_outputs)
+    assert outputs.count("logits_processor_func(student_logits=logits_rmpad.unsqueeze(0), data=micro_batch)") == 2
+    # temperature is applied before the hook, and nothing reads the logits' old values after it
+    assert outputs.index("_scale_logits_by_temperature(") < outputs.index("logits_processor_func(student_logits")
+    step = source(Engine.forward_step)
+    assert "model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()" in step
+    assert tuple(inspect.signature(Engine.forward_step).parameters) == (
+        "self",
+        "micro_batch",
+        "loss_function",
+        "forward_only",
+    )
+
+
+def test_the_engine_has_what_our_subclass_calls():
+    from verl.workers.engine import FSDPEngineWithLMHead as Engine
+
+    assert tuple(inspect.signature(Engine.forward_backward_batch).parameters) == (
+        "self",
+        "data",
+        "loss_function",
+        "forward_only",
+    )
+    for name in ENGINE_MEMBERS:
+        assert callable(getattr(Engine, name)), name
+    attributes = source(FSDPEngine.__init__) + source(FSDPEngine._build_fsdp_module)
+    for name in ENGINE_ATTRIBUTES:
+        assert f"self.{name} = " in attributes, name
+    # the module is ready when initialize() has ended, and built by name of the language model
+    assert 'self.model_config.model_type == "language_model"' in source(FSDPEngine._build_module)
+    assert "tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())" in source(Engine.forward_backward_batch)
+
+
+def test_the_schedule_advances_once_a_training_step():
+    """Which is when a teacher that follows the student may do so."""
+    body = source(TrainingWorker.train_mini_batch)
+    assert "update_lr_scheduler=batch_idx == total_num_iterations - 1" in body
+    assert "lr = self.engine.lr_scheduler_step()" in source(TrainingWorker.train_batch)
+
+
+def test_the_actors_worker_class_can_be_chosen():
+    body = source(ActorRolloutRefWorker.init_model)
+    assert "self.actor = self.actor_worker_cls(config=actor_training_config)" in body
+    assert "self.loss_fn = partial(ppo_loss, config=actor_config)" in body
+    assert body.index("self.actor_worker_cls(") < body.index("self.actor.reset()")

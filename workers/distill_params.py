@@ -58,7 +58,10 @@ class LossParams:
         require(self.reduction in REDUCTIONS, "reduction", self.reduction, f"one of {', '.join(REDUCTIONS)}")
         require(0.0 < self.coefficient < math.inf, "coefficient", self.coefficient, "positive and finite")
         require(
-            self.ppo or self.active, "ppo", self.ppo, "true where kind=none, or there is nothing to train: choose a kind"
+            self.ppo or self.active,
+            "ppo",
+            self.ppo,
+            "true where kind=none, or there is nothing to train: choose a kind",
         )
         if self.active:
             self.spec(rollout_temperature=1.0)

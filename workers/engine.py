@@ -153,9 +153,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         """Token divergences at their packed rows; what the metrics need is kept aside."""
         mask = data["response_mask"]
         rows = scored_rows(data["input_ids"].offsets(), mask)
-        value, stats = loss.score(
-            student_logits, teacher_logits, rows, rollout_temperature=float(data["temperature"])
-        )
+        value, stats = loss.score(student_logits, teacher_logits, rows, rollout_temperature=float(data["temperature"]))
         self._scored["divergence"].append(value.detach())
         self._scored["disagreement"].append(stats["top1_disagreement"])
         self._scored["positions"].append(relative_positions(mask))

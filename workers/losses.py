@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
 
-from workers.divergence import logits_divergence, reduction_weights
 from workers.distill_params import LossParams
+from workers.divergence import logits_divergence, reduction_weights
 from workers.packing import WEIGHTS, scored_rows
 
 DIVERGENCE = "divergence"  # per-token divergences among verl's model outputs

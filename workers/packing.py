@@ -1,4 +1,4 @@
-"""The fields that self-distillation adds to verl's batches, and where the response tokens lie in verl's packed (padding-free) sequences."""
+"""The fields that self-distillation adds to verl's batches, and where response tokens lie in its packed sequences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 TEACHER_IDS, TEACHER_POSITIONS = "teacher_input_ids", "teacher_position_ids"
 # Factors of the tokens' divergences, jagged (B, response_i); absent means one everywhere.
 WEIGHTS = "distill_weights"
+
 
 def scored_rows(sequence_offsets: Tensor, response_mask: Tensor) -> Tensor:
     """Packed rows whose logits predict the valid response tokens, (N,) int64, in row order.

@@ -21,9 +21,7 @@ from workers.distill_params import TRAILING_WEIGHTS, TeacherWeights
 
 def local_shards(module: nn.Module) -> dict[str, Tensor]:
     """This rank's part of every parameter, by name; shares storage with the module."""
-    return {
-        name: (p.to_local() if isinstance(p, DTensor) else p).detach() for name, p in module.named_parameters()
-    }
+    return {name: (p.to_local() if isinstance(p, DTensor) else p).detach() for name, p in module.named_parameters()}
 
 
 class TeacherCopy:

@@ -10,7 +10,7 @@ from __future__ import annotations
 # Rollout adapters have a table but no function that adds to it.
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY as ROLLOUT_ADAPTERS
 
-__all__ = ["OVERRIDDEN_STAGES", "ROLLOUT_ADAPTERS"]
+__all__ = ["ENGINE_ATTRIBUTES", "ENGINE_MEMBERS", "OVERRIDDEN_STAGES", "ROLLOUT_ADAPTERS"]
 
 # Method of verl's PPOTrainer -> its parameters. We override these and call them through super().
 OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
@@ -24,3 +24,20 @@ OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
     "_compute_metrics": ("self", "batch", "metrics", "timing_raw", "global_steps", "epoch"),
     "_validate": ("self",),
 }
+
+# Of verl's FSDP engine, used or extended by `workers.engine`.
+ENGINE_MEMBERS: tuple[str, ...] = (
+    "_build_module",
+    "_build_lora_module",
+    "_build_fsdp_module",
+    "initialize",
+    "prepare_model_inputs",
+    "prepare_model_outputs",
+    "disable_adapter",
+    "get_data_parallel_group",
+    "lr_scheduler_step",
+    "save_checkpoint",
+    "load_checkpoint",
+    "to",
+)
+ENGINE_ATTRIBUTES: tuple[str, ...] = ("_is_lora", "_autocast_dtype", "rank")

@@ -45,9 +45,7 @@ class SelfDistillWorker(ActorRolloutRefWorker):
             self.self_distill_loss = loss_params(config.self_distill)
             teacher = teacher_weights(config.self_distill)
             if self.self_distill_loss.active or teacher.weights in TRAILING_WEIGHTS:
-                self.actor_worker_cls = partial(
-                    SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher
-                )
+                self.actor_worker_cls = partial(SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher)
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(
                 backend="gloo",

@@ -24,7 +24,7 @@ from recipes.common import run_dir as files
 
 def plan(cfg: DictConfig, run_dir: Path) -> Table:
     """What will run and where it writes, as a two-column table."""
-    from recipes.common.settings import uses_teacher
+    from recipes.common.settings import loss_of, uses_teacher
 
     rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -37,6 +37,11 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
     if uses_teacher(cfg):
         teacher = cfg.self_distill.teacher
         table.add_row("teacher", f"{teacher.weights} weights, shown the {teacher.context}")
+    loss = loss_of(cfg)
+    if loss.active:
+        clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
+        beside = f"PPO clip + {loss.coefficient:g} × " if loss.ppo else ""
+        table.add_row("loss", f"{beside}{loss.kind}, full vocabulary{clip}, {loss.weighting} weights, {loss.reduction}")
     table.add_row("model", f"{cfg.actor_rollout_ref.model.path}")
     files_shown = data.train_files if isinstance(data.train_files, str) else ", ".join(data.train_files)
     table.add_row("data", files_shown)
@@ -193,6 +198,7 @@ def progress_numbers(record: dict[str, Any]) -> str:
         ("length", record.get("response_length/mean"), "{:.0f}"),
         ("tokens/s", record.get("perf/throughput"), "{:,.0f}"),
         ("corr/adv", record.get("credit/correction_ratio"), "{:.2f}"),
+        ("div", record.get("divergence/mean"), "{:.4f}"),
     ]
     return "  ".join(f"{name} {form.format(value)}" for name, value, form in parts if value is not None)
 

@@ -65,7 +65,18 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
     problems = list(_device(cfg, gpus))
     if problems:  # on the wrong machine nothing else matters
         raise SettingsError(problems)
-    for part in (_credit, _distillation, _precision, _batches, _lengths, _rollout, _logical_cpus, _output, _model, _data):
+    for part in (
+        _credit,
+        _distillation,
+        _precision,
+        _batches,
+        _lengths,
+        _rollout,
+        _logical_cpus,
+        _output,
+        _model,
+        _data,
+    ):
         try:
             problems += part(cfg)
         except SettingsError as error:
@@ -142,7 +153,10 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
     if actor.strategy != "fsdp2":
         yield f"{what} with actor_rollout_ref.actor.strategy={actor.strategy}: the teacher's engine is FSDP2's; set it to fsdp2"
     engine = actor.get("fsdp_config", {})
-    shards = max(int(actor.get("ulysses_sequence_parallel_size", 1) or 1), int(engine.get("ulysses_sequence_parallel_size", 1) or 1))
+    shards = max(
+        int(actor.get("ulysses_sequence_parallel_size", 1) or 1),
+        int(engine.get("ulysses_sequence_parallel_size", 1) or 1),
+    )
     if shards > 1:
         yield (
             f"{what} with ulysses_sequence_parallel_size={shards}: the teacher's and the student's prompts differ in "

@@ -193,9 +193,7 @@ class SelfDistillTrainer(PPOTrainerSync):
 
     def _write_token_weights(self, batch: KVBatchMeta, mask: torch.Tensor, signals: TokenSignals) -> dict[str, float]:
         """The divergence's token factors into TransferQueue; here, because the workers see parts of the batch only."""
-        groups = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "uid"]
-        )
+        groups = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "uid"])
         padded = mask.to_padded_tensor(0).bool()
         weights, metrics = token_weights(
             self.loss.weighting,
