@@ -138,8 +138,8 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
     if loss.weighting != "uniform":
         if not loss.active:
             yield (
-                f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no divergence "
-                "to weigh; choose a kind, or weighting=uniform"
+                f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no "
+                "divergence to weigh; choose a kind, or weighting=uniform"
             )
         name = {"position": "pw_opsd", "dasd": "dasd"}[loss.weighting]
         try:
@@ -151,7 +151,10 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
     what = f"self_distill.loss.kind={loss.kind}" if loss.active else f"self_distill.teacher.weights={weights}"
     actor = cfg.actor_rollout_ref.actor
     if actor.strategy != "fsdp2":
-        yield f"{what} with actor_rollout_ref.actor.strategy={actor.strategy}: the teacher's engine is FSDP2's; set it to fsdp2"
+        yield (
+            f"{what} with actor_rollout_ref.actor.strategy={actor.strategy}: the teacher's engine is FSDP2's; set it to "
+            "fsdp2"
+        )
     engine = actor.get("fsdp_config", {})
     shards = max(
         int(actor.get("ulysses_sequence_parallel_size", 1) or 1),
@@ -164,13 +167,13 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
         )
     if engine.get("pad_to_length", False):
         yield (
-            f"{what} with actor_rollout_ref.actor.fsdp_config.pad_to_length=true: padded rows have no teacher; set it to "
-            "false"
+            f"{what} with actor_rollout_ref.actor.fsdp_config.pad_to_length=true: padded rows have no teacher; set "
+            "it to false"
         )
     if weights == "ema" and engine.get("model_dtype") not in (None, "fp32", "float32"):
         yield (
-            f"self_distill.teacher.weights=ema with actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}: "
-            "the average would round its updates away; set it to fp32"
+            f"self_distill.teacher.weights=ema with actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}"
+            ": the average would round its updates away; set it to fp32"
         )
     if cfg.get("distillation", {}).get("enabled", False):
         yield f"{what} with distillation.enabled=true: verl's own distillation uses the same hook; set it to false"
@@ -199,8 +202,8 @@ def _precision(cfg: DictConfig) -> Iterator[str]:
         )
     if arr.actor.get("use_fused_kernels", False) or arr.model.use_fused_kernels:
         yield (
-            "actor_rollout_ref.model.use_fused_kernels=true: its entropies are not full-precision, and it has no logits "
-            "for the teacher to be compared with; set it to false"
+            "actor_rollout_ref.model.use_fused_kernels=true: its entropies are not full-precision, and it has no "
+            "logits for the teacher to be compared with; set it to false"
         )
 
 

@@ -1,10 +1,10 @@
 """verl's synchronous trainer with the self-teacher's scores between log-probs and advantages.
 
-Everything that verl's `PPOTrainerSync` does stays verl's.  Added at its stages: the teacher's scoring (for methods
-whose credit or loss uses it), the token signals around the advantage computation, checks that stop a run before numbers go
-bad, an order of rows that does not depend on timing (so that a resumed run repeats an uninterrupted one), and what
-the console needs.  All methods run on this one class; what differs between them is configuration (`self_distill.*`,
-`algorithm.*`).
+Everything that verl's `PPOTrainerSync` does stays verl's.  Added at its stages: the teacher's sequences and scores (for
+methods whose credit or loss uses them), the token signals around the advantage computation, the token weights of the
+divergence, checks that stop a run before numbers go bad, an order of rows that does not depend on timing (so that a
+resumed run repeats an uninterrupted one), and what the console needs.  All methods run on this one class; what differs
+between them is configuration (`self_distill.*`, `algorithm.*`).
 """
 
 from __future__ import annotations
