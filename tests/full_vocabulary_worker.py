@@ -68,7 +68,7 @@ def perturb(engine: SelfDistillEngine) -> None:
         for name, parameter in sorted(engine.module.named_parameters()):
             if parameter.requires_grad:
                 generator = torch.Generator().manual_seed(sum(map(ord, name)))
-                shift = 0.05 * torch.randn(parameter.shape, generator=generator)
+                shift = 0.02 * torch.randn(parameter.shape, generator=generator)
                 if hasattr(parameter, "full_tensor"):
                     from torch.distributed.tensor import distribute_tensor
 
@@ -101,7 +101,7 @@ def mini_batch(folder: Path, case: dict, rank: int, world: int) -> TensorDict:
         "advantages": jagged([rows["advantages"][i] for i in own]),
     }
     if case.get("weighted"):
-        fields["distill_weights"] = jagged([rows["weights"][i] for i in own])
+        fields["distill_weights"] = jagged([rows["weights"][i] - case.get("weights_minus", 0.0) for i in own])
     data = TensorDict(fields, batch_size=len(own))
     tu.assign_non_tensor(
         data,

@@ -152,8 +152,8 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
     actor = cfg.actor_rollout_ref.actor
     if actor.strategy != "fsdp2":
         yield (
-            f"{what} with actor_rollout_ref.actor.strategy={actor.strategy}: the teacher's engine is FSDP2's; set it to "
-            "fsdp2"
+            f"{what} with actor_rollout_ref.actor.strategy={actor.strategy}: the teacher's engine is FSDP2's; set "
+            "it to fsdp2"
         )
     engine = actor.get("fsdp_config", {})
     shards = max(
@@ -172,8 +172,8 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
         )
     if weights == "ema" and engine.get("model_dtype") not in (None, "fp32", "float32"):
         yield (
-            f"self_distill.teacher.weights=ema with actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}"
-            ": the average would round its updates away; set it to fp32"
+            "self_distill.teacher.weights=ema with "
+            f"actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}: the average would round its updates away; set it to fp32"
         )
     if cfg.get("distillation", {}).get("enabled", False):
         yield f"{what} with distillation.enabled=true: verl's own distillation uses the same hook; set it to false"
