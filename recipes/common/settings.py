@@ -173,7 +173,8 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
     if weights == "ema" and engine.get("model_dtype") not in (None, "fp32", "float32"):
         yield (
             "self_distill.teacher.weights=ema with "
-            f"actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}: the average would round its updates away; set it to fp32"
+            f"actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}: the average would round its "
+            "updates away; set it to fp32"
         )
     if cfg.get("distillation", {}).get("enabled", False):
         yield f"{what} with distillation.enabled=true: verl's own distillation uses the same hook; set it to false"

@@ -29,7 +29,7 @@ from verl.workers.utils.padding import response_to_nested
 from advantage import token_signals
 from advantage.signals import TokenSignals
 from recipes.common import run_dir as files
-from recipes.common.settings import needed_signals
+from recipes.common.settings import needed_signals, uses_teacher
 from recipes.common.teacher import PrivilegedPrompts, attach_teacher, problem_of, score_with_teacher, teacher_batch
 from recipes.common.token_weights import token_weights
 from workers.distill_params import TRAILING_WEIGHTS, loss_params, teacher_weights
@@ -52,8 +52,9 @@ class SelfDistillTrainer(PPOTrainerSync):
         with open_dict(config):
             # verl takes every mode but "sync" for an asynchronous one; ours was only needed to be found.
             config.trainer.v1.trainer_mode = "sync"
-            # Of the whole configuration workers see this node only.
-            config.actor_rollout_ref.self_distill = config.self_distill
+            if uses_teacher(config):
+                # Of the whole configuration workers see this node only.
+                config.actor_rollout_ref.self_distill = config.self_distill
         super().__init__(config)
         self.settings = config.self_distill
         self.run_dir = Path(self.settings.run_dir)
