@@ -202,7 +202,7 @@ class SelfDistillTrainer(PPOTrainerSync):
             padded,
             signals,
             scores=groups["rm_scores"].to_padded_tensor(0.0).sum(-1),
-            groups=groups["uid"].tolist(),
+            groups=[getattr(label, "data", label) for label in groups["uid"]],
         )
         tq.kv_batch_put(
             keys=batch.keys,
