@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,3 +358,16 @@ def test_signals_of_another_shape_are_refused():
 def test_importing_the_package_does_not_import_verl():
     code = "import sys, advantage; assert not [m for m in sys.modules if m.split('.')[0] in ('verl', 'ray')]"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_readme_names_every_estimator_parameter_and_default():
+    text = (Path(advantage.__file__).parent / "README.md").read_text()
+    for name, chosen in ESTIMATORS.items():
+        assert f"| `{name}` |" in text
+        for field in dataclasses.fields(chosen.params):
+            assert f"`{field.name}`" in text, f"{name}.{field.name}"
+    assert "| `dasd`, `pw_opsd`, `atesd` | `beta` | 0.1 |" in text
+    assert "| | `gap_eps`, `entropy_eps` | 1.0, 0.1 |" in text
+    defaults = DasdParams()
+    assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.1, 1.0, 0.1)
+    assert defaults.mask_zero_variance_groups and "| | `mask_zero_variance_groups` | true |" in text
