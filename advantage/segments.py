@@ -7,8 +7,8 @@ statistics by selection, statistics summed in fp64, results in fp32.
 
 Why numpy and a loop over rows: a row costs some tens of microseconds, nothing is spent on padding, and temporaries stay
 in a core's cache. On 4096 ragged rows of up to 8k tokens this took half of the time of the same work in torch on padded
-blocks, an eighth of that of a loop-free padded selection, and no thread pool to contend for with the rest of the
-driver. `python -m benchmarks.advantage` times it. Tensors on an accelerator are copied to the host and back.
+blocks and a sixth of that of a loop-free padded selection, and it has no thread pool to fight the rest of the driver
+for. `python -m benchmarks.advantage` times it. Tensors on an accelerator are copied to the host and back.
 """
 
 from __future__ import annotations
