@@ -179,19 +179,49 @@ def test_nothing_is_left_when_the_parent_is_killed():
     assert wait_until(lambda: not any(map(alive, [nursery, *children])), 5.0)
 
 
+def test_children_die_at_the_deadline_though_the_parent_is_stopped():
+    code = (
+        "import threading, time\n"
+        "from rewards.grader import Grader\n"
+        "g = Grader(deadline_s=2, children=2)\n"
+        "g.grade('\\\\sqrt{3}', '\\\\sqrt{5}')\n"
+        "threading.Thread(target=g.grade, args=('6', '9^{9^{9^{9^9}}}')).start()\n"
+        "time.sleep(0.3)\n"
+        "print(g._pool._nursery._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        nursery = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGSTOP)
+        children = [int(pid) for pid in Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()]
+        assert children and all(map(alive, children))
+        assert wait_until(lambda: not any(map(alive, children)), 6.0)
+    finally:
+        parent.kill()
+        parent.wait()
+
+
 def test_a_fork_starts_its_own_children():
-    assert compute_score("t", "\\boxed{\\sqrt{18}}", "3\\sqrt{2}", deadline_s=30.0)["acc"] == 1.0
+    options = {"children": 1, "deadline_s": 3.0}  # a grader whose only place is taken at the time of the fork
+    busy = threading.Thread(target=compute_score, args=("t", "\\boxed{7^{7^{7^{7^{7}}}}}", "6"), kwargs=options)
+    busy.start()
+    time.sleep(0.5)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            result = compute_score("t", "\\boxed{\\sqrt{75}}", "5\\sqrt{3}", deadline_s=30.0)
+            signal.alarm(30)
+            result = compute_score("t", "\\boxed{\\sqrt{75}}", "5\\sqrt{3}", **options)
             os.write(write, result["status"].encode())
         finally:
             os._exit(0)
+    os.close(write)
+    assert compute_score("t", "\\boxed{\\sqrt{147}}", "7\\sqrt{3}", **options)["acc"] == 1.0
+    busy.join()
     os.waitpid(pid, 0)
     assert os.read(read, 100) == b"correct"
-    assert compute_score("t", "\\boxed{\\sqrt{147}}", "7\\sqrt{3}", deadline_s=30.0)["acc"] == 1.0
+    os.close(read)
 
 
 def test_many_threads_get_the_same_verdicts(grader):
@@ -256,6 +286,7 @@ def test_memory_stays_flat(grader):
     before = resident()
     batch(2000, 8000)
     assert resident() - before < 8 * 2**20
+    assert len(one._cache) <= 100
 
 
 @pytest.mark.slow
