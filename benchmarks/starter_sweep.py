@@ -1,9 +1,9 @@
 """Methods and settings on the starter, several seeds each, on the real stack: `python -m benchmarks.starter_sweep`.
 
-Each run is the ordinary training command in a directory of its own under --out. A run that is complete is not done again, and
-one that was interrupted goes on, so the sweep can be stopped and restarted, or extended by naming more settings.  At
-the end, and with --report alone, it prints the table of the recipes' READMEs: validation Avg@16 (128 problems), mean and
-standard deviation over seeds, 95 % interval of the mean from Student's t.
+Each run is the ordinary training command in a directory of its own under --out. A run that is complete is not done
+again, and one that was interrupted goes on, so the sweep can be stopped and restarted, or extended by naming more
+settings.  At the end, and with --report alone, it prints the table of the recipes' READMEs: validation Avg@16 (128
+problems), mean and standard deviation over seeds, 95 % interval of the mean from Student's t.
 
     python -m benchmarks.starter_sweep --settings grpo dasd dasd_beta_0.5 --seeds 1 2 3 --steps 20 --out outputs/sweep
 """
