@@ -19,6 +19,7 @@ INSTALL = [
     "pyarrow>=19",
     "safetensors",
     "rich>=13",
+    "scipy",
     "tensorboard",
     # imported by verl without being declared by it
     "pyzmq",

@@ -32,9 +32,9 @@ from advantage.estimators import (
 )
 from advantage.segments import (
     Tokens,
-    batch_mean,
     map_rows,
     mean_abs_deviation,
+    pack,
     quantile,
     relative_positions,
     row_median,
@@ -314,12 +314,13 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
         deviation=params.deviation,
     )
     gap_scale = row_median(gap.detach().abs(), mask)[mask.any(dim=-1)]
+    tokens = pack(omega, mask)
     below_eps = (gap_scale < params.gap_eps).float()
     metrics = {
         **magnitude_metrics("credit/gap_normalized", normalized, mask),
         "credit/gap_scale/mean": float(gap_scale.mean()) if len(gap_scale) else 0.0,
         "credit/gap_scale/below_eps_share": float(below_eps.mean()) if len(gap_scale) else 0.0,
-        "credit/omega/mean": batch_mean(omega, mask),
-        "credit/omega/positive_share": batch_mean(omega > 0, mask),
+        "credit/omega/mean": float(tokens.mean(dtype=np.float64)) if len(tokens) else 0.0,
+        "credit/omega/positive_share": float((tokens > 0).mean()) if len(tokens) else 0.0,
     }
     return additive_credit(inputs, params, omega.mul_(normalized), metrics)

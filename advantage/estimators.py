@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from advantage.checks import check_finite, check_shape, masked_float32
-from advantage.segments import batch_magnitude, batch_mean
+from advantage.segments import batch_abs_mean, batch_magnitude
 
 CORRECTION_RATIO_LIMIT = 5.0  # above it the teacher's correction drowns the verifier's advantage
 
@@ -312,10 +312,11 @@ def _correction_metrics(
 ) -> dict[str, float]:
     metrics = magnitude_metrics("credit/correction", correction, mask)
     correction_mean = metrics["credit/correction/mean"]
-    anchor_mean = batch_mean(anchor.abs(), mask)
+    anchor_mean = batch_abs_mean(anchor, mask)
+    counts = mask.sum(dim=-1)
     return {
         **metrics,
-        "credit/correction/masked_share": batch_mean(silenced.unsqueeze(-1).expand_as(mask), mask),
+        "credit/correction/masked_share": float(counts[silenced].sum() / counts.sum().clamp(min=1)),
         "credit/group_advantage/mean": anchor_mean,
         "credit/correction_ratio": correction_mean / anchor_mean if anchor_mean > 0 else 0.0,
         "credit/correction_ratio_undefined": float(anchor_mean == 0),

@@ -15,7 +15,7 @@ import torch
 
 from advantage.checks import check_finite, check_shape, masked_float32
 from advantage.estimators import Credit, CreditInputs, EstimatorParams, estimator, require
-from advantage.segments import batch_magnitude, batch_mean, batch_quantile
+from advantage.segments import batch_abs_mean, batch_mean, batch_quantile
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,6 @@ def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
     metrics = {
         "credit/entropy_threshold": threshold,
         "credit/weight/mean": batch_mean(weight, mask),
-        "credit/group_advantage/mean": batch_magnitude(inputs.group_advantage, mask)[0],
+        "credit/group_advantage/mean": batch_abs_mean(inputs.group_advantage, mask),
     }
     return Credit(inputs.group_advantage * weight, metrics)

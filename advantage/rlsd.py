@@ -21,7 +21,7 @@ from advantage.estimators import (
     masked_gap,
     require,
 )
-from advantage.segments import batch_magnitude, batch_mean
+from advantage.segments import batch_abs_mean, batch_mean
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ def rlsd_credit(inputs: CreditInputs, params: RlsdParams) -> Credit:
         "credit/mix": mix,
         "credit/weight/mean": batch_mean(weight, mask),
         "credit/weight/clipped_share": batch_mean(clipped, mask),
-        "credit/group_advantage/mean": batch_magnitude(anchor, mask)[0],
+        "credit/group_advantage/mean": batch_abs_mean(anchor, mask),
     }
     return Credit(anchor * weight, metrics)

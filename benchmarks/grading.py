@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / "tests" / "data" / "grading_cases.jsonl"
-DEADLINE_S = 3.0
+DEADLINE_S = 10.0
 BAR = {"hidden_correct": 400, "gradings_per_s": 300.0, "late_s": 0.5, "memory_mib": 32.0}
 Task = tuple[str, str]  # gold, response
 
@@ -44,6 +44,7 @@ class Settings:
     role: str = "parent"
     threads: int = 1
     grader: str = "ours"
+    patience_s: float = 0.0
 
 
 def parse_settings(arguments: list[str]) -> Settings:
@@ -54,7 +55,8 @@ def parse_settings(arguments: list[str]) -> Settings:
         if not sign or key not in vars(settings):
             raise SystemExit(f"{word!r}: expected key=value with a key among {sorted(vars(settings))}")
         old = getattr(settings, key)
-        new = value.lower() in ("1", "true", "yes") if isinstance(old, bool) else type(old or "")(value)
+        kind = str if old is None else type(old)
+        new = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
         setattr(settings, key, new)
     return settings
 
@@ -187,13 +189,44 @@ def serve(settings: Settings) -> None:
             with lock:
                 replies.write(json.dumps([index, verdict, time.perf_counter() - begin]) + "\n")
 
-    with ThreadPoolExecutor(settings.threads) as threads:
-        run = threads.map if settings.threads > 1 else map
-        list(run(lambda task: one(-1, *task, report=False), request["warm_up"]))
+    def warm_up() -> None:
+        run(lambda task: one(-1, *task, report=False), request["warm_up"])
+
+    def run(call: Callable, items: list) -> None:
+        if settings.threads == 1:
+            list(map(call, items))  # in the main thread, as some graders need it
+        else:
+            with ThreadPoolExecutor(settings.threads) as threads:
+                list(threads.map(call, items))
+
+    if settings.patience_s:
         replies.write(json.dumps(["ready"]) + "\n")
-        list(run(lambda item: one(item[0], *item[1]), list(enumerate(request["tasks"]))))
+        for index, task in enumerate(request["tasks"]):
+            grade_apart(lambda index=index, task=task: (warm_up(), one(index, *task)), settings.patience_s)
+    else:
+        warm_up()
+        replies.write(json.dumps(["ready"]) + "\n")
+        run(lambda item: one(item[0], *item[1]), list(enumerate(request["tasks"])))
     replies.flush()
     os._exit(0)  # a pool of hung processes would keep the interpreter waiting
+
+
+def grade_apart(call: Callable[[], object], patience_s: float) -> None:
+    """Make a call in a fork of this process, and kill the fork, with all it started, ``patience_s`` later."""
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        try:
+            call()
+        finally:
+            os._exit(0)
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 @dataclass
@@ -205,12 +238,22 @@ class Outcome:
     wall_s: float = 0.0
 
 
-def measure(settings: Settings, name: str, tasks: list[Task], threads: int, limit_s: float, warm_up=()) -> Outcome:
-    """Let a fresh worker grade ``tasks``; kill it ``limit_s`` after it was ready."""
+def measure(
+    settings: Settings, name: str, tasks: list[Task], threads: int, limit_s: float, warm_up=(), patience_s: float = 0
+) -> Outcome:
+    """Let a fresh worker grade ``tasks``; kill it ``limit_s`` after it was ready.
+
+    ``patience_s``: grade each task in a fork of the worker, killed after so long, so that one hang costs one verdict.
+    """
     environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", VERL_LOGGING_LEVEL="ERROR")
     if settings.trl:
         environment["PYTHONPATH"] = os.pathsep.join([settings.trl, environment.get("PYTHONPATH", "")])
-    words = ["role=worker", f"grader={name}", f"threads={threads if name in THREADED else 1}"]
+    words = [
+        "role=worker",
+        f"grader={name}",
+        f"threads={threads if name in THREADED else 1}",
+        f"patience_s={patience_s}",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.grading", *words],
         cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -259,34 +302,19 @@ def agreement(settings: Settings, name: str) -> dict:
 
 
 def survival(settings: Settings, name: str) -> dict:
-    """Hostile answers one at a time: a verdict (and not "right") within the deadline + 0.5 s, in a live process."""
-    pending = hostile() if not settings.quick else hostile()[::5]
-    total, survived, worst = len(pending), 0, 0.0
-    while pending:
-        tasks = [(gold, respond(answer)) for _, gold, answer in pending]
-        # The worker goes on until one item hangs; then it is killed and a new one takes what is left.
-        outcome = measure_until_hang(settings, name, tasks)
-        for index in range(len(tasks)):
-            if index not in outcome.verdicts:
-                break
-            if outcome.verdicts[index] is False and outcome.seconds[index] <= DEADLINE_S + BAR["late_s"]:
-                survived += 1
-            worst = max(worst, outcome.seconds[index])
-        pending = pending[len(outcome.verdicts) + 1 :]
-    return {"hostile survived": f"{survived}/{total}", "slowest verdict s": round(worst, 2)}
-
-
-def measure_until_hang(settings: Settings, name: str, tasks: list[Task], patience_s: float = 6.0) -> Outcome:
-    """``measure`` one item after another, ended when an item takes longer than ``patience_s``."""
+    """Hostile answers one at a time: a verdict (and not "right") within the deadline + 0.5 s."""
+    cases = hostile()[:: 5 if settings.quick else 1]
+    tasks = [(gold, respond(answer)) for _, gold, answer in cases]
     warm_up = [("1", respond("\\frac{1}{1}")), ("\\sqrt{2}", respond("\\sqrt{3}"))]
-    known: Outcome = Outcome()
-    limit = patience_s
-    while True:
-        outcome = measure(settings, name, tasks, 1, limit, warm_up)
-        if len(outcome.verdicts) >= len(tasks) or len(outcome.verdicts) <= len(known.verdicts):
-            return outcome if len(outcome.verdicts) >= len(known.verdicts) else known
-        known = outcome
-        limit = sum(outcome.seconds.values()) + 2 * patience_s
+    outcome = measure(settings, name, tasks, 1, 25.0 * len(tasks), warm_up, patience_s=20.0)
+    in_time = [i for i, seconds in outcome.seconds.items() if seconds <= DEADLINE_S + BAR["late_s"]]
+    survived = sum(outcome.verdicts[i] is False for i in in_time)
+    lost = ", ".join(cases[i][0] for i in range(len(cases)) if i not in in_time)
+    if lost:
+        print(f"  {name}: no verdict in time on {lost}", file=sys.stderr)
+    slowest = max(outcome.seconds.values(), default=0.0)
+    hung = len(tasks) - len(outcome.verdicts)
+    return {"hostile in time": f"{survived}/{len(tasks)}", "slowest s": f"{slowest:.2f}", "none in 20 s": hung}
 
 
 def behind_towers(settings: Settings, name: str) -> dict:
@@ -357,7 +385,7 @@ def main(settings: Settings) -> int:
     if ours is None:
         return 0
     right, wanted = ours["right behind towers"].split("/")
-    survived, hostile_count = ours["hostile survived"].split("/")
+    survived, hostile_count = ours["hostile in time"].split("/")
     failures = [
         reason
         for failed, reason in (

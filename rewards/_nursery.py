@@ -5,8 +5,8 @@ forking from it is safe, takes milliseconds, and shares memory.  Each message on
 (whose own socket comes along) or for a child's death; the end of the socket is the end of everything.
 
 A child reads one JSON request a line and writes one JSON reply a line.  Three means protect the trainer and the machine
-from it, none of which needs Python to be running at the time: an address-space limit, an alarm clock with the default
-action (death) set to each item's deadline, and the end of its socket.
+from it, none of which needs Python to be running at the time: an address-space limit, two clocks set for each item (CPU
+time and wall time) whose ringing kills by default, and the end of its socket.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def _serve(link: socket.socket, memory_mb: int) -> None:
     for count, line in enumerate(stream, start=1):
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, request["deadline_s"])
+        signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])
         try:
             equal, how = equivalent(request["gold"], request["answer"])
             reply = {"equal": bool(equal), "how": how}
@@ -65,6 +66,7 @@ def _serve(link: socket.socket, memory_mb: int) -> None:
         except Exception as error:  # a bug in a parser is this item's error, not the child's end
             reply = {"error": type(error).__name__}  # never str(error): it may print a tower
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if count >= RETIRE_AFTER_ITEMS or _resident_bytes() > RETIRE_SHARE_OF_LIMIT * memory_bytes:
             reply["retire"] = True
         send(reply)

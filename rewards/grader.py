@@ -60,15 +60,26 @@ def gold_text(ground_truth: Any) -> str:
 
 
 class Grader:
-    """Grades from any thread.  ``deadline_s``: seconds of one comparison, counted from when a child starts on it.
+    """Grades from any thread.
 
-    ``children``, ``memory_mb``: see ``GradingPool``.  ``cache_size``: verdicts remembered (about 200 bytes each).
+    ``deadline_s``, ``cpu_s``: limits of one comparison in seconds of wall and of CPU time, counted from when a child
+    starts on it.  A tower of powers ends at ``cpu_s``; only a starved machine reaches ``deadline_s``.  ``children``,
+    ``memory_mb``: see ``GradingPool``.  ``cache_size``: verdicts remembered (about 200 bytes each).
     """
 
-    def __init__(self, deadline_s: float = 3.0, children: int = 2, memory_mb: int = 1024, cache_size: int = 65536):
-        if not deadline_s > 0:
-            raise ValueError(f"deadline_s={deadline_s} but a comparison needs some time; set it above 0, e.g. 3.0")
-        self.deadline_s = deadline_s
+    def __init__(
+        self,
+        deadline_s: float = 10.0,
+        cpu_s: float = 2.0,
+        children: int = 2,
+        memory_mb: int = 1024,
+        cache_size: int = 65536,
+    ):
+        if not (deadline_s > 0 and cpu_s > 0):
+            raise ValueError(
+                f"deadline_s={deadline_s}, cpu_s={cpu_s}: a comparison needs some time; set both above 0 (10 and 2)"
+            )
+        self.deadline_s, self.cpu_s = deadline_s, cpu_s
         self.counts: Counter[str] = Counter()  # statuses, and "cached"
         self._cache_size = cache_size
         self._pool = GradingPool(children, memory_mb)
@@ -103,7 +114,7 @@ class Grader:
 
     def _compute(self, key: bytes, gold: str, answer: str, future: Future[Verdict]) -> Verdict:
         try:
-            verdict = self._pool.compare(gold, answer, self.deadline_s)
+            verdict = self._pool.compare(gold, answer, self.deadline_s, self.cpu_s)
         except BaseException as error:
             with self._lock:
                 del self._running[key]
@@ -137,10 +148,10 @@ class Grader:
                 self._warn_at = 2 * total
         if warn:
             logger.warning(
-                "%d of %d answers (%.1f %%, limit %.0f %%) were not graded within deadline_s=%g; they count neither as "
-                "right nor as wrong in `status`. Many towers of powers are the policy's doing; otherwise raise "
-                "deadline_s or free some CPU.",
-                timeouts, total, 100 * timeouts / total, 100 * TIMEOUT_RATE_LIMIT, self.deadline_s,
+                "%d of %d answers (%.1f %%, limit %.0f %%) were not graded within cpu_s=%g and deadline_s=%g; they count "
+                "neither as right nor as wrong in `status`. Many towers of powers are the policy's doing; otherwise raise "
+                "these or free some CPU.",
+                timeouts, total, 100 * timeouts / total, 100 * TIMEOUT_RATE_LIMIT, self.cpu_s, self.deadline_s,
             )  # fmt: skip
         return verdict
 
@@ -160,9 +171,11 @@ _graders: dict[tuple, Grader] = {}
 _graders_lock = threading.Lock()
 
 
-def shared_grader(deadline_s: float = 3.0, children: int = 2, memory_mb: int = 1024, cache_size: int = 65536) -> Grader:
+def shared_grader(
+    deadline_s: float = 10.0, cpu_s: float = 2.0, children: int = 2, memory_mb: int = 1024, cache_size: int = 65536
+) -> Grader:
     """This process's grader with these settings, made when first asked for."""
-    key = (deadline_s, children, memory_mb, cache_size)
+    key = (deadline_s, cpu_s, children, memory_mb, cache_size)
     grader = _graders.get(key)
     if grader is None:
         with _graders_lock:

@@ -66,7 +66,9 @@ def compute_score(
     elif answer is None:
         status = "no_answer"
     else:
-        grader = shared_grader(options.deadline_s, options.children, options.memory_mb, options.cache_size)
+        grader = shared_grader(
+            options.deadline_s, options.cpu_s, options.children, options.memory_mb, options.cache_size
+        )
         status = grader.grade(gold, answer).status
     correctness = options.correct_value if status == "correct" else options.wrong_value
     if status in ("timeout", "error") and options.timeout_value is not None:

@@ -31,8 +31,8 @@ def reward_metrics(results: Iterable[Mapping[str, Any]], prefix: str = "reward/"
     metrics[f"{prefix}timeout_rate_graded"] = rate = shares["timeout"] / graded if graded else 0.0
     if rate > TIMEOUT_RATE_LIMIT:
         logger.warning(
-            "%.1f %% of %d graded answers missed the grading deadline (limit %.0f %%); they got the reward of "
-            "timeout_value. Look at their `extracted` text, then raise reward_kwargs.deadline_s or free some CPU.",
+            "%.1f %% of %d graded answers missed the grading limits (limit %.0f %%); they got the reward of "
+            "timeout_value. Look at their `extracted` text; raise cpu_s and deadline_s in reward_kwargs, or free CPU.",
             100 * rate, graded, 100 * TIMEOUT_RATE_LIMIT,
         )  # fmt: skip
     return metrics

@@ -22,7 +22,7 @@ class RewardOptions:
     max_response_length, overlong_buffer: tokens; DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13) falls
         linearly from 0 to -1 over the last ``overlong_buffer`` tokens before ``max_response_length``.
     tokenizer: path of the tokenizer that counts tokens, needed only where ``extra_info`` has no ``response_length``.
-    deadline_s, children, memory_mb, cache_size: see ``rewards.grader.Grader``.
+    deadline_s, cpu_s, children, memory_mb, cache_size: see ``rewards.grader.Grader``.
     """
 
     answer_line: bool = False
@@ -35,7 +35,8 @@ class RewardOptions:
     max_response_length: int | None = None
     overlong_buffer: int | None = None
     tokenizer: str | None = None
-    deadline_s: float = 3.0
+    deadline_s: float = 10.0
+    cpu_s: float = 2.0
     children: int = 2
     memory_mb: int = 1024
     cache_size: int = 65536

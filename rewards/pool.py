@@ -1,9 +1,10 @@
 """Killable grading children behind one blocking call that any thread may make.
 
 Children are forked from a nursery (``rewards._nursery``), a fresh interpreter of its own, so that a replacement takes
-milliseconds.  An item's deadline counts from when a ready child receives it: a queue in front costs it waiting, never
-its verdict.  A child that reaches its deadline dies of its own alarm clock, by default of the operating system, and
-one that outlives it is killed.
+milliseconds.  An item's limits count from when a ready child receives it: a queue in front costs it waiting, never its
+verdict.  There are two: of CPU time, which a hostile answer uses up at once, and of wall time, which is longer, so that
+an ordinary answer is not given up because the machine is busy with something else.  A child that reaches one dies of
+its own clock, by default of the operating system, and one that outlives them is killed.
 """
 
 from __future__ import annotations
@@ -220,11 +221,12 @@ class GradingPool:
         with self._lock:
             self._alive.discard(child)
 
-    def compare(self, gold: str, answer: str, deadline_s: float) -> Verdict:
+    def compare(self, gold: str, answer: str, deadline_s: float, cpu_s: float) -> Verdict:
         """Compare two texts of at most ``MAX_TEXT_CHARS`` in a child; blocks until the verdict.
 
-        Raises GradingSetupError where no child can start.  A death before the deadline is tried once more on a new
-        child, since it may have come from outside; a second one is the item's own: status "error".
+        ``deadline_s``: wall time, ``cpu_s``: CPU time, in seconds.  Raises GradingSetupError where no child can start.
+        A death before either is tried once more on a new child, since it may have come from outside; a second one is
+        the item's own: status "error".
         """
         seconds = 0.0
         with self._places:
@@ -235,12 +237,12 @@ class GradingPool:
                     if not child.ready:
                         child.ready = child.read(START_TIMEOUT_S) is not None
                         start = time.monotonic()
-                    child.write({"gold": gold, "answer": answer, "deadline_s": deadline_s})
+                    child.write({"gold": gold, "answer": answer, "deadline_s": deadline_s, "cpu_s": cpu_s})
                     reply = child.read(deadline_s + KILL_AFTER_S)
                 except _Died:
                     self._discard(child)
                     seconds = time.monotonic() - start
-                    if seconds < deadline_s:
+                    if seconds < min(deadline_s, cpu_s):  # its clocks cannot have rung yet
                         continue
                     reply = None
                 except BaseException:

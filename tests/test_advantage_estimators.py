@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,29 @@ def test_constant_directions_are_uniform_attraction_and_repulsion():
         assert torch.equal(got, inputs.group_advantage + 0.5 * constant * normalized)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gap_clip": 0.5},
+        {"deviation": "median"},
+        {"gate": "fixed", "gate_threshold": 1.1},
+        {"router_quantile": 0.7},
+        {"direction": "linear"},
+        {"gate": "magnitude"},
+        {"gap_eps": 0.01, "entropy_eps": 3.0},
+    ],
+)
+def test_every_dasd_option_reaches_the_formula(options):
+    inputs = make_inputs(11, rows=6, width=40)
+    floors = {"gap_eps": 1.0, "entropy_eps": 0.1}
+    omega, normalized = direction_coefficient(
+        inputs.entropy, inputs.log_prob_gap, inputs.response_mask, **{**floors, **options}
+    )
+    got = run("dasd", inputs, beta=1.0, **options).advantages
+    assert torch.equal(got, omega * normalized + inputs.group_advantage)
+    assert not torch.equal(got, run("dasd", inputs, beta=1.0).advantages)
+
+
 def test_uniform_schedule_without_a_mask_is_atesd():
     inputs = make_inputs(8)
     wanted = run("atesd", inputs, beta=0.3).advantages
@@ -154,6 +178,11 @@ def test_metrics_by_hand():
     assert metrics["credit/correction_ratio"] == pytest.approx(10 / 16)
     assert metrics["credit/correction_ratio_undefined"] == 0.0
     assert run("dasd", inputs, **{**options, "gap_eps": 2.5}).metrics["credit/gap_scale/below_eps_share"] == 1.0
+
+
+def test_tokens_without_a_direction_are_not_counted_as_attracted():
+    flat = make_inputs(0, entropy=torch.full((4, 12), 0.5))
+    assert run("dasd", flat).metrics["credit/omega/positive_share"] == 0.0
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
@@ -357,3 +386,16 @@ def test_signals_of_another_shape_are_refused():
 def test_importing_the_package_does_not_import_verl():
     code = "import sys, advantage; assert not [m for m in sys.modules if m.split('.')[0] in ('verl', 'ray')]"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_readme_names_every_estimator_parameter_and_default():
+    text = (Path(advantage.__file__).parent / "README.md").read_text()
+    for name, chosen in ESTIMATORS.items():
+        assert f"| `{name}` |" in text
+        for field in dataclasses.fields(chosen.params):
+            assert f"`{field.name}`" in text, f"{name}.{field.name}"
+    assert "| `dasd`, `pw_opsd`, `atesd` | `beta` | 0.1 |" in text
+    assert "| | `gap_eps`, `entropy_eps` | 1.0, 0.1 |" in text
+    defaults = DasdParams()
+    assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.1, 1.0, 0.1)
+    assert defaults.mask_zero_variance_groups and "| | `mask_zero_variance_groups` | true |" in text

@@ -124,6 +124,12 @@ def test_equal_values_have_exactly_no_deviation():
     assert segments.row_mean_abs_deviation(values, torch.ones(1, 4097)).item() == 0.0
 
 
+def test_deviation_of_values_that_lie_close_together():
+    step = 2.0**-20  # one unit in the last place of an fp32 between 8 and 16
+    values = torch.tensor([[12.0, 12.0 + step, 12.0 + step]])
+    assert segments.row_mean_abs_deviation(values, torch.ones(1, 3)).item() == pytest.approx(4 / 9 * step, rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_upcast_before_the_statistics(dtype):
     values, mask = torch.randn(2, 33).to(dtype), torch.ones(2, 33)

@@ -102,12 +102,14 @@ def test_a_decision_before_the_first_loss_counts_from_the_first_one_seen():
 
 def test_the_fixed_exposure_probe_is_what_is_credited_and_holds_between_measurements():
     config = ControllerConfig(
-        total_steps=8, hold=4, lookahead=4, gamma=0.5, credit="discounted", progress_signal="fixed_exposure_probe"
+        total_steps=8, hold=1, lookahead=4, gamma=0.5, credit="discounted", progress_signal="fixed_exposure_probe"
     )
     controller = ExposureController(config)
-    probe = [1.0, None, 0.6, None, 0.5]
+    probe = [1.0, None, 0.6, None, 0.5, 0.2]
     run(controller, [Observation(loss=10.0 - t, probe_loss=p) for t, p in enumerate(probe)])
-    assert controller.decisions[0]["reward"] == pytest.approx(0.5 * 0.4 + 0.125 * 0.1)
+    # The second decision falls where nothing was measured: it starts from the value that still stands, 1.0.
+    rewards = [decision["reward"] for decision in controller.decisions]
+    assert rewards == pytest.approx([0.5 * 0.4 + 0.125 * 0.1, 0.4 + 0.25 * 0.1 + 0.125 * 0.3])
 
 
 # --- policy -----------------------------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ def test_it_learns_the_exposure_that_makes_the_loss_fall():
 
 
 def test_the_state_that_is_seen_has_the_six_features():
-    config = ControllerConfig(total_steps=10, hold=1, ema=0.5, feature_scales=(1, 1, 10, 1, 1, 2))
+    config = ControllerConfig(total_steps=10, hold=1, ema=0.75, feature_scales=(1, 1, 10, 1, 1, 2))
     controller = ExposureController(config)
     first = controller.step()
     controller.step(Observation(loss=0.2, mismatch=0.4, confidence=-0.5))
@@ -240,7 +242,7 @@ def test_the_state_that_is_seen_has_the_six_features():
     at_start, _, last = (entry["features"] for entry in controller._memory["open"])
     assert at_start == [0.0, 0.5, 0.0, 0.0, 0.0, 0.0]
     assert last[0] == 0.2 and last[1] != first and 0.0 < last[1] < 1.0
-    assert last[2:] == pytest.approx([10 * 0.3, 0.4, 3.0, 2 * -0.5])
+    assert last[2:] == pytest.approx([10 * 0.25, 0.4, 3.0, 2 * -0.5])
 
 
 # --- modes and settings -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rewards.metrics import reward_metrics
 from rewards.normalize import canonical, is_words, plain_number, quick_verdict, tidy
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "grading_cases.jsonl").read_text().splitlines()]
-PATIENT = {"deadline_s": 30.0}  # verdicts are tested here, not the machine's speed
+PATIENT = {"deadline_s": 60.0, "cpu_s": 20.0}  # verdicts are tested here, not the machine's speed
 
 
 def score(answer: str, gold: object, **options) -> dict:
@@ -226,6 +226,7 @@ def test_format(response, expected):
         ({"max_response_length": 10, "overlong_buffer": 11}, "between 1 and"),
         ({"correct_value": 0.0}, "must exceed"),
         ({"deadline_s": 0}, "deadline_s=0"),
+        ({"cpu_s": -1}, "cpu_s=-1"),
         ({"children": 0}, "children=0"),
         ({"memory_mb": 10}, "memory_mb=10"),
     ],
@@ -257,7 +258,7 @@ def test_metrics_of_a_batch(caplog):
     assert metrics["reward/timeout_rate"] == pytest.approx(0.02)
     assert metrics["reward/timeout_rate_graded"] == pytest.approx(2 / 92)
     assert metrics["reward/acc"] == pytest.approx(0.9)
-    assert "deadline" in caplog.text
+    assert "cpu_s" in caplog.text
     caplog.clear()
     assert reward_metrics([]).keys() == reward_metrics(batch).keys()
     assert not caplog.records

@@ -75,6 +75,26 @@ def test_every_hostile_answer_gets_a_verdict_in_time_and_never_a_reward(grader):
     assert small.grade(*RIGHT).status == "correct"
 
 
+def test_a_tower_ends_at_its_cpu_limit(grader):
+    verdict = grader(deadline_s=60.0, cpu_s=0.5).grade(*TOWERS[0])
+    assert verdict.status == "timeout"
+    assert 0.45 < verdict.seconds < 30.0
+
+
+def test_a_busy_machine_is_no_reason_to_give_up(grader):
+    patient = grader(deadline_s=60.0, cpu_s=1.0, children=1)
+    pids = processes_of(patient)[1:]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # gets no CPU at all for longer than its CPU limit
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(patient.grade, *RIGHT)
+        time.sleep(1.5)
+        assert not future.done()
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert future.result().status == "correct"
+
+
 def test_a_tower_is_a_timeout_not_a_wrong_answer():
     result = compute_score("t", "\\boxed{8^{8^{8^{8^{8}}}}}", "6", deadline_s=0.5, timeout_value=-0.25)
     assert (result["status"], result["timeout"], result["acc"], result["score"]) == ("timeout", 1.0, 0.0, -0.25)
@@ -122,7 +142,7 @@ def test_killed_processes_are_replaced(grader):
 
 
 def test_a_child_that_dies_of_its_item_is_an_error_and_leaves_no_trace(grader):
-    one = grader(children=1, deadline_s=20.0)
+    one = grader(children=1, deadline_s=20.0, cpu_s=20.0)
     done = threading.Event()
 
     def assassin():
@@ -163,7 +183,7 @@ def test_nothing_is_left_when_the_parent_is_killed():
     code = (
         "import threading, time\n"
         "from rewards.grader import Grader\n"
-        "g = Grader(deadline_s=60, children=2)\n"
+        "g = Grader(deadline_s=60, cpu_s=60, children=2)\n"
         "g.grade('\\\\sqrt{3}', '\\\\sqrt{5}')\n"
         "threading.Thread(target=g.grade, args=('6', '9^{9^{9^{9^9}}}')).start()\n"
         "time.sleep(0.5)\n"
@@ -179,23 +199,53 @@ def test_nothing_is_left_when_the_parent_is_killed():
     assert wait_until(lambda: not any(map(alive, [nursery, *children])), 5.0)
 
 
+def test_children_die_at_the_deadline_though_the_parent_is_stopped():
+    code = (
+        "import threading, time\n"
+        "from rewards.grader import Grader\n"
+        "g = Grader(deadline_s=2, children=2)\n"
+        "g.grade('\\\\sqrt{3}', '\\\\sqrt{5}')\n"
+        "threading.Thread(target=g.grade, args=('6', '9^{9^{9^{9^9}}}')).start()\n"
+        "time.sleep(0.3)\n"
+        "print(g._pool._nursery._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        nursery = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGSTOP)
+        children = [int(pid) for pid in Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()]
+        assert children and all(map(alive, children))
+        assert wait_until(lambda: not any(map(alive, children)), 6.0)
+    finally:
+        parent.kill()
+        parent.wait()
+
+
 def test_a_fork_starts_its_own_children():
-    assert compute_score("t", "\\boxed{\\sqrt{18}}", "3\\sqrt{2}", deadline_s=30.0)["acc"] == 1.0
+    options = {"children": 1, "deadline_s": 3.0}  # a grader whose only place is taken at the time of the fork
+    busy = threading.Thread(target=compute_score, args=("t", "\\boxed{7^{7^{7^{7^{7}}}}}", "6"), kwargs=options)
+    busy.start()
+    time.sleep(0.5)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            result = compute_score("t", "\\boxed{\\sqrt{75}}", "5\\sqrt{3}", deadline_s=30.0)
+            signal.alarm(30)
+            result = compute_score("t", "\\boxed{\\sqrt{75}}", "5\\sqrt{3}", **options)
             os.write(write, result["status"].encode())
         finally:
             os._exit(0)
+    os.close(write)
+    assert compute_score("t", "\\boxed{\\sqrt{147}}", "7\\sqrt{3}", **options)["acc"] == 1.0
+    busy.join()
     os.waitpid(pid, 0)
     assert os.read(read, 100) == b"correct"
-    assert compute_score("t", "\\boxed{\\sqrt{147}}", "7\\sqrt{3}", deadline_s=30.0)["acc"] == 1.0
+    os.close(read)
 
 
 def test_many_threads_get_the_same_verdicts(grader):
-    one = grader(deadline_s=30.0)
+    one = grader(deadline_s=60.0)
     questions = [(f"{n}\\sqrt{{3}}", f"\\sqrt{{{3 * n * n + n % 2}}}") for n in range(2, 42)]
     with ThreadPoolExecutor(16) as threads:
         verdicts = list(threads.map(lambda question: one.grade(*question).status, questions))
@@ -205,11 +255,11 @@ def test_many_threads_get_the_same_verdicts(grader):
 def test_inside_an_event_loop():
     async def rollouts() -> list[dict]:
         loop = asyncio.get_running_loop()
-        direct = compute_score("t", "\\boxed{2\\sqrt{5}}", "\\sqrt{20}", deadline_s=30.0)
+        direct = compute_score("t", "\\boxed{2\\sqrt{5}}", "\\sqrt{20}", deadline_s=60.0)
         others = [
             loop.run_in_executor(
                 None,
-                lambda n=n: compute_score("t", f"\\boxed{{{n}\\sqrt{{5}}}}", f"\\sqrt{{{5 * n * n}}}", deadline_s=30),
+                lambda n=n: compute_score("t", f"\\boxed{{{n}\\sqrt{{5}}}}", f"\\sqrt{{{5 * n * n}}}", deadline_s=60),
             )
             for n in range(3, 13)
         ]
@@ -226,7 +276,7 @@ def test_too_many_timeouts_are_warned_of(grader, caplog):
         assert not caplog.records  # too few to tell
         for number in range(120):
             one.grade(str(number), str(number))
-    assert "were not graded within deadline_s=0.2" in caplog.text
+    assert "were not graded within cpu_s=2 and deadline_s=0.2" in caplog.text
     assert one.timeout_rate == pytest.approx(3 / 124)
 
 
@@ -241,7 +291,7 @@ def test_a_broken_installation_is_said_to_be_one(tmp_path, monkeypatch):
 
 
 def test_memory_stays_flat(grader):
-    one = grader(cache_size=100, deadline_s=30.0)
+    one = grader(cache_size=100, deadline_s=60.0)
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -256,6 +306,7 @@ def test_memory_stays_flat(grader):
     before = resident()
     batch(2000, 8000)
     assert resident() - before < 8 * 2**20
+    assert len(one._cache) <= 100
 
 
 @pytest.mark.slow

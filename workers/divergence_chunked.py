@@ -334,7 +334,7 @@ def logits_divergence(
     of −inf counts as probability zero.  Raises ValueError on mismatched shapes or settings.
     """
     if student_logits.dim() == 3 and student_logits.shape[0] == 1:
-        student_logits = student_logits[0]
+        student_logits = student_logits.squeeze(0)  # its backward is a view, that of [0] another (T, V) buffer
     if student_logits.dim() != 2:
         raise ValueError(f"student_logits has shape {tuple(student_logits.shape)}, expected (T, V) or (1, T, V)")
     total, vocab = student_logits.shape

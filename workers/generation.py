@@ -66,7 +66,7 @@ class _InverseTransformSampler(LogitsProcessor):
         self.uniforms = uniforms
         self.log_probs: list[torch.Tensor] = []  # one (B,) tensor a position
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:  # type: ignore[override]
         log_probs = scores.float().log_softmax(dim=-1)  # (B, V)
         if self.uniforms is None:
             tokens = log_probs.argmax(dim=-1, keepdim=True)
@@ -133,7 +133,7 @@ def generate_batch(
         processors.append(TopPLogitsWarper(params.top_p))
     processors.append(sampler)
 
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]
         input_ids.to(device),
         attention_mask=attention_mask.to(device),
         logits_processor=processors,

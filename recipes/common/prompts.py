@@ -87,7 +87,7 @@ def privileged_prompt(
     reference_ids = tokenizer.encode(reference, add_special_tokens=False)
     keep = max_length - bare
     while True:  # decoding and rendering again may merge or split tokens at the cut: take off what is too much
-        cut = tokenizer.decode(reference_ids[:keep], skip_special_tokens=False).rstrip("\ufffd")
+        cut = str(tokenizer.decode(reference_ids[:keep], skip_special_tokens=False)).rstrip("\ufffd")
         ids = render(tokenizer, teacher_messages(problem, cut), template_kwargs)
         if len(ids) <= max_length or keep == 0:
             return PrivilegedPrompt(ids, truncated=True)

@@ -94,8 +94,10 @@ def read_rows(spec: DatasetSpec, source: str | None, revision: str | None) -> It
         files = [str(path) for path in local_files(Path(source), spec.split)]
         kind = FORMATS[Path(files[0]).suffix]
         try:
-            dataset = load_dataset(kind, data_files={spec.split: files}, split=spec.split, streaming=True)
-            yield from _rows(dataset)
+            if kind == "parquet":
+                yield from _parquet_rows(files)
+            else:
+                yield from _rows(load_dataset(kind, data_files={spec.split: files}, split=spec.split, streaming=True))
         except (DatasetGenerationError, ValueError, OSError) as error:
             raise DataError(f"{files[0]} cannot be read as {kind}: {_reason(error)}") from error
         return
@@ -107,6 +109,16 @@ def read_rows(spec: DatasetSpec, source: str | None, revision: str | None) -> It
             f"`hf download {spec.hub} --repo-type dataset --local-dir DIR`, and run again with source=DIR"
         ) from error
     yield from _rows(dataset)
+
+
+def _parquet_rows(files: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows batch by batch: a training set of millions of rows never stands in memory as a whole."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        with pq.ParquetFile(file, pre_buffer=False) as table:
+            for batch in table.iter_batches(batch_size=_BATCH, use_threads=False):
+                yield from batch.to_pylist()
 
 
 def _reason(error: BaseException) -> str:

@@ -33,7 +33,7 @@ CHECKS = {
     "missing_answer": "there is no ground truth, so no response can be graded",
     "answer_differs": "the answer column and the ground truth are not the same",
     "unparseable_answer": "math-verify cannot read the gold answer: only its exact spelling would be right",
-    "slow_answer": "the gold answer cannot be compared within the deadline: every response would time out",
+    "slow_answer": "the gold answer cannot be compared within cpu_s: every response would time out",
     "unboxed_reference": "the reference solution has no boxed answer, so it cannot be cut to its answer",
     "reference_disagrees": "the reference's boxed answer is not the gold answer",
     "duplicate_problem": "the problem occurs before, in this file or another one given",
@@ -56,7 +56,7 @@ class ValidateConfig:
     teacher_context: str = "solution"  # solution | answer: what the privileged prompt shows
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # as data.apply_chat_template_kwargs
     ignore: list[str] = field(default_factory=list)  # checks whose findings are listed but do not count
-    deadline_s: float = 5.0  # of one comparison
+    cpu_s: float = 2.0  # of one comparison, as in reward_kwargs
     show: int = 20  # findings printed for each check; all are counted
     report: str | None = None  # write all findings here, as JSON lines
 
@@ -187,7 +187,7 @@ def validate(cfg: ValidateConfig) -> tuple[list[Finding], int]:
     findings: list[Finding] = []
     seen: dict[str, str] = {}
     count = 0
-    grader = Grader(deadline_s=cfg.deadline_s)
+    grader = Grader(deadline_s=60.0, cpu_s=cfg.cpu_s)
     try:
         for path in parquet_files(cfg.file):
             with ThreadPoolExecutor(4) as threads:

@@ -131,4 +131,4 @@ def example(tokenizer, rng: random.Random, forbidden: set[task.Chain], *, drill:
         response = task.write_solution(chain, habit, rng, slip=noise * SLIP[habit], notice=NOTICE, doubt=DOUBT)
         messages = student_messages(chain.problem)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return Example(render(tokenizer, messages), ids + [tokenizer.convert_tokens_to_ids(END)])
+    return Example(render(tokenizer, messages), [*ids, tokenizer.convert_tokens_to_ids(END)])

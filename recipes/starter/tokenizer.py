@@ -2,8 +2,8 @@
 
 A unigram model with a hand-written vocabulary.  The long phrases of `recipes.common.prompts` are single pieces, so
 that a prompt costs a few dozen tokens; everything that a response can contain is one token a character, but for
-blank lines, ``\\boxed{`` and the markers.  Text is not normalised and other characters fall back to bytes, so decoding gives
-back what was encoded.  Loads through ``AutoTokenizer`` with no code of ours.
+blank lines, ``\\boxed{`` and the markers.  Text is not normalised and other characters fall back to bytes, so decoding
+gives back what was encoded.  Loads through ``AutoTokenizer`` with no code of ours.
 """
 
 from __future__ import annotations
