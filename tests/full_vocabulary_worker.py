@@ -1,7 +1,7 @@
 """One process of `tests/test_full_vocabulary.py`: trains a tiny model through the engine and writes down its gradients.
 
 Run as `python -m tests.full_vocabulary_worker <folder>`; `cases.json` there says what to do, one after the other,
-`model/` is the model, `batch.pt` has the sequences; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are in the environment.
+`model/` is the model, `batch.pt` has the sequences.  RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from outside.
 """
 
 from __future__ import annotations
