@@ -28,6 +28,7 @@ from advantage import token_signals
 from recipes.common import run_dir as files
 from recipes.common.settings import needed_signals
 from recipes.common.teacher import PrivilegedPrompts, problem_of, score_with_teacher
+from recipes.common.validation import validation_metrics
 from workers.worker import SelfDistillWorker
 
 TRAINER_MODE = "self_distill"
@@ -230,6 +231,16 @@ class SelfDistillTrainer(PPOTrainerSync):
     def _validate(self) -> dict[str, float]:
         self._stage("validation")
         return super()._validate()
+
+    def _val_metrics_update(
+        self,
+        data_sources: list[str],
+        sample_uids: list[str],
+        reward_extra_infos_dict: dict[str, list[Any]],
+        sample_turns: list[int],
+        expected_acc_counts: dict[tuple[str, str], int] | None = None,
+    ) -> dict[str, float]:
+        return validation_metrics(data_sources, sample_uids, reward_extra_infos_dict, expected_acc_counts)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
