@@ -148,9 +148,9 @@ class Grader:
                 self._warn_at = 2 * total
         if warn:
             logger.warning(
-                "%d of %d answers (%.1f %%, limit %.0f %%) were not graded within cpu_s=%g and deadline_s=%g; they count "
-                "neither as right nor as wrong in `status`. Many towers of powers are the policy's doing; otherwise raise "
-                "these or free some CPU.",
+                "%d of %d answers (%.1f %%, limit %.0f %%) were not graded within cpu_s=%g and deadline_s=%g; their "
+                "`status` is neither correct nor wrong. If they are no towers of powers and the like, raise the two or "
+                "free some CPU.",
                 timeouts, total, 100 * timeouts / total, 100 * TIMEOUT_RATE_LIMIT, self.cpu_s, self.deadline_s,
             )  # fmt: skip
         return verdict

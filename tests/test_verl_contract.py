@@ -109,6 +109,11 @@ def test_agent_loops_get_what_seeds_a_response():
     assert re.search(r"sampling_params=sampling_params", source(SingleTurnAgentLoop.run))
 
 
+def test_validation_is_summarised_in_one_place():
+    body = source(PPOTrainer._validate)
+    assert "return self._val_metrics_update(" in body and "expected_acc_counts=expected_acc_counts" in body
+
+
 def test_tracking_loops_over_a_dict_of_loggers():
     assert "for default_backend, logger_instance in self.logger.items()" in source(Tracking.log)
 

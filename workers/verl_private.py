@@ -23,6 +23,14 @@ OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
     "_update_actor": ("self", "batch", "metrics"),
     "_compute_metrics": ("self", "batch", "metrics", "timing_raw", "global_steps", "epoch"),
     "_validate": ("self",),
+    "_val_metrics_update": (
+        "self",
+        "data_sources",
+        "sample_uids",
+        "reward_extra_infos_dict",
+        "sample_turns",
+        "expected_acc_counts",
+    ),
 }
 
 # Of verl's FSDP engine, used or extended by `workers.engine`.

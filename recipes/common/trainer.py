@@ -32,6 +32,7 @@ from recipes.common import run_dir as files
 from recipes.common.settings import needed_signals, uses_teacher
 from recipes.common.teacher import PrivilegedPrompts, attach_teacher, problem_of, score_with_teacher, teacher_batch
 from recipes.common.token_weights import token_weights
+from recipes.common.validation import validation_metrics
 from workers.distill_params import TRAILING_WEIGHTS, loss_params, teacher_weights
 from workers.packing import WEIGHTS
 from workers.worker import SelfDistillWorker
@@ -273,6 +274,16 @@ class SelfDistillTrainer(PPOTrainerSync):
     def _validate(self) -> dict[str, float]:
         self._stage("validation")
         return super()._validate()
+
+    def _val_metrics_update(
+        self,
+        data_sources: list[str],
+        sample_uids: list[str],
+        reward_extra_infos_dict: dict[str, list[Any]],
+        sample_turns: list[int],
+        expected_acc_counts: dict[tuple[str, str], int] | None = None,
+    ) -> dict[str, float]:
+        return validation_metrics(data_sources, sample_uids, reward_extra_infos_dict, expected_acc_counts)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
