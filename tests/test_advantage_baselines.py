@@ -188,6 +188,12 @@ def test_reopold_token_mean_is_the_mean_over_kept_tokens(seed, step):
     torch.testing.assert_close(over_all, clipped[kept].mean(), rtol=1e-4, atol=1e-5)
 
 
+def test_reopold_clip_above_zero_does_not_reach_the_padding():
+    inputs = make_inputs(3)
+    advantages = run("reopold", inputs, mixture=0.6, gap_floor=-100.0).advantages
+    assert not advantages[~inputs.response_mask].any() and (advantages[inputs.response_mask] > 0).all()
+
+
 def test_reopold_ignores_the_verifier():
     inputs = make_inputs(2)
     other = make_inputs(2, group_advantage=torch.zeros(4, 12))
