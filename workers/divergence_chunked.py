@@ -442,10 +442,20 @@ class _HiddenDivergence(torch.autograd.Function):
         if upstream is None:
             return (None,) * 10
         grads = [
-            None if grad is None else (grad * upstream).to(dtype)
+            None if grad is None else _scaled(grad, upstream, dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*grads, *(None,) * 8)
+
+
+def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad · factor in a dtype: in place where it is grad's own, so that a head's gradient is never held twice.
+
+    A second backward over the same graph then fails with autograd's own message about a modified tensor.
+    """
+    if grad.dtype == dtype:
+        return grad.mul_(factor)
+    return torch.mul(grad, factor, out=torch.empty(grad.shape, dtype=dtype, device=grad.device))
 
 
 def hidden_divergence(
@@ -467,10 +477,10 @@ def hidden_divergence(
     teacher_hidden (N, h'), teacher_head (V, h') or None for the student's head: taken as constants.
     weights: (N,) constants, e.g. from `reduction_weights`.  token_ids, stats, chunk_size: as in `logits_divergence`.
 
-    Returns the scalar loss and {"divergence": (N,), **stats}, all but the loss detached.  Logits have the dtype of the
-    inputs, as the model's own head would give them; everything after them is fp32 (fp64 for fp64 inputs), the head's
-    gradient is accumulated over chunks in that dtype and cast once.  Heads with a bias or a soft cap are not covered:
-    use `logits_divergence`.  Raises ValueError on mismatched shapes, dtypes or settings.
+    Returns the scalar loss, to be backpropagated once, and {"divergence": (N,), **stats}, detached.  Logits have the
+    dtype of the inputs, as the model's own head would give them; everything after them is fp32 (fp64 for fp64 inputs),
+    the head's gradient is accumulated over chunks in that dtype and cast once.  Heads with a bias or a soft cap are not
+    covered: use `logits_divergence`.  Raises ValueError on mismatched shapes, dtypes or settings.
     """
     teacher_head = student_head if teacher_head is None else teacher_head
     count = student_hidden.shape[0]
