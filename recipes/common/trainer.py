@@ -299,7 +299,7 @@ class SelfDistillTrainer(PPOTrainerSync):
         """What `rewards.math` said of each rollout; [] where another reward function, without statuses, is used."""
         keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        graded = [extra.get("reward_extra_info", {}) for extra in fields["extra_fields"].tolist()]
+        graded = [extra.get("reward_extra_info", {}) for extra in list(fields["extra_fields"])]
         return graded if all("status" in result for result in graded) else []
 
     # ------------------------------------------------------------------ checkpoints
