@@ -44,6 +44,14 @@ def reward_warnings(metrics: Mapping[str, float | None]) -> list[tuple[str, str]
                 "deadline_s (reward.custom_reward_function.reward_kwargs)",
             )
         )
+    for name, value in metrics.items():
+        if name.startswith("val-aux/") and "/timeout/mean@" in name and (value or 0.0) > TIMEOUT_RATE_LIMIT:
+            found.append(
+                (
+                    f"validation timeouts {name}",
+                    f"{value:.1%} of the answers to {name.split('/')[1]} were not graded in time and count as wrong",
+                )
+            )
     if errors > 0:
         found.append(
             (

@@ -94,6 +94,12 @@ def test_extraction_is_linear(text):
     assert time.process_time() - begin < 2.0
 
 
+def test_of_megabytes_only_the_end_is_read():
+    assert extract_answer("\\boxed{1}" + "x" * 10**6) is None
+    assert extract_answer("{" * 10**7 + "\\boxed{1}" + "}" * 1000) == "1"
+    assert compute_score("t", "\\boxed{2}" * 10**6 + "\\boxed{1}", "1")["acc"] == 1.0
+
+
 # --- equivalence ---
 
 
@@ -139,7 +145,26 @@ def test_text_verdicts_never_fail(one, other):
 
 
 @pytest.mark.parametrize(
-    "unit", ["9", "1,", "1 ", "1\\,", "a ", "\\text{", "{", "$", ".,", "\\!", "0.1\\overline{", "e1"]
+    "unit",
+    [
+        "9",
+        "1,",
+        "1 ",
+        "1\\,",
+        "a ",
+        "\\text{",
+        "{",
+        "$",
+        ".,",
+        "\\!",
+        "0.1\\overline{",
+        "e1",
+        "√(",
+        "1 days ",
+        "\\text{1 ",
+        "5^{\\text{th",
+        "² ",
+    ],
 )
 def test_text_verdicts_are_fast_on_anything(unit):
     text = unit * (20_000 // len(unit))
@@ -272,6 +297,11 @@ def test_a_person_is_told_of_timeouts_past_one_percent_and_of_every_error():
     assert kinds([right] * 50 + [none] * 49 + [timed_out]) == ["grading timeouts"]  # of what had an answer to grade
     assert kinds([right] * 199 + [score("6", None)]) == ["grading errors"]
     assert kinds([]) == warnings_of({"step": 3}) == []
+    assert kinds([]) == [
+        kind for kind, _ in warnings_of({"val-aux/aime/timeout/mean@8": 0.01, "val-core/aime/acc": 0.5})
+    ]
+    [(_, sentence)] = warnings_of({"val-aux/aime/timeout/mean@8": 0.02})
+    assert "2.0% of the answers to aime" in sentence
     [(_, sentence)] = warnings_of(reward_metrics([right] * 49 + [timed_out]))
     assert "2.0%" in sentence and "cpu_s" in sentence
 
