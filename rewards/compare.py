@@ -59,7 +59,9 @@ def parse_answer(answer: str) -> tuple:
     Only the whole answer is read: looking for "some number" inside a sentence would find right answers that are not.
     A single letter directly after a number is a variable ("2t"), not a unit to drop.
     """
+    from latex2sympy2_extended import normalize_latex
     from math_verify import parse
+    from math_verify.parser import parse_latex_cached
     from sympy import nan, zoo
 
     if not braces_match(answer) or _MIXED_UNITS.search(answer):
@@ -67,6 +69,11 @@ def parse_answer(answer: str) -> tuple:
 
     targets = _targets(not _LETTER_UNIT.search(answer))
     parsed = parse("\\boxed{" + answer + "}", targets, fallback_mode="no_fallback", parsing_timeout=None)
+    try:
+        # math-verify picks a fraction out of an answer that it cannot read as a whole: "1/2, or rather \\frac{2}{3}".
+        parse_latex_cached(normalize_latex(answer, targets[0].normalization_config))
+    except Exception:
+        return ()
     return tuple(item for item in parsed if not item.has(zoo, nan))  # a misreading, never an answer
 
 
