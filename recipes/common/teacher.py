@@ -131,7 +131,7 @@ def teacher_batch(batch: KVBatchMeta, prompts: PrivilegedPrompts) -> TeacherBatc
         if tag.get("is_padding", False):  # verl's filler rows: masked out everywhere, any prompt will do
             prompt_ids.append(student_prompts[i].tolist())
             continue
-        prompt = prompts({name: _plain(values[i]) for name, values in text_columns.items()})
+        prompt = prompts({name: plain(values[i]) for name, values in text_columns.items()})
         prompt_ids.append(prompt.token_ids)
         truncated += prompt.truncated
         real += 1
@@ -190,6 +190,6 @@ def score_with_teacher(
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """TransferQueue hands Python objects back as tensordict's NonTensorData or as themselves."""
     return getattr(value, "data", value)
