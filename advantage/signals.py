@@ -83,7 +83,7 @@ def token_signals(
         total_steps: the last training step.
 
     Yields:
-        The `TokenSignals`, whose `diagnostics` and `tokens` hold the estimator's metrics and token fields after the call.
+        The `TokenSignals`, whose `diagnostics` and `tokens` hold what the estimator leaves after the call.
     """
     signals = TokenSignals(
         entropy=entropy,

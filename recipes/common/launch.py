@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,20 +41,39 @@ def launch(cfg: DictConfig) -> int:
 
     with _output_into(run_dir / files.LOG) as terminal:
         console = RunConsole(cfg, run_dir, terminal, resumed_from=resumed_from)
+        code, ending, reason = 0, files.DONE, ""
         with console, _signals(run_dir, console):
             try:
                 _run(cfg)
+                ending = files.STOPPED if console.ended_early else files.DONE
             except KeyboardInterrupt:
+                code, ending = 130, files.STOPPED
                 console.stopped_at_once()
-                return 130
             except SettingsError as error:
-                console.failed(str(error))
-                return 2
+                code, ending, reason = 2, files.FAILED, str(error)
+                console.failed(reason)
             except Exception as error:
-                console.failed(root_cause(error))
-                return 1
-        console.summary()
-    return 0
+                code, ending, reason = 1, files.FAILED, root_cause(error)
+                console.failed(reason)
+        if code == 0:
+            console.summary()
+        files.set_stage(run_dir, ending, files.read_stage(run_dir).get("step", 0), reason)
+        _report(run_dir, console)
+    return code
+
+
+def _report(run_dir: Path, console: RunConsole) -> None:
+    """Write the run's report; a run is not a failure because its report is."""
+    from recipes.report.page import write_report
+    from recipes.report.run_data import NotARun
+
+    try:
+        console.report(str(write_report(run_dir)))
+    except NotARun:
+        console.report("none: no step was finished")
+    except Exception as error:
+        traceback.print_exc()  # into train.log
+        console.report(f"could not be written ({type(error).__name__}: {error}); details: {run_dir / files.LOG}")
 
 
 def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:

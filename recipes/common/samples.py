@@ -70,7 +70,7 @@ def append(
 ) -> None:
     """Add a step's samples to the run's file, after its advantages were written to TransferQueue.
 
-    token_fields: (B, T) each, padded, rows as in `batch`: what the estimator made its credit of (`TokenSignals.tokens`).
+    token_fields: (B, T) each, padded, rows as in `batch`: what the estimator made its credit of, `TokenSignals.tokens`.
     """
     import transfer_queue as tq
 
@@ -118,7 +118,8 @@ def sample(
 ) -> dict[str, Any]:
     """One response as it stands in the file.
 
-    tokens, mask: (L,).  fields: name to at least L numbers; those of masked tokens, and what is not finite, become null.
+    tokens, mask: (L,).  fields: name to at least L numbers; those of masked tokens, and what is not finite, become
+        null.
     Of more than HEAD + TAIL tokens those in the middle are left out and counted in ``omitted``.
     """
     length = len(tokens)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 SERIES = 8  # colours for series, `--s1` to `--s8` of the page
 WIDTH, HEIGHT = 4.9, 2.7  # inches of 72 units: about the width of a phone
@@ -93,16 +93,16 @@ def curves(
         if from_zero:
             axes.set_ylim(bottom=min(0.0, *values))
         if percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         return _svg(axes)
 
 
-def stacked_bars(steps: Sequence[int], parts: Mapping[str, Sequence[float]], *, most: int = 60) -> Markup:
+def stacked_bars(steps: Sequence[int], parts: Mapping[int, Sequence[float]], *, most: int = 60) -> Markup:
     """The parts of each step on top of one another; of many steps, means over groups of neighbours.
 
-    parts: name to one value a step; the order is that of the colours.
+    parts: index of the colour, from 0, to one value a step; from the bottom up.
     """
     groups = np.array_split(np.arange(len(steps)), min(most, len(steps)))
     with matplotlib.rc_context(_STYLE):
@@ -110,7 +110,7 @@ def stacked_bars(steps: Sequence[int], parts: Mapping[str, Sequence[float]], *, 
         position = [float(np.mean([steps[i] for i in group])) for group in groups]
         width = 0.86 * (position[1] - position[0] if len(position) > 1 else 1.0)
         bottom = np.zeros(len(groups))
-        for index, values in enumerate(parts.values()):
+        for index, values in parts.items():
             heights = np.array([np.mean([values[i] for i in group]) for group in groups])
             axes.bar(position, heights, width, bottom=bottom, color=_colour(index), edgecolor=_BACK, linewidth=0.5)
             bottom += heights

@@ -6,6 +6,7 @@ percentile of |value| (1 for ω and the like, which are bounded by it).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,20 +98,25 @@ def _scale(values: Sequence[float]) -> float:
 
 
 def _response(sample: Mapping[str, Any], fields: Sequence[tuple[Field, float]]) -> Response:
-    columns = [sample["fields"].get(field.name, [None] * len(sample["tokens"])) for field, _ in fields]
     tokens = []
-    for text, values in zip(sample["tokens"], zip(*columns, strict=True) if columns else [()] * 10**9):
+    for place, text in enumerate(sample["tokens"]):
         classes, title = [], []
-        for index, ((field, scale), value) in enumerate(zip(fields, values, strict=True)):
+        for index, (field, scale) in enumerate(fields):
+            value = sample["fields"][field.name][place] if field.name in sample["fields"] else None
             if value is None:
                 continue
-            title.append(f"{field.label} {value:+.3g}")
+            title.append(f"{field.label} {value:+.3g}".replace("-", "−"))
             step = level(value, scale)
             if step:
                 classes.append(f"f{index}{'p' if step > 0 else 'n'}{abs(step)}")
-        tokens.append(Token(text, " ".join(classes), "  ".join(title)))
+        tokens.append(Token(_visible(text), " ".join(classes), "  ".join(title)))
     omitted = sample.get("omitted") or 0
     return Response(sample["problem"], sample["reward"], tokens, _gap_index(tokens) if omitted else None, omitted)
+
+
+def _visible(text: str) -> str:
+    """Line breaks as marks, and one break for several: a page of blank lines hides the answer."""
+    return re.sub(r"\n+", lambda breaks: "↵" * len(breaks[0]) + "\n", text)
 
 
 def _gap_index(tokens: Sequence[Token]) -> int:

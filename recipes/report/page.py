@@ -7,7 +7,7 @@ from numbers alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _facts(run: Run) -> list[str]:
     cfg = run.config
     rollout = cfg.actor_rollout_ref.rollout
     facts = [
-        f"model {Path(str(cfg.actor_rollout_ref.model.path)).name}",
+        "/".join(Path(str(cfg.actor_rollout_ref.model.path)).parts[-2:]),
         f"{cfg.data.train_batch_size} problems × {rollout.n} rollouts a step",
         f"lr {cfg.actor_rollout_ref.actor.optim.lr:g}",
     ]
@@ -147,7 +147,7 @@ def _tiles(run: Run) -> list[Tile]:
         validating = sum(run.curve("timing_s/testing")[1])
         whole = f"{duration(sum(seconds))} in steps, {duration(validating)} in validations"
         tiles.append(Tile("Steps", f"{run.steps[-1]['step']}", of, whole))
-    return tiles
+    return [replace(t, value=t.value.replace("-", "−"), note=t.note.replace("-", "−")) for t in tiles]
 
 
 @dataclass(frozen=True)

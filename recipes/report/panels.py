@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
 from advantage.estimators import CORRECTION_RATIO_LIMIT
@@ -132,21 +133,21 @@ PANELS = (
     Panel("Throughput", "tokens a second", (Series("tokens/s", ("perf/throughput",)),), from_zero=True),
 )
 
-# verl's names of a step's stages, in the order in which they happen; anything else is "other".
+# verl's names of a step's stages, in the order in which they happen, and the colours of those that most runs have.
 STAGES = {
-    "gen": "rollout",
-    "reward": "reward",
-    "old_log_prob": "student log-probs",
-    "ref": "reference log-probs",
-    "values": "critic",
-    "teacher": "teacher",
-    "adv": "advantages",
-    "update_critic": "critic update",
-    "update_actor": "update",
-    "probe": "probe",
-    "update_weights": "weight sync",
-    "save_checkpoint": "checkpoint",
-    "testing": "validation",
+    "gen": ("rollout", 1),
+    "reward": ("reward", 9),
+    "old_log_prob": ("student log-probs", 5),
+    "ref": ("reference log-probs", 9),
+    "values": ("critic", 9),
+    "teacher": ("teacher", 3),
+    "adv": ("advantages", 6),
+    "update_critic": ("critic update", 9),
+    "update_actor": ("update", 2),
+    "probe": ("probe", 9),
+    "update_weights": ("weight sync", 7),
+    "save_checkpoint": ("checkpoint", 8),
+    "testing": ("validation", 4),
 }
 
 
@@ -217,21 +218,22 @@ def stage_panel(run: Run) -> tuple[Shown, list[tuple[str, int, float, float]]] |
     timed = [r for r in run.steps if r.get("timing_s/step") is not None]
     if not timed:
         return None
-    parts = {
-        label: [float(r.get(f"timing_s/{name}") or 0.0) for r in timed]
-        for name, label in STAGES.items()
+    stages = [
+        (label, colour, np.array([r.get(f"timing_s/{name}") or 0.0 for r in timed], dtype=np.float64))
+        for name, (label, colour) in STAGES.items()
         if any(r.get(f"timing_s/{name}") for r in timed)
-    }
-    # verl measures the validation after the step, everything else within it.
-    inside = [sum(v[i] for label, v in parts.items() if label != "validation") for i in range(len(timed))]
-    parts["other"] = [max(0.0, r["timing_s/step"] - part) for r, part in zip(timed, inside, strict=True)]
-    total = sum(map(sum, parts.values()))
-    colours = {label: min(i, 8) + 1 for i, label in enumerate(sorted(parts, key=lambda p: -sum(parts[p])))}
-    drawn = dict(sorted(parts.items(), key=lambda item: colours[item[0]]))
-    rows = [
-        (label, colours[label], sum(v) / len(timed), sum(v) / total if total else 0.0) for label, v in drawn.items()
     ]
-    figure = stacked_bars([r["step"] for r in timed], drawn)
+    # verl measures the validation after the step, everything else within it.
+    inside = sum((seconds for label, _, seconds in stages if label != "validation"), np.zeros(len(timed)))
+    rest = np.array([r["timing_s/step"] for r in timed]) - inside
+    stages.append(("other", 9, rest.clip(min=0.0)))
+    stages.sort(key=lambda stage: -stage[2].sum())
+    total = sum(seconds.sum() for _, _, seconds in stages)
+    bars: dict[int, np.ndarray] = {}
+    for _, colour, seconds in stages:  # those without a colour of their own share one
+        bars[colour - 1] = bars.get(colour - 1, 0.0) + seconds
+    figure = stacked_bars([r["step"] for r in timed], bars)
+    rows = [(label, colour, seconds.mean(), seconds.sum() / total) for label, colour, seconds in stages]
     return Shown("Time of each step", "seconds, by stage", figure, []), rows
 
 
