@@ -19,6 +19,8 @@ INSTALL = [
     "pyarrow>=19",
     "safetensors",
     "rich>=13",
+    "matplotlib>=3.8",
+    "jinja2>=3.1",
     "scipy",
     "tensorboard",
     # imported by verl without being declared by it
@@ -46,6 +48,7 @@ setup(
     package_data={
         "config": ["**/*.yaml"],
         "recipes.starter": ["model/*", "data/*"],
+        "recipes.report": ["templates/*"],
     },
     install_requires=INSTALL,
     extras_require=EXTRAS,

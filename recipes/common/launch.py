@@ -70,7 +70,7 @@ def _report(run_dir: Path, console: RunConsole) -> None:
     try:
         console.report(str(write_report(run_dir)))
     except NotARun:
-        console.report("none: no step was finished")
+        pass  # it ended before its first step, and the console has said why
     except Exception as error:
         traceback.print_exc()  # into train.log
         console.report(f"could not be written ({type(error).__name__}: {error}); details: {run_dir / files.LOG}")

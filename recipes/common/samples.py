@@ -96,7 +96,7 @@ def append(
         sample(
             problem=problem_of({name: plain(data[name][row]) for name in texts if name in data}),
             reward=scores[i],
-            tokens=[tokenizer.decode([int(token)]) for token in columns["responses"][row]],
+            tokens=[str(tokenizer.decode([int(token)])) for token in columns["responses"][row]],
             mask=columns["response_mask"][row].tolist(),
             fields={name: values[row].tolist() for name, values in fields.items()},
         )

@@ -99,7 +99,7 @@ def curves(
         return _svg(axes)
 
 
-def stacked_bars(steps: Sequence[int], parts: Mapping[int, Sequence[float]], *, most: int = 60) -> Markup:
+def stacked_bars(steps: Sequence[int], parts: Mapping[int, np.ndarray], *, most: int = 60) -> Markup:
     """The parts of each step on top of one another; of many steps, means over groups of neighbours.
 
     parts: index of the colour, from 0, to one value a step; from the bottom up.
@@ -111,7 +111,7 @@ def stacked_bars(steps: Sequence[int], parts: Mapping[int, Sequence[float]], *, 
         width = 0.86 * (position[1] - position[0] if len(position) > 1 else 1.0)
         bottom = np.zeros(len(groups))
         for index, values in parts.items():
-            heights = np.array([np.mean([values[i] for i in group]) for group in groups])
+            heights = np.array([values[group].mean() for group in groups])
             axes.bar(position, heights, width, bottom=bottom, color=_colour(index), edgecolor=_BACK, linewidth=0.5)
             bottom += heights
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))

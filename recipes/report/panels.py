@@ -163,13 +163,14 @@ class Shown:
 
 def run_panels(run: Run) -> list[Shown]:
     """The panels of one run: validation first."""
-    shown = [panel] if (panel := _validation_panel(run)) else []
+    validation = _validation_panel(run)
+    shown = [validation] if validation else []
     for panel in PANELS:
         present = [(series, curve) for series in panel.series if (curve := series.of(run))[0]]
         if not present or _idle(panel, [curve for _, curve in present]):
             continue
         lines = [
-            Line(*curve, colour=0 if series.dashed else index, dashed=series.dashed)
+            Line(curve[0], curve[1], colour=0 if series.dashed else index, dashed=series.dashed)
             for index, (series, curve) in enumerate(present)
         ]
         legend = [
@@ -189,15 +190,14 @@ def group_panels(groups: Sequence[Sequence[Run]]) -> list[Shown]:
             continue
         markers = panel is accuracy
         lines = [
-            Line(*curve, colour=index, faint=len(group) > 1, markers=markers)
+            Line(curve[0], curve[1], colour=index, faint=len(group) > 1, markers=markers)
             for index, group in enumerate(curves_of)
             for curve in group
         ]
-        lines += [
-            Line(*mean_curve(group), colour=index, markers=markers)
-            for index, group in enumerate(curves_of)
-            if len(group) > 1
-        ]
+        for index, group in enumerate(curves_of):
+            if len(group) > 1:
+                steps, means = mean_curve(group)
+                lines.append(Line(steps, means, colour=index, markers=markers))
         if lines:
             shown.append(_shown(panel, lines, []))
     return shown
@@ -242,12 +242,13 @@ def _validation_panel(run: Run) -> Shown | None:
     if not found:
         return None
     steps, means = [v.step for v in found], [v.mean for v in found]
-    banded = all(v.half is not None for v in found)
+    halves = [v.half for v in found if v.half is not None]
+    banded = len(halves) == len(found)
     main = Line(
         steps,
         means,
-        low=[v.mean - v.half for v in found] if banded else None,
-        high=[v.mean + v.half for v in found] if banded else None,
+        low=[mean - half for mean, half in zip(means, halves, strict=True)] if banded else None,
+        high=[mean + half for mean, half in zip(means, halves, strict=True)] if banded else None,
         markers=True,
     )
     sets = list(found[0].sets) if len(found[0].sets) > 1 else []

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -110,7 +110,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys and values of a configuration; lists, and empty mappings, are values."""
     container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     found: dict[str, Any] = {}
-    for key, value in container.items():
+    for key, value in cast("dict[str, Any]", container).items():
         if isinstance(value, Mapping) and value:
             found.update(flat(value, f"{prefix}{key}."))
         else:
