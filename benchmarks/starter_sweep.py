@@ -24,6 +24,8 @@ from recipes.common import run_dir as files
 from recipes.common.console import validation_accuracy
 
 LITERAL = ["dasd", "method=dasd_paper_literal"]
+NO_CLIP = "self_distill.loss.clip_mode=none"
+EXPOSURES = (0, 0.25, 0.5, 0.75, 1)
 SETTINGS: dict[str, list[str]] = {
     "grpo": ["grpo"],
     "dasd": ["dasd"],
@@ -40,7 +42,25 @@ SETTINGS: dict[str, list[str]] = {
     "dasd_rho_0.8": ["dasd", "algorithm.dasd.router_quantile=0.8"],
     "attraction": ["dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=1.0"],
     "repulsion": ["dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=-1.0"],
-    "pw_opsd_ppo": ["dasd", "method=pw_opsd_ppo"],
+    "pw_opsd_ppo": ["pw_opsd", "method=pw_opsd_ppo"],
+    # The full-vocabulary family. OPSD's one-sided clip apart, because it decides the outcome on a small vocabulary.
+    "opsd": ["opsd"],
+    "opsd_symmetric": ["opsd", "self_distill.loss.clip_mode=symmetric"],
+    "opsd_no_clip": ["opsd", NO_CLIP],
+    "opsd_sampled": ["opsd", "method=opsd_sampled"],
+    "pw_opsd": ["pw_opsd"],
+    "pw_opsd_no_clip": ["pw_opsd", NO_CLIP],
+    "atesd": ["atesd"],
+    "atesd_no_clip": ["atesd", NO_CLIP],
+    **{
+        f"exposure_{alpha}": [
+            "atesd",
+            NO_CLIP,
+            "self_distill.exposure.mode=fixed",
+            f"self_distill.exposure.fixed_exposure={alpha}",
+        ]
+        for alpha in EXPOSURES
+    },
 }
 
 
@@ -50,11 +70,10 @@ def train(setting: str, seed: int, steps: int, out: Path) -> str:
     if finished(directory, steps):
         return f"{setting} seed {seed}: already complete"
     method, *overrides = SETTINGS[setting]
-    module = "recipes.grpo.main" if method == "grpo" else "recipes.dasd.main"
     command = [
         sys.executable,
         "-m",
-        module,
+        f"recipes.{method}.main",
         "experiment=starter",
         *overrides,
         f"hydra.run.dir={directory}",
