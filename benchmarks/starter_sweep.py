@@ -45,6 +45,8 @@ from recipes.report.run_data import NotARun, load_run
 # Every method of the package but the one that is there to show why it fails, which has a name of its own below.
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml") if p.stem != "dasd_paper_literal")
 LITERAL = ["method=dasd_paper_literal"]
+NO_CLIP = "self_distill.loss.clip_mode=none"
+EXPOSURES = (0, 0.25, 0.5, 0.75, 1)
 SETTINGS: dict[str, list[str]] = {
     **{method: [f"method={method}"] for method in METHODS},
     "dasd_beta_0.02": ["method=dasd", "algorithm.dasd.beta=0.02"],
@@ -60,6 +62,20 @@ SETTINGS: dict[str, list[str]] = {
     "dasd_rho_0.8": ["method=dasd", "algorithm.dasd.router_quantile=0.8"],
     "attraction": ["method=dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=1.0"],
     "repulsion": ["method=dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=-1.0"],
+    # OPSD's one-sided clip apart, because it decides the outcome on a small vocabulary.
+    "opsd_symmetric": ["method=opsd", "self_distill.loss.clip_mode=symmetric"],
+    "opsd_no_clip": ["method=opsd", NO_CLIP],
+    "pw_opsd_no_clip": ["method=pw_opsd", NO_CLIP],
+    "atesd_no_clip": ["method=atesd", NO_CLIP],
+    **{
+        f"exposure_{alpha}": [
+            "method=atesd",
+            NO_CLIP,
+            "self_distill.exposure.mode=fixed",
+            f"self_distill.exposure.fixed_exposure={alpha}",
+        ]
+        for alpha in EXPOSURES
+    },
 }
 
 

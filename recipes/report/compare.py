@@ -101,6 +101,17 @@ def _label(key: str, configs: dict[str, dict[str, str]], method: str) -> str:
     return f"{method} ({', '.join(own)})" if own else method
 
 
+def validation_notice(groups: Sequence[Group]) -> str | None:
+    """A sentence if the settings were not validated on the same problems in the same way, else None."""
+    prefixes = ("data.val_", "actor_rollout_ref.rollout.val_kwargs.")
+    configs = [flat(group.runs[0].config) for group in groups]
+    names = sorted({name for config in configs for name in config if name.startswith(prefixes)})
+    differing = [name for name in names if len({shown(name, config) for config in configs}) > 1]
+    if not differing:
+        return None
+    return f"accuracies are not comparable: the settings were validated with different {', '.join(differing)}"
+
+
 def _short(name: str) -> str:
     return ".".join(name.split(".")[-2:])
 

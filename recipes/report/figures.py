@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -29,7 +30,7 @@ _REST = "#a10004"  # of series beyond the eighth
 _VARIABLES = {_INK: "--muted", _GRID: "--grid", _BACK: "--surface", _REST: "--muted"} | {
     colour: f"--s{i}" for i, colour in enumerate(_COLOURS, 1)
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "text.parse_math": False,
@@ -119,7 +120,7 @@ def stacked_bars(steps: Sequence[int], parts: Mapping[int, np.ndarray], *, most:
         return _svg(axes)
 
 
-def smoothed(values: Sequence[float]) -> np.ndarray:
+def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Centred running mean over a tenth of the points; at the ends over the neighbours that there are."""
     window = max(3, len(values) // 10) | 1
     kernel = np.ones(window)
@@ -147,7 +148,7 @@ def _draw(axes: Axes, line: Line) -> None:
     if line.faint:
         axes.plot(line.x, line.y, color=colour, linewidth=1, alpha=0.35)
         return
-    y = line.y
+    y = np.asarray(line.y)
     if len(y) >= SMOOTH_FROM and not line.markers and not line.dashed:
         axes.plot(line.x, y, color=colour, linewidth=1, alpha=0.3)
         y = smoothed(y)
@@ -168,7 +169,8 @@ def _draw(axes: Axes, line: Line) -> None:
 def _svg(axes: Axes) -> Markup:
     """The figure as an <svg> element whose colours are the page's variables."""
     buffer = io.StringIO()
-    axes.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    cast(Figure, axes.figure).savefig(buffer, format="svg", metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)

@@ -75,7 +75,9 @@ def run_page(run: Run) -> str:
 def comparison_page(runs: Sequence[Run], notices: Sequence[str] = ()) -> str:
     """Several runs side by side. `notices` are sentences for the top, such as runs that could not be read."""
     groups = compare.group_runs(runs)
-    beyond = [f"only the first {SERIES} settings have colours of their own"] if len(groups) > SERIES else []
+    own = [f"only the first {SERIES} settings have colours of their own"] if len(groups) > SERIES else []
+    validation = compare.validation_notice(groups)
+    own += [validation] if validation else []
     return (
         _environment()
         .get_template("compare.html")
@@ -85,7 +87,7 @@ def comparison_page(runs: Sequence[Run], notices: Sequence[str] = ()) -> str:
             table=compare.table(groups),
             panels=group_panels([group.runs for group in groups]),
             several=any(len(group.runs) > 1 for group in groups),
-            notices=[*notices, *beyond],
+            notices=[*notices, *own],
             status=status,
             warnings=warnings,
             last_steps=compare.LAST_STEPS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,14 +170,14 @@ def validations(run: Run) -> list[Validation]:
         means = {k: v for k, v in record.items() if k.startswith("val-core/") and "/mean@" in k and _is_number(v)}
         if not means:
             continue
-        halves = [record.get(k.replace("/mean@", "/ci95@")) for k in means]
-        known = all(_is_number(h) for h in halves)
+        halves = [float(h) for k in means if _is_number(h := record.get(k.replace("/mean@", "/ci95@")))]
+        known = len(halves) == len(means)
         found.append(
             Validation(
                 step=record["step"],
                 name=next(iter(means)).rpartition("/")[2],
                 mean=sum(means.values()) / len(means),
-                half=sum(h * h for h in halves) ** 0.5 / len(halves) if known else None,
+                half=math.hypot(*halves) / len(halves) if known else None,
                 sets={k.split("/")[1]: v for k, v in means.items()},
             )
         )
