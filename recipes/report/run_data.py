@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -142,7 +142,7 @@ def _last_life(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -170,7 +170,7 @@ def validations(run: Run) -> list[Validation]:
         means = {k: v for k, v in record.items() if k.startswith("val-core/") and "/mean@" in k and _is_number(v)}
         if not means:
             continue
-        halves = [float(h) for k in means if _is_number(h := record.get(k.replace("/mean@", "/ci95@")))]
+        halves = [h for k in means if _is_number(h := record.get(k.replace("/mean@", "/ci95@")))]
         known = len(halves) == len(means)
         found.append(
             Validation(
@@ -240,10 +240,8 @@ def _skipped(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "null", f"not a number: {', '.join(nulls[:3])}{more}"
     for name, value in record.items():
         if "/timeout/mean@" in name and value:
-            yield (
-                f"timeout {name}",
-                f"grading of {value:.1%} of the validation responses of {name.split('/')[1]} timed out",
-            )
+            where = name.split("/")[1]
+            yield f"timeout {where}", f"grading timed out for {value:.1%} of the validation responses of {where}"
     cut = record.get("response_length/clip_ratio") or 0
     if cut > 0.05:
         yield "cut", f"{cut:.0%} of the responses were cut at the length limit (data.max_response_length)"
