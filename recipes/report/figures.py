@@ -94,7 +94,11 @@ def curves(
         if from_zero:
             axes.set_ylim(bottom=min(0.0, *values))
         if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+        places = {x for line in lines for x in line.x}
+        if len(places) == 1:
+            (x,) = places
+            axes.set_xlim(x - 1, x + 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         return _svg(axes)
@@ -145,6 +149,8 @@ def _draw(axes: Axes, line: Line) -> None:
     colour = _colour(line.colour)
     if line.low is not None and line.high is not None:
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+        if len(line.x) == 1:  # a band has no width there
+            axes.vlines(line.x, line.low, line.high, color=colour, alpha=0.4, linewidth=3)
     if line.faint:
         axes.plot(line.x, line.y, color=colour, linewidth=1, alpha=0.35)
         return

@@ -129,7 +129,9 @@ def _tiles(run: Run) -> list[Tile]:
     if found:
         first, last, best = found[0], found[-1], max(found, key=lambda v: v.mean)
         half = f"± {100 * last.half:.1f}" if last.half is not None else ""
-        since = f"{100 * first.mean:.1f} at step {first.step}, best {100 * best.mean:.1f} at step {best.step}"
+        since = ""
+        if len(found) > 1:
+            since = f"{100 * first.mean:.1f} at step {first.step}, best {100 * best.mean:.1f} at step {best.step}"
         tiles.append(Tile(f"Validation {last.name}, step {last.step}", f"{100 * last.mean:.1f}", half, since))
     for label, metric, form in (
         ("Reward", "critic/score/mean", ".3f"),
