@@ -111,12 +111,18 @@ def finished(directory: Path, steps: int) -> bool:
     return accuracy(directory, steps) is not None
 
 
-def interval(values: list[float]) -> str:
-    """`mean ± half-width` of the 95 % interval by Student's t, in points; the values themselves when fewer than two."""
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean by Student's t; 0 with fewer than two values."""
     if len(values) < 2:
-        return " ".join(f"{100 * v:.1f}" for v in values)
-    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{100 * statistics.mean(values):.1f} ± {100 * half:.1f}"
+        return 0.0
+    return float(student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def interval(values: list[float], *, scale: float = 100) -> str:
+    """`mean ± half-width` of the 95 % interval, in points unless scaled otherwise; a single value as it is."""
+    digits = 1 if scale == 100 else 3
+    mean = f"{scale * statistics.mean(values):.{digits}f}" if values else "–"
+    return mean if len(values) < 2 else f"{mean} ± {scale * half_width(values):.{digits}f}"
 
 
 def report(settings: list[str], seeds: list[int], steps: int, out: Path) -> str:
