@@ -226,12 +226,17 @@ def finished(directory: Path, steps: int) -> bool:
     return accuracy(directory, steps) is not None
 
 
-def interval(values: list[float]) -> str:
-    """`mean ± half-width` of the 95 % interval by Student's t, in points; the mean alone below two values."""
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean by Student's t; 0 with fewer than two values."""
     found = estimate(values)
-    if found is None:
-        return "–"
-    return f"{100 * found.mean:.1f}" + (f" ± {100 * found.half:.1f}" if found.half is not None else "")
+    return found.half or 0.0 if found else 0.0
+
+
+def interval(values: list[float], *, scale: float = 100) -> str:
+    """`mean ± half-width` of the 95 % interval, in points unless scaled otherwise; a single value as it is."""
+    digits = 1 if scale == 100 else 3
+    mean = f"{scale * statistics.mean(values):.{digits}f}" if values else "–"
+    return mean if len(values) < 2 else f"{mean} ± {scale * half_width(values):.{digits}f}"
 
 
 def report(settings: list[str], seeds: list[int], steps: int, out: Path) -> str:

@@ -26,7 +26,7 @@ CHECKPOINTS, TRACKER = "checkpoints", "latest_checkpointed_iteration.txt"
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's contents in one step: a reader, or a crash, sees the old text or the new, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

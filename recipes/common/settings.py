@@ -120,7 +120,12 @@ def _credit(cfg: DictConfig) -> Iterator[str]:
         teacher_weights(cfg.self_distill)
     except ValueError as error:
         yield str(error)
-    if teacher.context not in TEACHER_CONTEXTS:
+    if teacher.context == "problem":
+        yield (
+            "self_distill.teacher.context=problem: with the student's own prompt the teacher would be the student, or "
+            "an older one, and have nothing to teach; show it the solution or the answer"
+        )
+    elif teacher.context not in TEACHER_CONTEXTS:
         yield f"self_distill.teacher.context={teacher.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
     if cfg.actor_rollout_ref.rollout.n < 2 and loss_of(cfg).ppo:
         yield (
