@@ -103,7 +103,7 @@ def test_a_run_that_fails_still_shows_its_samples_and_why(tmp_path):
     (directory / files.CHECKPOINTS).mkdir(parents=True)
     (directory / files.CHECKPOINTS / "global_step_2").write_text("in the way")
     run = train("pw_opsd", directory, "trainer.total_training_steps=3", "trainer.save_freq=2", timeout=600)
-    assert run.code == 1 and list(run.steps) == [1]
+    assert run.code == 1 and list(run.steps) == [1], run.console + run.log[-2000:]
     assert f"report: {directory / files.REPORT}" in run.console.replace("\n", "")
     page = Page((directory / files.REPORT).read_text())
     assert "failed after step 1 of 3" in page.text and "could not save the checkpoint of step 2" in page.text
