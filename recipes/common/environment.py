@@ -38,6 +38,12 @@ def parallelism(cfg: DictConfig) -> Iterator[str]:
     workers, parallel = trainer.n_gpus_per_node * trainer.nnodes, rollout.tensor_model_parallel_size
     if workers < 1:
         return  # said by the check of batches
+    if trainer.nnodes > 1 and "RAY_ADDRESS" not in os.environ and not cfg.dry_run:
+        yield (
+            f"trainer.nnodes={trainer.nnodes}, but RAY_ADDRESS names no cluster, and verl would wait for ever for nodes "
+            "that Ray does not have: start with sbatch cluster/train.sbatch, or set RAY_ADDRESS=<head>:<port> "
+            "(docs/cluster.md), or set trainer.nnodes=1"
+        )
     key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
     if parallel < 1 or trainer.n_gpus_per_node % parallel:
         divisors = [n for n in range(1, trainer.n_gpus_per_node + 1) if trainer.n_gpus_per_node % n == 0]
