@@ -214,7 +214,7 @@ def test_the_command_names_what_would_fit(tmp_path, capsys):
 
     overrides = ("method=opsd", "experiment=qwen3_8b_openthoughts", "hardware=8xh100")
     forecast.show(composed(*overrides, run_dir=tmp_path))
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "32 × 1 = 32 sequences, 4 a worker" in shown
     assert "teacher logits" in shown and "KV cache" in shown and "not a measurement" in shown
 

@@ -40,8 +40,8 @@ def parallelism(cfg: DictConfig) -> Iterator[str]:
         return  # said by the check of batches
     if trainer.nnodes > 1 and "RAY_ADDRESS" not in os.environ and not cfg.dry_run:
         yield (
-            f"trainer.nnodes={trainer.nnodes}, but RAY_ADDRESS names no cluster, and verl would wait for ever for nodes "
-            "that Ray does not have: start with sbatch cluster/train.sbatch, or set RAY_ADDRESS=<head>:<port> "
+            f"trainer.nnodes={trainer.nnodes}, but RAY_ADDRESS names no cluster, and verl would wait for ever for "
+            "nodes that Ray does not have: start with sbatch cluster/train.sbatch, or set RAY_ADDRESS=<head>:<port> "
             "(docs/cluster.md), or set trainer.nnodes=1"
         )
     key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
