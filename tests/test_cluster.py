@@ -35,6 +35,7 @@ if [[ $1 == show ]]; then for ((i = 1; i <= SLURM_JOB_NUM_NODES; i++)); do echo 
 """,
     "srun": """
 echo "srun $*" >>"$CALLS"
+echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}" >"$CALLS.secret"
 while [[ $1 == --* ]]; do shift; done
 exec "$@"
 """,
@@ -129,6 +130,7 @@ def test_one_node(tmp_path):
     assert "recipes.dasd.main" in driver and "trainer.nnodes=1" in driver and driver.endswith("at n1:20041")
     assert "hydra.run.dir=outputs/slurm/41 a=1" in driver
     assert job.calls.count("ray ended") == 1
+    assert (tmp_path / "calls.secret").read_text() == "token 64\n"
 
 
 def test_three_nodes_start_after_their_head_and_the_run_after_all_of_them(tmp_path):

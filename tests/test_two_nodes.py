@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -59,8 +60,10 @@ class Node:
 def cluster(monkeypatch):
     """(nodes, function that adds one); RAY_ADDRESS names the head. Everything is killed at the end."""
     address = f"127.0.0.1:{free_port()}"
-    nodes = [Node("--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false")]
     monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as cluster/train.sbatch does
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    nodes = [Node("--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false")]
 
     def join(expected: int) -> None:
         waiter = [sys.executable, "-m", "recipes.common.ray_nodes"]
