@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -153,7 +154,12 @@ def _output_into(log: Path) -> Iterator[int]:
 
 @contextmanager
 def _signals(run_dir: Path, console: RunConsole) -> Iterator[None]:
-    """First SIGINT or SIGTERM: ask the trainer to save and end. Second: KeyboardInterrupt here, now."""
+    """First SIGINT or SIGTERM: ask the trainer to save and end. Second: KeyboardInterrupt here, now.
+
+    SIGUSR1 and SIGUSR2 are how a batch system says that time is up. Where somebody handles them (submitit, which queues
+    the job again), the run ends with a checkpoint first, and they get theirs afterwards.
+    """
+    owed: list[tuple[Any, int]] = []
 
     def handle(number: int, frame: object) -> None:
         if (run_dir / files.STOP).exists():
@@ -161,10 +167,20 @@ def _signals(run_dir: Path, console: RunConsole) -> Iterator[None]:
         (run_dir / files.STOP).touch()
         console.stopping()
 
+    def handle_later(number: int, frame: object) -> None:
+        owed.append((previous[number], number))
+        (run_dir / files.STOP).touch()
+        console.stopping()
+
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        if callable(signal.getsignal(number)):
+            previous[number] = signal.signal(number, handle_later)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         (run_dir / files.STOP).unlink(missing_ok=True)
+        for handler, number in owed[:1]:
+            handler(number, None)
