@@ -20,6 +20,7 @@ from rich.table import Table
 
 from advantage import correction_warning
 from recipes.common import run_dir as files
+from rewards.metrics import reward_warnings
 
 
 def plan(cfg: DictConfig, run_dir: Path) -> Table:
@@ -228,6 +229,7 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     correction = correction_warning({k: v for k, v in record.items() if v is not None})
     if correction:
         found.append(("correction", correction))
+    found += reward_warnings(record)
     if record.get("training/rollouts_missing"):
         found.append(
             ("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log")
