@@ -16,7 +16,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.common.run_dir import CHECKPOINTS, TRACKER, checkpointed_step
 from recipes.common.settings import SettingsError
@@ -261,7 +261,7 @@ def _merge_adapter(base: str, adapter: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     # Added in fp32, whatever the base's type: a small update to a large bf16 weight rounds once instead of twice.
     dtype = model.dtype
     merged = PeftModel.from_pretrained(model.to(torch.float32), str(adapter)).merge_and_unload()

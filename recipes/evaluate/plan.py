@@ -161,8 +161,9 @@ def _texts(value: Any) -> list[str]:
     return [str(v) for v in value] if isinstance(value, ListConfig | list | tuple) else [str(value)]
 
 
-def _plain(node: Any) -> dict[str, Any]:
-    return dict(OmegaConf.to_container(node, resolve=True)) if isinstance(node, DictConfig) else dict(node or {})
+def _plain(node: DictConfig | None) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(node, resolve=True) if node else {}
+    return dict(plain)
 
 
 def _value_problems(cfg: DictConfig, gpus: int) -> Iterator[str]:

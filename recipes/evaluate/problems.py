@@ -109,7 +109,8 @@ def find_file(entry: str, data_dir: str) -> Path:
 def _problem(index: int, row: dict[str, Any], path: Path) -> Problem:
     prompt, reward_model = row.get("prompt"), row.get("reward_model") or {}
     gold = gold_text(reward_model.get("ground_truth")) if isinstance(reward_model, dict) else ""
-    sound = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and m.get("content") for m in prompt)
+    prompt = prompt if isinstance(prompt, list) else []
+    sound = bool(prompt) and all(isinstance(m, dict) and m.get("content") for m in prompt)
     if not sound or not gold:
         what = "no ground truth, so it cannot be graded" if sound else "no chat in its prompt, so it cannot be asked"
         raise SettingsError(

@@ -76,9 +76,10 @@ def load(path: str, dtype: str, device: str) -> tuple[Qwen2ProcessRewardModel, A
         SettingsError: as `check`, and where the weights have no such head.
     """
     config, tokenizer = check(path)
-    model, report = Qwen2ProcessRewardModel.from_pretrained(
+    loaded: Any = Qwen2ProcessRewardModel.from_pretrained(
         path, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
     )
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise SettingsError(

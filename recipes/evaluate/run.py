@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from recipes.evaluate.console import EvaluationConsole
 
 MERGED = "merged"  # folder of joined checkpoints
+RAY_STARTS = 3
 GRADING_THREADS = 8  # they wait for the grading children
 Graded = tuple[Member, int, ProblemSet, Problem]
 
@@ -55,7 +56,9 @@ def evaluate(cfg: DictConfig, plan: Plan, console: EvaluationConsole) -> dict[st
         console.begin(plan, results)
         if cfg.prm is not None:
             process_reward.check(cfg.prm)  # before hours of sampling, not after
-        with _ray(plan, cfg):
+        if cfg.prm is None and not any(plan.tasks(member, results.done) for member in plan.members):
+            return corrupt
+        with _ray(plan):
             for member in plan.members:
                 _sample_member(cfg, plan, member, results, console)
             if cfg.prm is not None:
@@ -66,15 +69,26 @@ def evaluate(cfg: DictConfig, plan: Plan, console: EvaluationConsole) -> dict[st
 
 
 @contextlib.contextmanager
-def _ray(plan: Plan, cfg: DictConfig) -> Iterator[None]:
-    """Ray for the time of the evaluation: the cluster of RAY_ADDRESS, or processes of its own on this machine."""
+def _ray(plan: Plan) -> Iterator[None]:
+    """Ray for the time of the evaluation: the one that runs already in this process, the cluster of RAY_ADDRESS, or
+    processes of its own on this machine."""
+    if ray.is_initialized():
+        yield
+        return
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": plan.workers + 1, "num_gpus": plan.gpus}
     if "RAY_ADDRESS" in os.environ:
         options = {}
     else:
         options["address"] = "local"  # never join somebody else's cluster by accident
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(**options)
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception:  # on a busy machine its processes miss Ray's fixed half minute
+            ray.shutdown()
+            if attempt == RAY_STARTS:
+                raise
     try:
         yield
     finally:
@@ -131,7 +145,7 @@ def grade(
     plan: Plan, member: Member, problem: Problem, responses: list[Response], threads: ThreadPoolExecutor
 ) -> dict[str, Any]:
     """A problem's record: its responses with their verdicts, and the vote among them."""
-    texts = [member.tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in responses]
+    texts = [str(member.tokenizer.decode(ids, skip_special_tokens=True)) for ids, _ in responses]
 
     def score(number: int) -> dict[str, Any]:
         extra = {"response_length": len(responses[number][0])}

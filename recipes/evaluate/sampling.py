@@ -50,10 +50,10 @@ class TransformersSampler:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(options.threads)
-        self.model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model, dtype=options.dtype, attn_implementation="sdpa", trust_remote_code=False
         )
-        self.model = self.model.to("cuda" if options.gpus else "cpu").eval()
+        self.model = loaded.to("cuda" if options.gpus else "cpu").eval()
         self.params, self.options, self.stop_ids, self.pad_id = params, options, stop_ids, pad_id
 
     def ready(self) -> None:
@@ -141,7 +141,8 @@ SAMPLERS = {"vllm": VLLMSampler, "transformers": TransformersSampler}
 def start_workers(actor: type, count: int, options: EngineOptions, arguments: Sequence[Any]) -> list[Any]:
     """``count`` Ray actors, loaded and ready.  Raises what the first one that could not start raised."""
     gpus = options.gpus * options.tensor_parallel_size
-    remote = ray.remote(num_gpus=gpus, num_cpus=1, max_concurrency=_in_flight(options))(actor)
+    remote: Any = ray.remote(actor)
+    remote = remote.options(num_gpus=gpus, num_cpus=1, max_concurrency=_concurrency(options))
     workers = [remote.remote(*arguments) for _ in range(count)]
     ray.get([worker.ready.remote() for worker in workers])
     return workers
@@ -154,7 +155,7 @@ def stop_workers(workers: Sequence[Any]) -> None:
         ray.kill(worker)
 
 
-def _in_flight(options: EngineOptions) -> int:
+def _concurrency(options: EngineOptions) -> int:
     # vLLM is kept full whatever the samples of a problem; a transformers worker does one problem after the other.
     return options.max_num_seqs if options.engine == "vllm" else 1
 

@@ -90,7 +90,7 @@ def read_evaluations(
         label = labels[key[:2]]
         evaluation = found.setdefault(key, Evaluation(label, *key, {}, Counter()))
         scored = scores.get(result_key(record))
-        evaluation.problems[record["id"]] = measures(record, ks, scored and scored["scores"], threshold)
+        evaluation.problems[record["id"]] = measures(record, ks, scored["scores"] if scored else None, threshold)
         counts = evaluation.counts
         counts["responses"] += len(record["responses"])
         counts.update(r["status"] for r in record["responses"])
@@ -183,7 +183,7 @@ def _average(per_set: Mapping[str, Mapping[str, tuple[Estimate, list[float]]]]) 
 
 def _row(estimate: Estimate, values: Sequence[float], **where: str) -> dict[str, Any]:
     half = estimate.half_width
-    row = {
+    row: dict[str, Any] = {
         **where,
         "value": estimate.value,
         "ci95": finite(half),
