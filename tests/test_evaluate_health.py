@@ -108,8 +108,10 @@ def published_like(folder, *, context=256, seed=0, head=True):
         num_key_value_heads=1, max_position_embeddings=context,
     )  # fmt: skip
     body = Qwen2Model(config).eval()
+    for parameter in body.parameters():  # far enough from 0 for the steps to differ
+        nn.init.normal_(parameter, std=0.5)
     score = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
-    nn.init.normal_(score[2].weight, std=3.0)
+    nn.init.normal_(score[2].weight, std=1.0)
     tensors = {f"model.{name}": tensor for name, tensor in body.state_dict().items()}
     if head:
         tensors |= {f"score.{name}": tensor for name, tensor in score.state_dict().items()}

@@ -163,7 +163,7 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     rows = summary["metrics"]
     accuracy = {name: (name.capitalize(), 100.0, 1) for name in accuracy_names(rows)}
     found = [
-        _grid("Accuracy, % (± 95 % over problems)", rows, accuracy),
+        _grid("Accuracy, % (± 95 % over problems; sd over seeds)", rows, accuracy, spread=True),
         _grid("Reasoning health: exploration", rows, EXPLORATION),
     ]
     if any(row["metric"] in EXECUTION for row in rows):
@@ -187,18 +187,29 @@ def _cell(row: Mapping[str, Any] | None, factor: float, digits: int, sign: bool 
     text = f"{factor * row['value']:{'+' if sign else ''}.{digits}f}"
     if row["ci95"] is not None:
         text += f" ±{factor * row['ci95']:.{digits}f}"
-    if "std" in row:
-        text += f" (sd {factor * row['std']:.{digits}f})"
     return text
 
 
-def _grid(title: str, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, tuple[str, float, int]]) -> Table:
-    """A line for each (label, set); a column for each metric that occurs: (heading, factor, digits)."""
+def _spread(row: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+    return f" (sd {factor * row['std']:.{digits}f})" if row is not None and "std" in row else ""
+
+
+def _grid(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, tuple[str, float, int]],
+    *,
+    spread: bool = False,
+) -> Table:
+    """A line for each (label, set); a column for each metric that occurs: (heading, factor, digits).
+
+    ``spread``: show the standard deviation over seeds too; summary.json has it of every metric.
+    """
     present = {row["metric"] for row in rows}
     columns = [(metric, *look) for metric, look in metrics.items() if metric in present]
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("model", overflow="fold")
-    table.add_column("data")
+    table.add_column("data", no_wrap=True)
     table.add_column("problems", justify="right")
     for _, heading, _, _ in columns:
         table.add_column(heading, justify="right")
@@ -211,7 +222,10 @@ def _grid(title: str, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, t
             escape(label) if label != previous else "",
             escape(data),
             str(next(iter(cells.values()))["problems"]),
-            *(_cell(cells.get(metric), factor, digits) for metric, _, factor, digits in columns),
+            *(
+                _cell(cells.get(metric), factor, digits) + _spread(cells.get(metric), factor, digits) * spread
+                for metric, _, factor, digits in columns
+            ),
         )
         previous = label
     return table
