@@ -15,12 +15,14 @@ import pytest
 
 from recipes.common.settings import STARTER
 from recipes.evaluate import health, summary
+from recipes.evaluate.main import evaluate_command
 from recipes.evaluate.results import corrupt_file, read_records
 from recipes.evaluate.sampling import seeds_of
 from recipes.starter.task import boxed_answer
 from rewards.math import compute_score
-from tests.conftest import ROOT
+from tests.conftest import ROOT, console_of
 from tests.test_evaluate_health import published_like
+from tests.test_evaluate_inputs import configured
 
 PROBLEMS, SAMPLES = 6, 4
 
@@ -35,13 +37,8 @@ def start(directory, data, *overrides):
     )
 
 
-def finish(process, timeout=300):
-    try:
-        console, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        console, _ = process.communicate()
-        pytest.fail(f"no end after {timeout} s:\n{console}")
+def finish(process, directory):
+    console = console_of(process, directory / "evaluate.log", timeout=300)
     return process.returncode, console
 
 
@@ -61,8 +58,8 @@ def data(tmp_path_factory):
 def reference(data, tmp_path_factory):
     """(directory, console, prm) of an evaluation that ran through, on two workers."""
     prm, directory = tmp_path_factory.mktemp("prm"), tmp_path_factory.mktemp("reference")
-    published_like(prm, context=128)
-    code, console = finish(start(directory, data, "workers=2", f"prm={prm}"))
+    published_like(prm, context=320)
+    code, console = finish(start(directory, data, "workers=2", f"prm={prm}"), directory)
     assert code == 0, console + (directory / "evaluate.log").read_text()[-3000:]
     return directory, console, prm
 
@@ -92,9 +89,16 @@ def test_numbers_follow_from_the_responses(reference):
     assert rows["length"]["value"] == pytest.approx(np.mean(tokens))
     # Steps, from the process reward model's scores.
     steps = {record["id"]: record for record in read_records(directory / "steps.jsonl")}
-    judged = [[s >= 0.5 for s in scores] for record in steps.values() for scores in record["scores"]]
-    assert any(map(all, judged)) or any(not all(j) for j in judged)
+    scores = [scores for record in steps.values() for scores in record["scores"]]
+    judged = [[s >= 0.5 for s in response] for response in scores]
     assert rows["csr"]["value"] == pytest.approx(sum(map(sum, judged)) / sum(map(len, judged)))
+    median = float(np.median(np.concatenate(scores)))  # a threshold that surely splits them
+    labels = {(written["runs"][0]["model"], 1): "model"}
+    (again,) = summary.read_evaluations(directory, labels, {"chains": set(records)}, [1], str(prm), median)
+    sums = [problem["csr"] for problem in again.problems.values()]
+    right = sum(s >= median for response in scores for s in response)
+    assert 0 < right < sum(map(len, scores))
+    assert [sum(column) for column in zip(*sums, strict=True)] == [right, sum(map(len, scores))]
     unscored = sum(record["unscored"] for record in steps.values())
     split = sum(len(health.split_steps(r["text"])) for record in records.values() for r in record["responses"])
     assert sum(map(len, judged)) + unscored == split
@@ -117,7 +121,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_results(reference, d
     lines = path.read_bytes().splitlines(keepends=True)
     damaged = lines[0].replace(b'"majority"', b'"majorety"')
     path.write_bytes(damaged + b"".join(lines[1:]) + b'{"model": "cut in the mid')
-    code, console = finish(start(tmp_path, data, "workers=1"))
+    code, console = finish(start(tmp_path, data, "workers=1"), tmp_path)
     assert code == 0, console
     assert "2 corrupt lines of results.jsonl moved to results.jsonl.corrupt" in console
     assert f"resuming {len(kept) - 1} of {PROBLEMS} problems are done" in console
@@ -132,10 +136,17 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_results(reference, d
     assert {row["metric"]: row for row in written["metrics"] if "@" in row["metric"]} == accuracy
 
 
-def test_refusals_reach_the_command_line_with_code_2(tmp_path, data):
-    code, console = finish(start(tmp_path / "out", data, "k=[64]"), timeout=120)
-    assert code == 2 and "This evaluation was not started" in console and "k=64" in console
-    assert not (tmp_path / "out" / "results.jsonl").exists()
+def test_a_refusal_ends_with_code_2_and_starts_nothing(tmp_path, capsys):
+    assert evaluate_command(configured("protocol=starter", "k=[64]"), tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "This evaluation was not started" in said and "k=64 with samples=16" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(tmp_path, capsys):
+    assert evaluate_command(configured("protocol=starter", "dry_run=true"), tmp_path / "out") == 0
+    assert "16 a problem" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
 
 
 def test_seeds_differ_by_seed_problem_and_place():

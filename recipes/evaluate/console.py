@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table
 
-from recipes.common.console import duration
+from recipes.common.console import duration, progress_line
 from recipes.evaluate.plan import Member, Plan
 from recipes.evaluate.results import ResultsFile, corrupt_file
 
@@ -69,15 +69,7 @@ class EvaluationConsole:
         self._stream = os.fdopen(os.dup(descriptor), "w", buffering=1)
         self.interactive = self._stream.isatty()
         self.console = Console(file=self._stream, width=None if self.interactive else 120, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=not self.interactive,
-        )
+        self._progress = progress_line(self.console, self.interactive)
         self._task: TaskID | None = None
         self._began, self._last_line = time.time(), 0.0
         self.done = self.total = self._tokens = self._correct = self._responses = 0
@@ -102,7 +94,7 @@ class EvaluationConsole:
         self._tokens = self._correct = self._responses = 0
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(escape(member.label), total=problems, numbers="loading")
+        self._task = self._progress.add_task("", total=problems, stage=escape(member.label), numbers="loading")
         if problems and not self.interactive:
             self.console.print(f"{escape(member.label)}: {problems} problems to sample")
 
@@ -120,7 +112,7 @@ class EvaluationConsole:
         self.done, self.total = 0, problems
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task("step scores", total=problems, numbers="")
+        self._task = self._progress.add_task("", total=problems, stage="step scores", numbers="")
         if problems and not self.interactive:
             self.console.print(f"{escape(prm)}: steps of {problems} problems to score")
 

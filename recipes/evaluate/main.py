@@ -6,7 +6,6 @@ goes on.
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -65,8 +64,6 @@ def evaluate_command(cfg: DictConfig, directory: Path) -> int:
 
 
 def _job(cfg: DictConfig) -> None:
-    # A scheduler's SIGTERM ends an evaluation as Ctrl-C does: in order, and with what is complete kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = evaluate_command(cfg, Path(HydraConfig.get().runtime.output_dir))
     if code:
         sys.exit(code)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +91,9 @@ def _ray(plan: Plan) -> Iterator[None]:
             ray.shutdown()
             if attempt == RAY_STARTS:
                 raise
+    # A scheduler's SIGTERM ends an evaluation as Ctrl-C does, in order; Ray has just put a handler of its own there.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -83,7 +83,7 @@ class VLLMSampler:
     """A Ray actor around vLLM's asynchronous engine: many problems are in flight at once."""
 
     def __init__(self, model: str, stop_ids: list[int], pad_id: int, params: SamplingParams, options: EngineOptions):
-        from vllm import AsyncEngineArgs
+        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(
@@ -113,8 +113,9 @@ class VLLMSampler:
         return list(await asyncio.gather(*(self._one(prompt, seed) for seed in seeds)))
 
     async def _one(self, prompt: list[int], seed: int) -> Response:
-        from vllm import SamplingParams as VLLMParams
+        from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import SamplingParams as VLLMParams
 
         params = VLLMParams(
             temperature=self.params["temperature"],
@@ -127,7 +128,8 @@ class VLLMSampler:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         final = None
-        async for output in self.engine.generate({"prompt_token_ids": prompt}, params, str(next(self._number))):
+        tokens = TokensPrompt(prompt_token_ids=prompt)
+        async for output in self.engine.generate(tokens, params, str(next(self._number))):
             final = output
         if final is None:
             raise RuntimeError("vLLM ended a request without an output")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -70,12 +70,18 @@ def measures(
 
 
 def read_evaluations(
-    directory: Path, labels: Mapping[tuple[str, int], str], ks: Sequence[int], prm: str | None, threshold: float
+    directory: Path,
+    labels: Mapping[tuple[str, int], str],
+    ids: Mapping[str, Container[str]],
+    ks: Sequence[int],
+    prm: str | None,
+    threshold: float,
 ) -> list[Evaluation]:
-    """What a directory's results say about the models and seeds asked for.
+    """What a directory's results say about the models, seeds and problems asked for; other records are passed over.
 
     Args:
-        labels: (model fingerprint, seed) -> label; other records are passed over.
+        labels: (model fingerprint, seed) -> label.
+        ids: set -> ids of its problems.
     """
     scores = {
         result_key(r): r
@@ -85,6 +91,8 @@ def read_evaluations(
     found: dict[tuple[str, int, str], Evaluation] = {}
     for record in read_records(directory / RESULTS):
         if record is None or (record["model"], record["seed"]) not in labels:
+            continue
+        if record["id"] not in ids.get(record["data"], ()):
             continue
         key = (record["model"], record["seed"], record["data"])
         label = labels[key[:2]]
@@ -199,8 +207,8 @@ def _row(estimate: Estimate, values: Sequence[float], **where: str) -> dict[str,
 def summary_of(plan: Plan, prm: str | None, threshold: float, corrupt: Mapping[str, int]) -> dict[str, Any]:
     """Everything that summary.json holds."""
     labels = {(m.fingerprint, seed): m.label for m in plan.members for seed in plan.seeds}
-    names = {s.name for s in plan.sets}
-    evaluations = [e for e in read_evaluations(plan.directory, labels, plan.ks, prm, threshold) if e.data in names]
+    ids = {s.name: {p.id for p in s.problems} for s in plan.sets}
+    evaluations = read_evaluations(plan.directory, labels, ids, plan.ks, prm, threshold)
     order = {(m.fingerprint, m.label): number for number, m in enumerate(plan.members)}
     evaluations.sort(key=lambda e: (order[e.model, e.label], e.seed, [s.name for s in plan.sets].index(e.data)))
     runs = [
@@ -268,9 +276,8 @@ def _compared(
         "not those of the models alone"
         for key in differing
     ]
-    names = {s.name for s in plan.sets}
-    found = [e for e in read_evaluations(place, labels, plan.ks, prm, threshold) if e.data in names]
-    return found, list(runs.values()), notes
+    ids = {s.name: {p.id for p in s.problems} for s in plan.sets}
+    return read_evaluations(place, labels, ids, plan.ks, prm, threshold), list(runs.values()), notes
 
 
 def _warnings(
