@@ -203,8 +203,8 @@ def load_params(params: type[ParamsT], node: Any, *, where: str) -> ParamsT:
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(f"{where}.{key}={value!r}: no such parameter{hint} There are: {', '.join(known)}")
         values[key] = _converted(f"{where}.{key}", value, known[key])
-    built = params(**values)
     try:
+        built = params(**values)
         built.validate()
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None

@@ -24,6 +24,8 @@ from recipes.common import run_dir as files
 from recipes.common.console import validation_accuracy
 
 LITERAL = ["dasd", "method=dasd_paper_literal"]
+NO_CLIP = "self_distill.loss.clip_mode=none"
+EXPOSURES = (0, 0.25, 0.5, 0.75, 1)
 SETTINGS: dict[str, list[str]] = {
     "grpo": ["grpo"],
     "dasd": ["dasd"],
@@ -40,7 +42,25 @@ SETTINGS: dict[str, list[str]] = {
     "dasd_rho_0.8": ["dasd", "algorithm.dasd.router_quantile=0.8"],
     "attraction": ["dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=1.0"],
     "repulsion": ["dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=-1.0"],
-    "pw_opsd_ppo": ["dasd", "method=pw_opsd_ppo"],
+    "pw_opsd_ppo": ["pw_opsd", "method=pw_opsd_ppo"],
+    # The full-vocabulary family. OPSD's one-sided clip apart, because it decides the outcome on a small vocabulary.
+    "opsd": ["opsd"],
+    "opsd_symmetric": ["opsd", "self_distill.loss.clip_mode=symmetric"],
+    "opsd_no_clip": ["opsd", NO_CLIP],
+    "opsd_sampled": ["opsd", "method=opsd_sampled"],
+    "pw_opsd": ["pw_opsd"],
+    "pw_opsd_no_clip": ["pw_opsd", NO_CLIP],
+    "atesd": ["atesd"],
+    "atesd_no_clip": ["atesd", NO_CLIP],
+    **{
+        f"exposure_{alpha}": [
+            "atesd",
+            NO_CLIP,
+            "self_distill.exposure.mode=fixed",
+            f"self_distill.exposure.fixed_exposure={alpha}",
+        ]
+        for alpha in EXPOSURES
+    },
 }
 
 
@@ -50,11 +70,10 @@ def train(setting: str, seed: int, steps: int, out: Path) -> str:
     if finished(directory, steps):
         return f"{setting} seed {seed}: already complete"
     method, *overrides = SETTINGS[setting]
-    module = "recipes.grpo.main" if method == "grpo" else "recipes.dasd.main"
     command = [
         sys.executable,
         "-m",
-        module,
+        f"recipes.{method}.main",
         "experiment=starter",
         *overrides,
         f"hydra.run.dir={directory}",
@@ -92,12 +111,18 @@ def finished(directory: Path, steps: int) -> bool:
     return accuracy(directory, steps) is not None
 
 
-def interval(values: list[float]) -> str:
-    """`mean ± half-width` of the 95 % interval by Student's t, in points; the values themselves when fewer than two."""
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean by Student's t; 0 with fewer than two values."""
     if len(values) < 2:
-        return " ".join(f"{100 * v:.1f}" for v in values)
-    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{100 * statistics.mean(values):.1f} ± {100 * half:.1f}"
+        return 0.0
+    return float(student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def interval(values: list[float], *, scale: float = 100) -> str:
+    """`mean ± half-width` of the 95 % interval, in points unless scaled otherwise; a single value as it is."""
+    digits = 1 if scale == 100 else 3
+    mean = f"{scale * statistics.mean(values):.{digits}f}" if values else "–"
+    return mean if len(values) < 2 else f"{mean} ± {scale * half_width(values):.{digits}f}"
 
 
 def report(settings: list[str], seeds: list[int], steps: int, out: Path) -> str:

@@ -24,6 +24,7 @@ from recipes.common import run_dir as files
 
 def plan(cfg: DictConfig, run_dir: Path) -> Table:
     """What will run and where it writes, as a two-column table."""
+    from recipes.common.exposure_loop import exposure_params
     from recipes.common.settings import loss_of, uses_teacher
 
     rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
@@ -36,7 +37,12 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
     table.add_row("method", f"{cfg.self_distill.method}  ({', '.join([f'credit {credit}', *shown])})")
     if uses_teacher(cfg):
         teacher = cfg.self_distill.teacher
-        table.add_row("teacher", f"{teacher.weights} weights, shown the {teacher.context}")
+        exposure = exposure_params(cfg.self_distill)
+        part = ""
+        if exposure.active:
+            value = f" {cfg.self_distill.exposure.fixed_exposure:g}" if exposure.mode == "fixed" else ""
+            part = f", exposure {exposure.mode}{value}"
+        table.add_row("teacher", f"{teacher.weights} weights, shown the {teacher.context}{part}")
     loss = loss_of(cfg)
     if loss.active:
         clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
@@ -204,6 +210,7 @@ def progress_numbers(record: dict[str, Any]) -> str:
         ("tokens/s", record.get("perf/throughput"), "{:,.0f}"),
         ("corr/adv", record.get("credit/correction_ratio"), "{:.2f}"),
         ("div", record.get("divergence/mean"), "{:.4f}"),
+        ("exposure", record.get("exposure/alpha"), "{:.2f}"),
     ]
     return "  ".join(f"{name} {form.format(value)}" for name, value, form in parts if value is not None)
 
@@ -225,6 +232,14 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     if record.get("training/rollouts_missing"):
         found.append(
             ("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log")
+        )
+    if (record.get("exposure/forced_full") or 0) > 0.05:
+        found.append(
+            (
+                "forced_full",
+                f"{record['exposure/forced_full']:.0%} of the references have no boxed answer and no answer column, "
+                "so they were shown whole at any exposure; `python -m recipes.data.validate` names the rows",
+            )
         )
     if (record.get("teacher/prompt_truncated") or 0) > 0.05:
         found.append(

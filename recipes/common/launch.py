@@ -2,7 +2,8 @@
 
 The user's process stays outside the work: it redirects everything that Ray and verl print into ``train.log``, starts
 verl's `run_ppo`, and shows the run from the files it writes.  The first Ctrl-C or SIGTERM asks the run to save and end
-after its step; the second ends it at once.  Whatever happens, Ray is shut down.
+after its step; the second ends it at once.  Whatever happens, Ray is shut down, and if this process is killed the
+reaper ends what it started.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recipes.common import run_dir as files
 from recipes.common.console import RunConsole
+from recipes.common.reaper import reaper
 from recipes.common.settings import SettingsError
 
 
@@ -40,7 +42,7 @@ def launch(cfg: DictConfig) -> int:
 
     with output_into(run_dir / files.LOG) as terminal:
         console = RunConsole(cfg, run_dir, terminal, resumed_from=resumed_from)
-        with console, _signals(run_dir, console):
+        with console, _signals(run_dir, console), reaper():
             try:
                 _run(cfg)
             except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
+from recipes.common.exposure_loop import controller_config, exposure_params
 from workers.distill_params import LossParams, loss_params, teacher_weights
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"
@@ -68,6 +69,7 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
     for part in (
         _credit,
         _distillation,
+        _exposure,
         _precision,
         _batches,
         _lengths,
@@ -118,7 +120,12 @@ def _credit(cfg: DictConfig) -> Iterator[str]:
         teacher_weights(cfg.self_distill)
     except ValueError as error:
         yield str(error)
-    if teacher.context not in TEACHER_CONTEXTS:
+    if teacher.context == "problem":
+        yield (
+            "self_distill.teacher.context=problem: with the student's own prompt the teacher would be the student, or "
+            "an older one, and have nothing to teach; show it the solution or the answer"
+        )
+    elif teacher.context not in TEACHER_CONTEXTS:
         yield f"self_distill.teacher.context={teacher.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
     if cfg.actor_rollout_ref.rollout.n < 2 and loss_of(cfg).ppo:
         yield (
@@ -178,6 +185,48 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
         )
     if cfg.get("distillation", {}).get("enabled", False):
         yield f"{what} with distillation.enabled=true: verl's own distillation uses the same hook; set it to false"
+
+
+def _exposure(cfg: DictConfig) -> Iterator[str]:
+    """ATESD's exposure: its own values, and whether there is a teacher with a reasoning to show in part."""
+    try:
+        params = exposure_params(cfg.self_distill)
+        controller = controller_config(cfg.self_distill, total_steps=1) if params.active else None
+    except ValueError as error:
+        yield str(error)
+        return
+    if controller is None:
+        if params.difficulty_strength > 0:
+            yield (
+                f"self_distill.exposure.difficulty_strength={params.difficulty_strength} with mode=full: there is no "
+                "exposure to condition; set self_distill.exposure.mode to fixed, random or learned"
+            )
+        return
+    mode = f"self_distill.exposure.mode={params.mode}"
+    if not uses_teacher(cfg):
+        yield (
+            f"{mode}, but neither algorithm.adv_estimator={cfg.algorithm.adv_estimator} nor the loss uses a teacher: "
+            "set it to full, or choose a method with one"
+        )
+    elif cfg.self_distill.teacher.context != "solution":
+        yield (
+            f"{mode} with self_distill.teacher.context={cfg.self_distill.teacher.context}: there is no reasoning to "
+            "show in part; set self_distill.teacher.context=solution"
+        )
+    if params.probe_file is not None and not Path(params.probe_file).expanduser().is_file():
+        yield (
+            f"self_distill.exposure.probe_file={params.probe_file}: no such file; `python -m recipes.data.prepare` "
+            "writes a probe split"
+        )
+    if params.mode == "learned":
+        steps = cfg.trainer.total_training_steps
+        needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
+        if steps is not None and steps <= needed:
+            yield (
+                f"{mode} for trainer.total_training_steps={steps}: the controller first learns after {needed} updates "
+                "(lookahead + (decisions_per_update − 1) × hold), so it would stay random to the end; train longer, or "
+                "shorten self_distill.exposure.lookahead and .hold"
+            )
 
 
 def _precision(cfg: DictConfig) -> Iterator[str]:
