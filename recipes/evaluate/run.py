@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from omegaconf import DictConfig
 
+from recipes.common.reaper import reaper
 from recipes.evaluate import health, process_reward
 from recipes.evaluate.metrics import majority_vote
 from recipes.evaluate.models import materialize
@@ -83,6 +84,15 @@ def _ray(plan: Plan) -> Iterator[None]:
     else:
         options["address"] = "local"  # never join somebody else's cluster by accident
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with reaper():
+        _start_ray(options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(options: dict[str, Any]) -> None:
     for attempt in range(1, RAY_STARTS + 1):
         try:
             ray.init(**options)
@@ -94,10 +104,6 @@ def _ray(plan: Plan) -> Iterator[None]:
     # A scheduler's SIGTERM ends an evaluation as Ctrl-C does, in order; Ray has just put a handler of its own there.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _threads(plan: Plan) -> int:
