@@ -239,7 +239,8 @@ def correlation(records: Records, draws: dict[str, int]) -> dict[str, Any]:
     def rho(rows: np.ndarray) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a constant column has no ρ: NaN says so
-            return spearmanr(table[rows], axis=0).statistic[0, 1:]
+            found = np.asarray(spearmanr(table[rows], axis=0).statistic)
+        return found[0, 1:] if found.ndim else np.full(len(names), np.nan)
 
     return dict(zip(names, cluster_bootstrap(rho, problems, **draws), strict=True))
 

@@ -105,7 +105,9 @@ def check_common(cfg: DictConfig) -> None:
             f"summary.resamples={cfg.summary.resamples}: a percentile interval needs at least 100 (paper: 1000)"
         )
     if not cfg.temperature > 0:
-        wrong.append(f"temperature={cfg.temperature}: must be above 0; several rollouts of a problem need sampling")
+        wrong.append(
+            f"temperature={cfg.temperature}: must be above 0: without sampling a problem's rollouts are all alike"
+        )
     if not 0 < cfg.top_p <= 1:
         wrong.append(f"top_p={cfg.top_p}: must be in (0, 1]")
     if wrong:
