@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may depend on a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: on tensors this small a second thread only spins
 
 import pytest
 from hydra import compose, initialize_config_dir

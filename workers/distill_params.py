@@ -81,7 +81,7 @@ class LossParams:
                 self.active,
                 "top_k",
                 self.top_k,
-                "null where kind=none: as an advantage a top-k divergence has no expected gradient",
+                "null where kind=none: its expected policy gradient is zero, so it cannot be an advantage",
             )
             require(
                 self.student_norm == "renormalised" or (self.top_k_by == "teacher" and self.kind == "forward_kl"),

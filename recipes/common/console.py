@@ -78,7 +78,7 @@ class RunConsole:
         self._warned: set[str] = set()
         self._last: dict[str, Any] = {}
         self._began = time.time()
-        self._ended_early = ""
+        self.ended_early = False
         self.console.print(plan(cfg, run_dir))
         if resumed_from is not None:
             self.console.print(f"[bold]resuming[/] after step {resumed_from}")
@@ -148,7 +148,7 @@ class RunConsole:
     # ------------------------------------------------------------------ endings
 
     def stopping(self) -> None:
-        self._ended_early = "stopped"
+        self.ended_early = True
         self.console.print("[yellow]stopping[/] after this step, with a checkpoint; once more Ctrl-C to stop at once")
 
     def stopped_at_once(self) -> None:
@@ -175,7 +175,7 @@ class RunConsole:
         steps = [r for r in records if "training/global_step" in r]
         scored = [(r["step"], *a) for r in records if (a := validation_accuracy(r)) is not None]
         self.console.print()
-        if self._ended_early:
+        if self.ended_early:
             self.console.print(
                 f"[bold yellow]stopped[/] after step {steps[-1]['step'] if steps else 0}; {self._how_to_resume()}"
             )
@@ -194,6 +194,10 @@ class RunConsole:
             seconds = [r["timing_s/step"] for r in steps if r.get("timing_s/step") is not None]
             self.console.print(f"{sum(seconds) / max(len(seconds), 1):.2f} s a step over {len(seconds)} steps")
         self.console.print(f"metrics, configuration and checkpoints: {escape(str(self.run_dir))}")
+
+    def report(self, text: str) -> None:
+        """Where the run's report is, or why there is none."""
+        self.console.print(f"report: {escape(text)}")
 
 
 def progress_numbers(record: dict[str, Any]) -> str:

@@ -150,7 +150,7 @@ def teacher_batch(
         if tag.get("is_padding", False):  # verl's filler rows: masked out everywhere, any prompt will do
             prompt_ids.append(student_prompts[i].tolist())
             continue
-        row = {name: _plain(values[i]) for name, values in text_columns.items()}
+        row = {name: plain(values[i]) for name, values in text_columns.items()}
         prompt = prompts(row, 1.0 if exposures is None else exposures[i])
         prompt_ids.append(prompt.token_ids)
         truncated += prompt.truncated
@@ -243,6 +243,6 @@ def sequence_log_probs(
         tq.kv_clear(keys=keys, partition_id=PARTITION)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """TransferQueue hands Python objects back as tensordict's NonTensorData or as themselves."""
     return getattr(value, "data", value)

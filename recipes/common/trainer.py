@@ -29,7 +29,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from advantage import token_signals
 from advantage.signals import TokenSignals
-from recipes.common import probe
+from recipes.common import probe, samples
 from recipes.common import run_dir as files
 from recipes.common.exposure_loop import ExposureLoop, controller_config, exposure_params
 from recipes.common.settings import needed_signals, uses_teacher
@@ -171,7 +171,8 @@ class SelfDistillTrainer(PPOTrainerSync):
         teacher = teacher_batch(batch, self._privileged_prompts, exposures)
         if self.loss.active:
             attach_teacher(batch, teacher)
-        if self.scores_with_teacher:
+        # A divergence has its teacher in the worker; samples of responses show the teacher's view all the same.
+        if self.scores_with_teacher or self._samples_due():
             score_with_teacher(
                 batch,
                 self.actor_rollout_wg,
@@ -226,7 +227,12 @@ class SelfDistillTrainer(PPOTrainerSync):
                 metrics.update(self._write_token_weights(batch, nested["response_mask"], signals))
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
+        if self._samples_due():
+            samples.append(self.run_dir, self.global_steps, batch, self.tokenizer, signals.tokens)
         return batch
+
+    def _samples_due(self) -> bool:
+        return samples.due(self.config.trainer, self.global_steps, self.total_training_steps)
 
     def _write_token_weights(self, batch: KVBatchMeta, mask: torch.Tensor, signals: TokenSignals) -> dict[str, float]:
         """The divergence's token factors into TransferQueue; here, because the workers see parts of the batch only."""
