@@ -100,6 +100,12 @@ def test_bootstrap_repeats_itself_and_counts_what_is_undefined():
     assert one.as_json()["undefined_resamples"] == one.undefined
 
 
+def test_one_problem_gives_no_interval():
+    interval = cluster_bootstrap(lambda rows: [2.0], [4, 4, 4], resamples=100, seed=0)[0]
+    assert interval.value == 2.0 and math.isnan(interval.low) and math.isnan(interval.high)
+    assert interval.as_json()["low"] is None
+
+
 def test_nothing_measured_is_refused():
     with pytest.raises(ValueError, match="no observation"):
         cluster_bootstrap(lambda rows: [0.0], [], resamples=10, seed=0)

@@ -50,6 +50,7 @@ QUANTITIES = {
     "disagreement": "top-1 disagreement",
     "gap": "mean gap δ",
 }
+FORMS = {"clipped": "{:.4f}"}
 BINS = ("hard", "medium", "easy")
 
 
@@ -175,10 +176,16 @@ REPLAY = ("mean_first", "mean_second", "max_first", "max_second", "falls")
 def tables(results: dict[str, Any], cfg: DictConfig) -> list[tuple[str, list[str], list[list[str]]]]:
     """A row an exposure, so that they fit a terminal; then difficulty and replay."""
     by_alpha = [
-        [f"{alpha:g}", *(shown(results["all"][q][i]) for q in QUANTITIES), shown(results["separation"][i])]
+        [
+            f"{alpha:g}",
+            *(shown(results["all"][q][i], FORMS.get(q, "{:.3f}")) for q in QUANTITIES),
+            shown(results["separation"][i]),
+        ]
         for i, alpha in enumerate(cfg.exposures)
     ]
-    by_alpha.append(["last − first", *(shown(results["all"][f"{q}_change"]) for q in QUANTITIES), ""])
+    by_alpha.append(
+        ["last − first", *(shown(results["all"][f"{q}_change"], FORMS.get(q, "{:.3f}")) for q in QUANTITIES), ""]
+    )
     bins = results["difficulty"]
     first, second = (f"α = {alpha:g}" for alpha in cfg.replay)
     return [

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,9 +53,11 @@ def rounded(values: Iterable[float]) -> list[float]:
 
 
 def shown(interval: Interval, form: str = "{:.3f}") -> str:
-    """``value [low, high]``, or a dash where there is nothing to show."""
-    if interval.value != interval.value:
+    """``value [low, high]``, the value alone where there is no interval, a dash where there is nothing to show."""
+    if isnan(interval.value):
         return "–"
+    if isnan(interval.low):
+        return form.format(interval.value)
     numbers = [form.format(x) for x in (interval.value, interval.low, interval.high)]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 

@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True)
 class Interval:
     """A value with the percentile interval (95 %) of its bootstrap; ``undefined`` resamples had no value and are not in
-    it.  All three numbers are NaN where there is nothing to estimate."""
+    it.  Numbers are NaN where there is nothing to estimate."""
 
     value: float
     low: float
@@ -85,7 +85,8 @@ def cluster_bootstrap(
         resamples: number of bootstrap draws; 0 gives values without intervals.
 
     Returns:
-        Q intervals; ``value`` is the statistic of all observations once.
+        Q intervals; ``value`` is the statistic of all observations once.  A single cluster says nothing about the error:
+        its bounds are NaN.
 
     Raises:
         ValueError: there is no observation.
@@ -102,6 +103,8 @@ def cluster_bootstrap(
     for row in draws:
         picked = rng.integers(len(members), size=len(members))
         row[:] = statistic(np.concatenate([members[i] for i in picked]))
+    if len(members) < 2:
+        draws[:] = nan
     return [_percentiles(value, column) for value, column in zip(values, draws.T, strict=True)]
 
 
