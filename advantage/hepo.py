@@ -55,4 +55,4 @@ def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
         "credit/weight/mean": batch_mean(weight, mask),
         "credit/group_advantage/mean": batch_abs_mean(inputs.group_advantage, mask),
     }
-    return Credit(inputs.group_advantage * weight, metrics)
+    return Credit(inputs.group_advantage * weight, metrics, {"weight": weight})

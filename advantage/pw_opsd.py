@@ -105,4 +105,4 @@ def pw_opsd_credit(inputs: CreditInputs, params: PwOpsdParams) -> Credit:
     gap = masked_gap(inputs)
     metrics = magnitude_metrics("credit/gap", gap, mask)
     metrics["credit/position_weight/mean"] = batch_mean(weight, mask)
-    return additive_credit(inputs, params, gap.mul_(weight), metrics)
+    return additive_credit(inputs, params, gap.mul_(weight), metrics, {"weight": weight})

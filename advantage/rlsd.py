@@ -75,4 +75,4 @@ def rlsd_credit(inputs: CreditInputs, params: RlsdParams) -> Credit:
         "credit/weight/clipped_share": batch_mean(clipped, mask),
         "credit/group_advantage/mean": batch_abs_mean(anchor, mask),
     }
-    return Credit(anchor * weight, metrics)
+    return Credit(anchor * weight, metrics, {"weight": weight})

@@ -27,9 +27,10 @@ from advantage.estimators import SIGNALS, TOKEN_SHAPED_SIGNALS
 
 @dataclass
 class TokenSignals:
-    """The signals in force, and the `diagnostics` that the estimator leaves: metric name to float.
+    """The signals in force, and what the estimator leaves: `diagnostics`, metric name to float, and `tokens`, what a
+    token's credit was made of, name to (B, T) (see `Credit`).
 
-    The fields are those of `advantage.estimators.CreditInputs` of the same name.
+    The other fields are those of `advantage.estimators.CreditInputs` of the same name.
     """
 
     entropy: torch.Tensor | None = None
@@ -40,6 +41,7 @@ class TokenSignals:
     step: int | None = None
     total_steps: int | None = None
     diagnostics: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def as_inputs(self, response_mask: torch.Tensor) -> dict[str, Any]:
         """The signals as keyword arguments of `CreditInputs`, on the mask's device.
@@ -81,7 +83,7 @@ def token_signals(
         total_steps: the last training step.
 
     Yields:
-        The `TokenSignals`, whose `diagnostics` holds the estimator's metrics after the call.
+        The `TokenSignals`, whose `diagnostics` and `tokens` hold what the estimator leaves after the call.
     """
     signals = TokenSignals(
         entropy=entropy,

@@ -2,8 +2,10 @@
 
 Each run is the ordinary training command in a directory of its own under --out. A run that is complete is not done
 again, and one that was interrupted goes on, so the sweep can be stopped and restarted, or extended by naming more
-settings.  At the end, and with --report alone, it prints the table of the recipes' READMEs: validation Avg@16 (128
-problems), mean and standard deviation over seeds, 95 % interval of the mean from Student's t.
+settings. The first Ctrl-C lets the running ones end after their step, with a checkpoint; the second ends them at once.
+At the end, and with --report alone, it prints the table of the recipes' READMEs: validation Avg@16 (128 problems), mean
+and standard deviation over seeds, 95 % interval of the mean from Student's t; and it writes the page that compares all
+runs, <out>/comparison.html. `make compare` is this with every method of the package.
 
     python -m benchmarks.starter_sweep --settings grpo dasd dasd_beta_0.5 --seeds 1 2 3 --steps 10 --out outputs/sweep
 """
@@ -11,64 +13,196 @@ problems), mean and standard deviation over seeds, 95 % interval of the mean fro
 from __future__ import annotations
 
 import argparse
-import math
+import signal
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from scipy.stats import t as student_t
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from recipes.common import run_dir as files
-from recipes.common.console import validation_accuracy
+from recipes.common.console import duration, validation_accuracy
+from recipes.common.entry import CONFIG_DIR
+from recipes.report.compare import estimate
+from recipes.report.page import comparison_page, write_page
+from recipes.report.run_data import NotARun, load_run
 
-LITERAL = ["dasd", "method=dasd_paper_literal"]
+# Every method of the package but the one that is there to show why it fails, which has a name of its own below.
+METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml") if p.stem != "dasd_paper_literal")
+LITERAL = ["method=dasd_paper_literal"]
+NO_CLIP = "self_distill.loss.clip_mode=none"
+EXPOSURES = (0, 0.25, 0.5, 0.75, 1)
 SETTINGS: dict[str, list[str]] = {
-    "grpo": ["grpo"],
-    "dasd": ["dasd"],
-    "dasd_beta_0.02": ["dasd", "algorithm.dasd.beta=0.02"],
-    "dasd_beta_0.5": ["dasd", "algorithm.dasd.beta=0.5"],
-    "dasd_beta_2": ["dasd", "algorithm.dasd.beta=2"],
+    **{method: [f"method={method}"] for method in METHODS},
+    "dasd_beta_0.02": ["method=dasd", "algorithm.dasd.beta=0.02"],
+    "dasd_beta_0.5": ["method=dasd", "algorithm.dasd.beta=0.5"],
+    "dasd_beta_2": ["method=dasd", "algorithm.dasd.beta=2"],
     "dasd_literal": LITERAL,
     "dasd_literal_clip_5": [*LITERAL, "algorithm.dasd.gap_clip=5"],
     "dasd_literal_masked": [*LITERAL, "algorithm.dasd.mask_zero_variance_groups=true"],
     "dasd_literal_beta_0.001": [*LITERAL, "algorithm.dasd.beta=0.001"],
-    "dasd_gap_eps_0.1": ["dasd", "algorithm.dasd.gap_eps=0.1"],
-    "dasd_entropy_eps_1e-6": ["dasd", "algorithm.dasd.entropy_eps=1.0e-6"],
-    "dasd_unmasked": ["dasd", "algorithm.dasd.mask_zero_variance_groups=false"],
-    "dasd_rho_0.8": ["dasd", "algorithm.dasd.router_quantile=0.8"],
-    "attraction": ["dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=1.0"],
-    "repulsion": ["dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=-1.0"],
-    "pw_opsd_ppo": ["dasd", "method=pw_opsd_ppo"],
+    "dasd_gap_eps_0.1": ["method=dasd", "algorithm.dasd.gap_eps=0.1"],
+    "dasd_entropy_eps_1e-6": ["method=dasd", "algorithm.dasd.entropy_eps=1.0e-6"],
+    "dasd_unmasked": ["method=dasd", "algorithm.dasd.mask_zero_variance_groups=false"],
+    "dasd_rho_0.8": ["method=dasd", "algorithm.dasd.router_quantile=0.8"],
+    "attraction": ["method=dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=1.0"],
+    "repulsion": ["method=dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=-1.0"],
+    # OPSD's one-sided clip apart, because it decides the outcome on a small vocabulary.
+    "opsd_symmetric": ["method=opsd", "self_distill.loss.clip_mode=symmetric"],
+    "opsd_no_clip": ["method=opsd", NO_CLIP],
+    "pw_opsd_no_clip": ["method=pw_opsd", NO_CLIP],
+    "atesd_no_clip": ["method=atesd", NO_CLIP],
+    **{
+        f"exposure_{alpha}": [
+            "method=atesd",
+            NO_CLIP,
+            "self_distill.exposure.mode=fixed",
+            f"self_distill.exposure.fixed_exposure={alpha}",
+        ]
+        for alpha in EXPOSURES
+    },
 }
 
 
-def train(setting: str, seed: int, steps: int, out: Path) -> str:
+@dataclass(frozen=True)
+class Job:
+    """One training run of the sweep."""
+
+    setting: str
+    seed: int
+    steps: int
+    out: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting} seed {self.seed}"
+
+    @property
+    def directory(self) -> Path:
+        return self.out / self.setting / f"seed_{self.seed}"
+
+    def command(self, overrides: Sequence[str]) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "recipes.dasd.main",  # any entry does: the setting names its method
+            "experiment=starter",
+            *SETTINGS[self.setting],
+            f"hydra.run.dir={self.directory}",
+            f"trainer.total_training_steps={self.steps}",
+            f"trainer.test_freq={self.steps}",
+            f"data.seed={self.seed}",
+            f"actor_rollout_ref.rollout.seed={self.seed}",
+            # Step 0 depends on the seed alone: measured once, by the baseline.
+            f"trainer.val_before_train={str(self.setting == 'grpo').lower()}",
+            *overrides,
+        ]
+
+
+@dataclass
+class Children:
+    """The training commands that run now; a signal to the sweep is a signal to each of them."""
+
+    running: set[subprocess.Popen] = field(default_factory=set)
+    stopping: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, command: list[str], console: Path) -> int | None:
+        """Exit code of a command whose output is added to a file; None if the sweep was stopped before."""
+        with console.open("a") as output:
+            with self._lock:
+                if self.stopping:
+                    return None
+                # In a session of its own: a terminal's Ctrl-C would reach it beside the one that `stop` sends.
+                child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                self.running.add(child)
+            try:
+                return child.wait()
+            finally:
+                with self._lock:
+                    self.running.discard(child)
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: start nothing more, and pass the signal on."""
+        self.stopping = True
+        for child in list(self.running):
+            child.send_signal(signal.SIGINT)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM call `stop`."""
+        previous = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def train(job: Job, children: Children, overrides: Sequence[str]) -> str:
     """Run one training command to its end; returns a line for the log."""
-    directory = out / setting / f"seed_{seed}"
-    if finished(directory, steps):
-        return f"{setting} seed {seed}: already complete"
-    method, *overrides = SETTINGS[setting]
-    module = "recipes.grpo.main" if method == "grpo" else "recipes.dasd.main"
-    command = [
-        sys.executable,
-        "-m",
-        module,
-        "experiment=starter",
-        *overrides,
-        f"hydra.run.dir={directory}",
-        f"trainer.total_training_steps={steps}",
-        f"trainer.test_freq={steps}",
-        f"data.seed={seed}",
-        f"actor_rollout_ref.rollout.seed={seed}",
-        # Step 0 depends on the seed alone: measured once, by the baseline.
-        f"trainer.val_before_train={str(setting == 'grpo').lower()}",
-    ]
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "console.txt").open("a") as console:
-        code = subprocess.run(command, stdout=console, stderr=subprocess.STDOUT).returncode
-    return f"{setting} seed {seed}: {'done' if code == 0 else f'exit code {code}, see {directory}/console.txt'}"
+    if finished(job.directory, job.steps):
+        return f"{job.name}: already complete"
+    job.directory.mkdir(parents=True, exist_ok=True)
+    began, console = time.time(), job.directory / "console.txt"
+    code = children.run(job.command(overrides), console)
+    if code is None:
+        return f"{job.name}: not started"
+    if code == 0 and finished(job.directory, job.steps):
+        return f"{job.name}: done in {duration(time.time() - began)}"
+    return f"{job.name}: {'stopped' if code == 0 else f'exit code {code}'}, see {console}"
+
+
+def sweep(jobs: list[Job], *, parallel: int, overrides: Sequence[str]) -> None:
+    """Run all jobs and show how far each is; returns when all have ended, or been stopped."""
+    children = Children()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[stage]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    progress = Progress(*columns)
+    progress.disable = not progress.console.is_terminal  # elsewhere the lines below are enough
+    with children.signals(), ThreadPoolExecutor(parallel) as pool, progress:
+        waiting: dict[Future[str], Job] = {pool.submit(train, job, children, overrides): job for job in jobs}
+        whole = progress.add_task("[bold]runs", total=len(jobs), stage="")
+        bars: dict[Job, TaskID] = {}
+        while waiting:
+            for future, job in list(waiting.items()):
+                if future.done():
+                    del waiting[future]
+                    if job in bars:
+                        progress.remove_task(bars.pop(job))
+                    progress.update(whole, advance=1)
+                    progress.console.print(f"[{len(jobs) - len(waiting)}/{len(jobs)}] {future.result()}", markup=False)
+                elif future.running():
+                    if job not in bars:
+                        bars[job] = progress.add_task(job.name, total=job.steps, stage="starting")
+                        if progress.disable:
+                            print(f"{job.name}: starting", flush=True)
+                    stage = files.read_stage(job.directory)
+                    progress.update(bars[job], completed=stage.get("step", 0), stage=stage.get("stage", "starting"))
+            time.sleep(0.5)
+    if children.stopping:
+        print("stopped; start again with the same arguments to go on")
 
 
 def records(directory: Path) -> list[dict]:
@@ -92,12 +226,17 @@ def finished(directory: Path, steps: int) -> bool:
     return accuracy(directory, steps) is not None
 
 
-def interval(values: list[float]) -> str:
-    """`mean ± half-width` of the 95 % interval by Student's t, in points; the values themselves when fewer than two."""
-    if len(values) < 2:
-        return " ".join(f"{100 * v:.1f}" for v in values)
-    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{100 * statistics.mean(values):.1f} ± {100 * half:.1f}"
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean by Student's t; 0 with fewer than two values."""
+    found = estimate(values)
+    return found.half or 0.0 if found else 0.0
+
+
+def interval(values: list[float], *, scale: float = 100) -> str:
+    """`mean ± half-width` of the 95 % interval, in points unless scaled otherwise; a single value as it is."""
+    digits = 1 if scale == 100 else 3
+    mean = f"{scale * statistics.mean(values):.{digits}f}" if values else "–"
+    return mean if len(values) < 2 else f"{mean} ± {scale * half_width(values):.{digits}f}"
 
 
 def report(settings: list[str], seeds: list[int], steps: int, out: Path) -> str:
@@ -120,7 +259,7 @@ def report(settings: list[str], seeds: list[int], steps: int, out: Path) -> str:
         last = [r["actor/entropy"] for r in steps_of if r["step"] == steps]
         seconds = statistics.median(r["timing_s/step"] for r in steps_of)
         lines.append(
-            f"| {setting} | {len(done)} | {interval([accuracy(d, steps) for d in done])} | "
+            f"| {setting} | {len(done)} | {interval([a for d in done if (a := accuracy(d, steps)) is not None])} | "
             f"{interval([last_rewards(d, steps) for d in done])} | "
             + (f"{statistics.median(ratios):.2g} ({max(ratios):.2g})" if ratios else "–")
             + f" | {f'{statistics.mean(positive):.2f}' if positive else '–'} | {statistics.mean(last):.3f} | "
@@ -129,24 +268,39 @@ def report(settings: list[str], seeds: list[int], steps: int, out: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def compare(settings: list[str], seeds: list[int], out: Path) -> Path | None:
+    """Write the page that compares what has been run so far; returns its path, None if nothing has a step yet."""
+    runs, notices = [], []
+    for directory in (out / name / f"seed_{seed}" for name in settings for seed in seeds):
+        try:
+            runs.append(load_run(directory))
+        except NotARun as error:
+            notices.append(f"left out: {error}")
+    return write_page(out / "comparison.html", comparison_page(runs, notices)) if runs else None
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["grpo", "dasd"], metavar="NAME")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=METHODS, metavar="NAME", help=f"of {', '.join(SETTINGS)}"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("outputs/starter_sweep"))
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time; step times mean something with 1 only")
-    parser.add_argument("--report", action="store_true", help="only print the table of what is complete")
+    parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
+    parser.add_argument("--report", action="store_true", help="only report on what is complete")
     options = parser.parse_args()
     out = options.out.resolve()
+    jobs = [Job(name, seed, options.steps, out) for seed in options.seeds for name in options.settings]
     if not options.report:
-        jobs = [(name, seed) for seed in options.seeds for name in options.settings]
-        with ThreadPoolExecutor(options.parallel) as pool:
-            futures = [pool.submit(train, name, seed, options.steps, out) for name, seed in jobs]
-            for number, future in enumerate(futures, 1):
-                print(f"[{number}/{len(jobs)}] {future.result()}", flush=True)
+        sweep(jobs, parallel=options.parallel, overrides=options.overrides)
     print(report(options.settings, options.seeds, options.steps, out))
+    page = compare(options.settings, options.seeds, out)
+    if page:
+        print(f"\ncomparison: {page}")
+    return 0 if all(finished(job.directory, job.steps) for job in jobs) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -118,6 +118,8 @@ def through_the_engine(material: Path, folder: Path, cases: dict[str, dict], wor
 def token_losses(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> torch.Tensor:
     """The divergence (N,) as its formula says, from log-softmaxes (N, V), by autograd."""
     kind, beta = loss["kind"], loss.get("jsd_beta", 0.5)
+    if loss.get("top_k"):
+        student, teacher = restricted(student, teacher, loss)
     p, q = student.exp(), teacher.exp()
     if kind == "forward_kl":
         entries = q * (teacher - student)
@@ -130,6 +132,20 @@ def token_losses(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> to
         low = -loss["clip"] if loss.get("clip_mode") == "symmetric" else None
         entries = entries.clamp(min=low, max=loss["clip"])
     return entries.sum(-1)
+
+
+def restricted(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs over the top-k tokens, with what the loss says of the others."""
+    if loss.get("top_k_by", "teacher") == "teacher":
+        index = teacher.topk(loss["top_k"]).indices
+        kept = teacher.gather(1, index).log_softmax(-1), student.gather(1, index)
+        return (kept[1] if loss.get("student_norm") == "full" else kept[1].log_softmax(-1)), kept[0]
+    index = student.topk(loss["top_k"]).indices
+    both = []
+    for values in (student, teacher):
+        listed = values.gather(1, index)
+        both.append(torch.cat([listed, (1 - listed.exp().sum(-1, keepdim=True)).log()], -1))
+    return both[0], both[1]
 
 
 def plain(material: Path, case: dict, students: dict, teachers: dict) -> dict:
@@ -197,6 +213,7 @@ def relative_error(result: dict, reference: dict) -> float:
     return float(difference / scale)
 
 
+NO_PPO = {"ppo": False}
 OPSD = {"kind": "forward_kl", "clip": 0.002, "temperature": 1.1, "ppo": False}
 PW_OPSD = {**OPSD, "clip": 0.01, "reduction": "sequence_mean"}
 CASES = {
@@ -222,6 +239,25 @@ CASES = {
             "weighted": True,
             "weights_minus": 0.5,  # some repel
             "rollout_temperature": 1.3,
+            "micro": 3,
+        },
+    ),
+    "teacher's top 5, student in full": (
+        1,
+        {"loss": {"kind": "forward_kl", "top_k": 5, "student_norm": "full", "ppo": False}, "micro": 2},
+    ),
+    "student's top 5 and a tail, two workers": (
+        2,
+        {
+            "loss": {
+                "kind": "jsd",
+                "jsd_beta": 0.3,
+                "top_k": 5,
+                "top_k_by": "student",
+                "temperature": 1.2,
+                "ppo": False,
+            },
+            "rollout_temperature": 0.8,
             "micro": 3,
         },
     ),
@@ -448,20 +484,90 @@ def test_token_weights_are_those_of_the_estimators():
 
 
 @pytest.mark.slow
-def test_opsd_trains_on_the_starter_and_resumes(tmp_path):
+def test_atesd_trains_on_the_starter_and_resumes(tmp_path):
+    """OPSD with a learned exposure and a moving teacher; the step size is nothing, so the weights stay known."""
     import math
 
     from tests.conftest import train
 
     directory = tmp_path / "run"
-    options = ("trainer.save_freq=1", "self_distill.teacher.weights=ema", "self_distill.teacher.ema_decay=0.5")
-    run = train("opsd", directory, "trainer.total_training_steps=2", *options)
+    options = (
+        "trainer.save_freq=1",
+        "actor_rollout_ref.actor.optim.lr=1.0e-12",
+        "self_distill.teacher.weights=ema",
+        "self_distill.teacher.ema_decay=0.5",
+        "self_distill.exposure.hold=1",
+        "self_distill.exposure.lookahead=1",
+        "self_distill.exposure.decisions_per_update=2",
+        "self_distill.exposure.probe_size=5",
+    )
+    run = train("atesd", directory, "trainer.total_training_steps=3", *options)
     assert run.code == 0, run.console + run.log[-3000:]
     for record in run.steps.values():
         for key in ("mean", "max", "p99", "negative_share", "top1_disagreement", "loss", "position_0", "position_9"):
             assert math.isfinite(record[f"divergence/{key}"]), key
         assert record["divergence/mean"] == pytest.approx(record["divergence/loss"], rel=1e-4, abs=1e-6)
         assert "actor/pg_loss" not in record and record["actor/grad_norm"] > 0
-    resumed = train("opsd", directory, "trainer.total_training_steps=3", *options)
+        assert record["exposure/forced_full"] == 0.0
+    resumed = train("atesd", directory, "trainer.total_training_steps=5", *options)
     assert resumed.code == 0, resumed.console + resumed.log[-3000:]
-    assert [r["step"] for r in resumed.records] == [1, 2, 3]
+    assert [r["step"] for r in resumed.records] == [1, 2, 3, 4, 5]
+    check_probe(resumed.steps)
+    check_decisions(resumed.steps)
+
+
+def check_probe(steps: dict[int, dict]) -> None:
+    """The probe's two scores are those of plain transformers on the first five rows."""
+    import pandas as pd
+    from transformers import AutoTokenizer
+
+    from recipes.common.exposure import truncate_reference
+    from recipes.common.prompts import render, student_messages, teacher_messages
+    from recipes.common.settings import STARTER
+
+    tokenizer = AutoTokenizer.from_pretrained(STARTER / "model")
+    model = AutoModelForCausalLM.from_pretrained(STARTER / "model", dtype=torch.float64)
+    rows = pd.read_parquet(STARTER / "data/probe.parquet").to_dict("records")[:5]
+
+    @torch.no_grad()
+    def log_probs(messages: list, text: str) -> torch.Tensor:
+        prompt = render(tokenizer, messages, {"enable_thinking": False})
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+    nll = -float(torch.cat([log_probs(student_messages(r["problem"]), r["solution"]) for r in rows]).mean())
+    for record in steps.values():
+        assert record["probe/nll"] == pytest.approx(nll, rel=1e-4)
+        shown = [truncate_reference(tokenizer, r["solution"], record["exposure/alpha"])[0] for r in rows]
+        grounded = [
+            log_probs(teacher_messages(r["problem"], part), r["solution"]) for r, part in zip(rows, shown, strict=True)
+        ]
+        assert record["probe/grounded"] == pytest.approx(float(torch.cat(grounded).mean()), rel=1e-3)
+    assert len({record["probe/grounded"] for record in steps.values()}) > 1
+
+
+def check_decisions(steps: dict[int, dict]) -> None:
+    """A controller that is told what the records say decides what the run decided, before and after the resumption."""
+    from recipes.common.controller import ControllerConfig, ExposureController, Observation
+
+    settings = {"hold": 1, "lookahead": 1, "decisions_per_update": 2}
+    controller = ExposureController(ControllerConfig(total_steps=3, **settings))
+    controller.step()
+    for step, record in steps.items():
+        if step == 4:
+            state = controller.state_dict()
+            controller = ExposureController(ControllerConfig(total_steps=5, **settings))
+            controller.load_state_dict(state)
+        assert record["exposure/alpha"] == pytest.approx(controller.exposure, rel=1e-6), step
+        controller.step(
+            Observation(
+                loss=record["divergence/loss"],
+                mismatch=record["divergence/top1_disagreement"],
+                probe_nll=record["probe/nll"],
+                confidence=record["student/log_prob/mean"],
+                grounded=record["probe/grounded"],
+            )
+        )
+    assert len({round(record["exposure/alpha"], 6) for record in steps.values()}) == 5
+    assert steps[5]["exposure/updates"] >= 1

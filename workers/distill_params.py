@@ -14,6 +14,8 @@ from advantage.estimators import load_params, require
 from workers.divergence import CLIP_MODES, KINDS, REDUCTIONS, DivergenceSpec
 
 WEIGHTINGS = ("uniform", "position", "dasd")
+TOP_K_BY = ("teacher", "student")
+STUDENT_NORMS = ("renormalised", "full")
 TEACHER_WEIGHTS = ("current", "frozen", "ema", "snapshot")
 # Teachers that are a second set of weights, which moves behind the student's.
 TRAILING_WEIGHTS = ("ema", "snapshot")
@@ -27,6 +29,9 @@ class LossParams:
         kind: "none" trains the PPO clip only; the others are the divergences of `DivergenceSpec`.
         jsd_beta, clip, clip_mode: see `DivergenceSpec`.
         temperature: divides both sides' logits; None takes the rollout's.
+        top_k: compare that many tokens only instead of the vocabulary; None: all.
+        top_k_by: whose likeliest tokens: "teacher" (renormalised over them) or "student" (all others in one bucket).
+        student_norm: with top_k_by="teacher", "renormalised" over the same tokens (OPSD) or "full" (EOPD).
         weighting: factor of each token. "uniform": 1. "position": PW-OPSD's w(u), parameters `algorithm.pw_opsd`.
             "dasd": DASD's signed ω, parameters `algorithm.dasd`.
         reduction: "token_mean" pools the tokens of the global mini-batch, "sequence_mean" averages within each response
@@ -40,6 +45,9 @@ class LossParams:
     clip: float | None = None
     clip_mode: str = "upper"
     temperature: float | None = None
+    top_k: int | None = None
+    top_k_by: str = "teacher"
+    student_norm: str = "renormalised"
     weighting: str = "uniform"
     reduction: str = "token_mean"
     coefficient: float = 1.0
@@ -63,6 +71,24 @@ class LossParams:
             self.ppo,
             "true where kind=none, or there is nothing to train: choose a kind",
         )
+        require(self.top_k_by in TOP_K_BY, "top_k_by", self.top_k_by, f"one of {', '.join(TOP_K_BY)}")
+        require(
+            self.student_norm in STUDENT_NORMS, "student_norm", self.student_norm, f"one of {', '.join(STUDENT_NORMS)}"
+        )
+        if self.top_k is not None:
+            require(self.top_k >= 1, "top_k", self.top_k, "1 or more, or null for the full vocabulary")
+            require(
+                self.active,
+                "top_k",
+                self.top_k,
+                "null where kind=none: its expected policy gradient is zero, so it cannot be an advantage",
+            )
+            require(
+                self.student_norm == "renormalised" or (self.top_k_by == "teacher" and self.kind == "forward_kl"),
+                "student_norm",
+                self.student_norm,
+                "renormalised, unless top_k_by=teacher and kind=forward_kl",
+            )
         if self.active:
             self.spec(rollout_temperature=1.0)
 

@@ -19,7 +19,12 @@ from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
 
 from workers.distill_params import LossParams
-from workers.divergence import logits_divergence, reduction_weights
+from workers.divergence import (
+    logits_divergence,
+    reduction_weights,
+    student_topk_divergence,
+    teacher_topk_divergence,
+)
 from workers.packing import WEIGHTS, scored_rows
 
 DIVERGENCE = "divergence"  # per-token divergences among verl's model outputs
@@ -48,6 +53,8 @@ class SelfDistillLoss:
         teacher_logits: (N, V) raw; overwritten.
         rows: (N,) rows of the student's logits that the teacher's belong to.
         """
+        if self.params.top_k is not None:
+            return self._score_top_k(student_logits, teacher_logits, rows, rollout_temperature)
         return logits_divergence(
             student_logits,
             teacher_logits,
@@ -56,6 +63,27 @@ class SelfDistillLoss:
             stats=STATS,
             consume_teacher=True,
         )
+
+    def _score_top_k(
+        self, student_logits: Tensor, teacher_logits: Tensor, rows: Tensor, rollout_temperature: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`score` over part of the vocabulary. Costs a copy of the scored rows' logits, (N, V)."""
+        params = self.params
+        student = student_logits.reshape(-1, student_logits.shape[-1])[rows]
+        teacher = teacher_logits if rollout_temperature == 1.0 else teacher_logits.div_(rollout_temperature)
+        options: dict[str, Any] = {
+            "k": params.top_k,
+            "kind": params.kind,
+            "jsd_beta": params.jsd_beta,
+            "clip": params.clip,
+            "clip_mode": params.clip_mode,
+            "temperature": params.spec(rollout_temperature=rollout_temperature).temperature,
+        }
+        if params.top_k_by == "teacher":
+            value = teacher_topk_divergence(student, teacher, student_norm=params.student_norm, **options)
+        else:
+            value = student_topk_divergence(student, teacher, **options)
+        return value, {"top1_disagreement": (student.detach().argmax(-1) != teacher.argmax(-1)).float()}
 
     def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """The micro-batch's share of the loss, and metrics for verl to add up.

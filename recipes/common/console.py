@@ -25,6 +25,7 @@ from rewards.metrics import reward_warnings
 
 def plan(cfg: DictConfig, run_dir: Path) -> Table:
     """What will run and where it writes, as a two-column table."""
+    from recipes.common.exposure_loop import exposure_params
     from recipes.common.settings import loss_of, uses_teacher
 
     rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
@@ -37,7 +38,12 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
     table.add_row("method", f"{cfg.self_distill.method}  ({', '.join([f'credit {credit}', *shown])})")
     if uses_teacher(cfg):
         teacher = cfg.self_distill.teacher
-        table.add_row("teacher", f"{teacher.weights} weights, shown the {teacher.context}")
+        exposure = exposure_params(cfg.self_distill)
+        part = ""
+        if exposure.active:
+            value = f" {cfg.self_distill.exposure.fixed_exposure:g}" if exposure.mode == "fixed" else ""
+            part = f", exposure {exposure.mode}{value}"
+        table.add_row("teacher", f"{teacher.weights} weights, shown the {teacher.context}{part}")
     loss = loss_of(cfg)
     if loss.active:
         clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
@@ -57,6 +63,19 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
     return table
 
 
+def progress_line(console: Console, interactive: bool) -> Progress:
+    """The line that is rewritten in place; tasks carry the fields ``stage`` and ``numbers``."""
+    return Progress(
+        TextColumn("{task.fields[stage]:<22}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not interactive,
+    )
+
+
 class RunConsole:
     """Shows one run on the descriptor of a terminal or file; a context manager around the training call."""
 
@@ -73,7 +92,7 @@ class RunConsole:
         self._warned: set[str] = set()
         self._last: dict[str, Any] = {}
         self._began = time.time()
-        self._ended_early = ""
+        self.ended_early = False
         self.console.print(plan(cfg, run_dir))
         if resumed_from is not None:
             self.console.print(f"[bold]resuming[/] after step {resumed_from}")
@@ -86,15 +105,7 @@ class RunConsole:
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> RunConsole:
-        self._progress = Progress(
-            TextColumn("{task.fields[stage]:<22}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=not self.interactive,
-        )
+        self._progress = progress_line(self.console, self.interactive)
         self._task = self._progress.add_task(
             "", total=self._total, completed=self._start_step, stage="starting", numbers=""
         )
@@ -143,7 +154,7 @@ class RunConsole:
     # ------------------------------------------------------------------ endings
 
     def stopping(self) -> None:
-        self._ended_early = "stopped"
+        self.ended_early = True
         self.console.print("[yellow]stopping[/] after this step, with a checkpoint; once more Ctrl-C to stop at once")
 
     def stopped_at_once(self) -> None:
@@ -170,7 +181,7 @@ class RunConsole:
         steps = [r for r in records if "training/global_step" in r]
         scored = [(r["step"], *a) for r in records if (a := validation_accuracy(r)) is not None]
         self.console.print()
-        if self._ended_early:
+        if self.ended_early:
             self.console.print(
                 f"[bold yellow]stopped[/] after step {steps[-1]['step'] if steps else 0}; {self._how_to_resume()}"
             )
@@ -190,6 +201,10 @@ class RunConsole:
             self.console.print(f"{sum(seconds) / max(len(seconds), 1):.2f} s a step over {len(seconds)} steps")
         self.console.print(f"metrics, configuration and checkpoints: {escape(str(self.run_dir))}")
 
+    def report(self, text: str) -> None:
+        """Where the run's report is, or why there is none."""
+        self.console.print(f"report: {escape(text)}")
+
 
 def progress_numbers(record: dict[str, Any]) -> str:
     """Reward, entropy, response length and speed of a step, for the progress line."""
@@ -200,6 +215,7 @@ def progress_numbers(record: dict[str, Any]) -> str:
         ("tokens/s", record.get("perf/throughput"), "{:,.0f}"),
         ("corr/adv", record.get("credit/correction_ratio"), "{:.2f}"),
         ("div", record.get("divergence/mean"), "{:.4f}"),
+        ("exposure", record.get("exposure/alpha"), "{:.2f}"),
     ]
     return "  ".join(f"{name} {form.format(value)}" for name, value, form in parts if value is not None)
 
@@ -222,6 +238,14 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     if record.get("training/rollouts_missing"):
         found.append(
             ("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log")
+        )
+    if (record.get("exposure/forced_full") or 0) > 0.05:
+        found.append(
+            (
+                "forced_full",
+                f"{record['exposure/forced_full']:.0%} of the references have no boxed answer and no answer column, "
+                "so they were shown whole at any exposure; `python -m recipes.data.validate` names the rows",
+            )
         )
     if (record.get("teacher/prompt_truncated") or 0) > 0.05:
         found.append(

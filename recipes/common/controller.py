@@ -95,6 +95,10 @@ class ControllerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature_scales", tuple(float(scale) for scale in self.feature_scales))
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ValueError, with value and rule, on a setting that is not usable."""
         for name, allowed in (("mode", MODES), ("credit", CREDITS), ("progress_signal", PROGRESS_SIGNALS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}")
@@ -274,6 +278,11 @@ class ExposureController:
             "policy": None,
             "last_update": None,
         }
+
+    @property
+    def started(self) -> bool:
+        """Whether `step()` was called, so that there is an exposure in force."""
+        return self._memory["exposure"] is not None
 
     @property
     def exposure(self) -> float:

@@ -2,7 +2,8 @@
 
 The user's process stays outside the work: it redirects everything that Ray and verl print into ``train.log``, starts
 verl's `run_ppo`, and shows the run from the files it writes.  The first Ctrl-C or SIGTERM asks the run to save and end
-after its step; the second ends it at once.  Whatever happens, Ray is shut down.
+after its step; the second ends it at once.  Whatever happens, Ray is shut down, and if this process is killed the
+reaper ends what it started.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recipes.common import run_dir as files
 from recipes.common.console import RunConsole
+from recipes.common.reaper import reaper
 from recipes.common.settings import SettingsError
 
 
@@ -38,22 +42,41 @@ def launch(cfg: DictConfig) -> int:
             cfg.ray_kwargs.ray_init.address = "local"  # never join somebody else's cluster by accident
     files.write_atomically(run_dir / files.CONFIG, OmegaConf.to_yaml(cfg))
 
-    with _output_into(run_dir / files.LOG) as terminal:
+    with output_into(run_dir / files.LOG) as terminal:
         console = RunConsole(cfg, run_dir, terminal, resumed_from=resumed_from)
-        with console, _signals(run_dir, console):
+        code, ending, reason = 0, files.DONE, ""
+        with console, _signals(run_dir, console), reaper():
             try:
                 _run(cfg)
+                ending = files.STOPPED if console.ended_early else files.DONE
             except KeyboardInterrupt:
+                code, ending = 130, files.STOPPED
                 console.stopped_at_once()
-                return 130
             except SettingsError as error:
-                console.failed(str(error))
-                return 2
+                code, ending, reason = 2, files.FAILED, str(error)
+                console.failed(reason)
             except Exception as error:
-                console.failed(root_cause(error))
-                return 1
-        console.summary()
-    return 0
+                code, ending, reason = 1, files.FAILED, root_cause(error)
+                console.failed(reason)
+        if code == 0:
+            console.summary()
+        files.set_stage(run_dir, ending, files.read_stage(run_dir).get("step", 0), reason)
+        _report(run_dir, console)
+    return code
+
+
+def _report(run_dir: Path, console: RunConsole) -> None:
+    """Write the run's report; a run is not a failure because its report is."""
+    from recipes.report.page import write_report
+    from recipes.report.run_data import NotARun
+
+    try:
+        console.report(str(write_report(run_dir)))
+    except NotARun:
+        pass  # it ended before its first step, and the console has said why
+    except Exception as error:
+        traceback.print_exc()  # into train.log
+        console.report(f"could not be written ({type(error).__name__}: {error}); details: {run_dir / files.LOG}")
 
 
 def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
@@ -109,7 +132,7 @@ def root_cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _output_into(log: Path) -> Iterator[int]:
+def output_into(log: Path) -> Iterator[int]:
     """Send the process's output, and that of whatever it starts, to a file; yields a descriptor of the terminal."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -131,7 +154,12 @@ def _output_into(log: Path) -> Iterator[int]:
 
 @contextmanager
 def _signals(run_dir: Path, console: RunConsole) -> Iterator[None]:
-    """First SIGINT or SIGTERM: ask the trainer to save and end. Second: KeyboardInterrupt here, now."""
+    """First SIGINT or SIGTERM: ask the trainer to save and end. Second: KeyboardInterrupt here, now.
+
+    SIGUSR1 and SIGUSR2 are how a batch system says that time is up. Where somebody handles them (submitit, which queues
+    the job again), the run ends with a checkpoint first, and they get theirs afterwards.
+    """
+    owed: list[tuple[Any, int]] = []
 
     def handle(number: int, frame: object) -> None:
         if (run_dir / files.STOP).exists():
@@ -139,10 +167,20 @@ def _signals(run_dir: Path, console: RunConsole) -> Iterator[None]:
         (run_dir / files.STOP).touch()
         console.stopping()
 
+    def handle_later(number: int, frame: object) -> None:
+        owed.append((previous[number], number))
+        (run_dir / files.STOP).touch()
+        console.stopping()
+
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        if callable(signal.getsignal(number)):
+            previous[number] = signal.signal(number, handle_later)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         (run_dir / files.STOP).unlink(missing_ok=True)
+        for handler, number in owed[:1]:
+            handler(number, None)

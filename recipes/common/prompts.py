@@ -56,10 +56,11 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], t
 
 @dataclass(frozen=True)
 class PrivilegedPrompt:
-    """A teacher's prompt: its token ids, and whether the reference had to be cut to fit."""
+    """A teacher's prompt: its token ids, whether the reference had to be cut to fit, or could not be shown in part."""
 
     token_ids: list[int]
     truncated: bool
+    forced_full: bool = False
 
 
 def privileged_prompt(

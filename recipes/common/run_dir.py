@@ -1,7 +1,8 @@
 """What a run leaves on disk, and how its processes speak through it.
 
-A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl`` (one record a step), ``train.log`` (everything that
-Ray and verl print), ``checkpoints/`` and ``stage.json`` (what the run does right now).  The trainer, deep inside Ray,
+A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl`` (one record a step), ``samples.jsonl`` (a few
+responses with their token credit), ``train.log`` (everything that Ray and verl print), ``checkpoints/``, ``stage.json``
+(what the run does right now, or how it ended) and ``report.html``.  The trainer, deep inside Ray,
 writes; the console, in the user's process, reads.  Files survive both, so a run can be watched or resumed from
 elsewhere.
 """
@@ -17,19 +18,22 @@ from pathlib import Path
 from typing import Any
 
 METRICS, STAGE, STOP, LOG, CONFIG = "metrics.jsonl", "stage.json", "stop_requested", "train.log", "config.yaml"
+SAMPLES, REPORT = "samples.jsonl", "report.html"
+DONE, STOPPED, FAILED = ENDINGS = ("done", "stopped", "failed")  # the last stage of a run that could say how it ended
 CHECKPOINTS, TRACKER = "checkpoints", "latest_checkpointed_iteration.txt"
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's contents in one step: a reader, or a crash, sees the old text or the new, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
-def set_stage(run_dir: Path, stage: str, step: int) -> None:
-    """Say what the run is doing; shown by the console."""
-    write_atomically(run_dir / STAGE, json.dumps({"stage": stage, "step": step, "time": time.time()}))
+def set_stage(run_dir: Path, stage: str, step: int, reason: str = "") -> None:
+    """Say what the run is doing, shown by the console; at its end one of `ENDINGS`, and why it failed."""
+    state = {"stage": stage, "step": step, "time": time.time(), **({"reason": reason} if reason else {})}
+    write_atomically(run_dir / STAGE, json.dumps(state))
 
 
 def read_stage(run_dir: Path) -> dict[str, Any]:
@@ -70,6 +74,7 @@ class MetricsFile:
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / METRICS
+        drop_torn_line(self.path)
         # Line-buffered: a record is on disk when the step is over.
         self._file = self.path.open("a", buffering=1)
 
@@ -79,6 +84,15 @@ class MetricsFile:
 
     def finish(self, *_: Any, **__: Any) -> None:
         self._file.close()
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off what a crash left of a last line: a record appended after it would be lost with it."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
 
 
 def _number(value: Any) -> Any:
@@ -117,9 +131,13 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def forget_metrics_after(run_dir: Path, step: int) -> int:
-    """Drop the records of steps that a resumed run will do again; returns how many."""
-    records = list(read_metrics(run_dir))
-    kept = [r for r in records if r["step"] <= step]
-    if len(kept) < len(records):
-        write_atomically(run_dir / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
-    return len(records) - len(kept)
+    """Drop the records, and the samples, of steps that a resumed run will do again; returns how many records."""
+    dropped = 0
+    for name in (SAMPLES, METRICS):
+        path = run_dir / name
+        records = [record for record, _ in metrics_from(path, 0)] if path.exists() else []
+        kept = [r for r in records if r["step"] <= step]
+        dropped = len(records) - len(kept)
+        if dropped:
+            write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept))
+    return dropped

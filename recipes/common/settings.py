@@ -15,6 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
+from recipes.common import environment
+from recipes.common.exposure_loop import controller_config, exposure_params
 from workers.distill_params import LossParams, loss_params, teacher_weights
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"
@@ -68,14 +70,15 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
     for part in (
         _credit,
         _distillation,
+        _exposure,
         _precision,
         _batches,
         _lengths,
         _rollout,
         _logical_cpus,
-        _output,
         _model,
         _data,
+        *environment.CHECKS,
     ):
         try:
             problems += part(cfg)
@@ -87,8 +90,8 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
 
 def _device(cfg: DictConfig, gpus: int) -> Iterator[str]:
     trainer = cfg.trainer
-    if trainer.device == "cpu":
-        return
+    if trainer.device == "cpu" or cfg.dry_run:
+        return  # a dry run plans for `self_distill.gpu`, wherever it is
     if "RAY_ADDRESS" in os.environ or trainer.nnodes > 1:
         return  # the GPUs are elsewhere; Ray will say what it has
     if gpus == 0:
@@ -118,7 +121,12 @@ def _credit(cfg: DictConfig) -> Iterator[str]:
         teacher_weights(cfg.self_distill)
     except ValueError as error:
         yield str(error)
-    if teacher.context not in TEACHER_CONTEXTS:
+    if teacher.context == "problem":
+        yield (
+            "self_distill.teacher.context=problem: with the student's own prompt the teacher would be the student, or "
+            "an older one, and have nothing to teach; show it the solution or the answer"
+        )
+    elif teacher.context not in TEACHER_CONTEXTS:
         yield f"self_distill.teacher.context={teacher.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
     if cfg.actor_rollout_ref.rollout.n < 2 and loss_of(cfg).ppo:
         yield (
@@ -178,6 +186,48 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
         )
     if cfg.get("distillation", {}).get("enabled", False):
         yield f"{what} with distillation.enabled=true: verl's own distillation uses the same hook; set it to false"
+
+
+def _exposure(cfg: DictConfig) -> Iterator[str]:
+    """ATESD's exposure: its own values, and whether there is a teacher with a reasoning to show in part."""
+    try:
+        params = exposure_params(cfg.self_distill)
+        controller = controller_config(cfg.self_distill, total_steps=1) if params.active else None
+    except ValueError as error:
+        yield str(error)
+        return
+    if controller is None:
+        if params.difficulty_strength > 0:
+            yield (
+                f"self_distill.exposure.difficulty_strength={params.difficulty_strength} with mode=full: there is no "
+                "exposure to condition; set self_distill.exposure.mode to fixed, random or learned"
+            )
+        return
+    mode = f"self_distill.exposure.mode={params.mode}"
+    if not uses_teacher(cfg):
+        yield (
+            f"{mode}, but neither algorithm.adv_estimator={cfg.algorithm.adv_estimator} nor the loss uses a teacher: "
+            "set it to full, or choose a method with one"
+        )
+    elif cfg.self_distill.teacher.context != "solution":
+        yield (
+            f"{mode} with self_distill.teacher.context={cfg.self_distill.teacher.context}: there is no reasoning to "
+            "show in part; set self_distill.teacher.context=solution"
+        )
+    if params.probe_file is not None and not Path(params.probe_file).expanduser().is_file():
+        yield (
+            f"self_distill.exposure.probe_file={params.probe_file}: no such file; `python -m recipes.data.prepare` "
+            "writes a probe split"
+        )
+    if params.mode == "learned":
+        steps = cfg.trainer.total_training_steps
+        needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
+        if steps is not None and steps <= needed:
+            yield (
+                f"{mode} for trainer.total_training_steps={steps}: the controller first learns after {needed} updates "
+                "(lookahead + (decisions_per_update − 1) × hold), so it would stay random to the end; train longer, or "
+                "shorten self_distill.exposure.lookahead and .hold"
+            )
 
 
 def _precision(cfg: DictConfig) -> Iterator[str]:
@@ -252,13 +302,6 @@ def _lengths(cfg: DictConfig) -> Iterator[str]:
 
 def _rollout(cfg: DictConfig) -> Iterator[str]:
     rollout, model = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.model
-    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
-    if workers % rollout.tensor_model_parallel_size:
-        yield (
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} must "
-            "divide the "
-            f"{workers} workers"
-        )
     if rollout.name == "transformers":
         if rollout.tensor_model_parallel_size * rollout.data_parallel_size != 1:
             yield (
@@ -291,7 +334,7 @@ def logical_cpus_needed(cfg: DictConfig) -> int:
 
 def _logical_cpus(cfg: DictConfig) -> Iterator[str]:
     given = cfg.ray_kwargs.ray_init.num_cpus
-    if "RAY_ADDRESS" in os.environ:
+    if "RAY_ADDRESS" in os.environ or (cfg.dry_run and cfg.trainer.device != "cpu"):
         return
     available, needed = given if given is not None else os.cpu_count() or 1, logical_cpus_needed(cfg)
     if available < needed:
@@ -301,24 +344,6 @@ def _logical_cpus(cfg: DictConfig) -> Iterator[str]:
             f"waits for ever for those that are missing; set ray_kwargs.ray_init.num_cpus={needed} (a booking, "
             "not a core)"
         )
-
-
-def _output(cfg: DictConfig) -> Iterator[str]:
-    run_dir = Path(cfg.self_distill.run_dir)
-    parent = next(p for p in (run_dir, *run_dir.parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
-        return
-    saved = run_dir / "config.yaml"
-    if saved.exists():
-        before = OmegaConf.load(saved)
-        for key in ("self_distill.method", "actor_rollout_ref.model.path", "trainer.n_gpus_per_node", "trainer.nnodes"):
-            was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
-            if was != now and (run_dir / "checkpoints").exists():
-                yield (
-                    f"{run_dir} holds checkpoints of a run with {key}={was}, and this one has {key}={now}: "
-                    "choose another hydra.run.dir"
-                )
 
 
 def _model(cfg: DictConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ Departure from the papers: none; what they leave open (which text is the referen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_from_nested
 
+from recipes.common.exposure import truncate_reference
 from recipes.common.prompts import PrivilegedPrompt, privileged_prompt
 from workers.packing import TEACHER_IDS, TEACHER_POSITIONS
 
@@ -41,16 +42,24 @@ class PrivilegedPrompts:
     context: str  # "solution" or "answer"
     max_length: int
     template_kwargs: dict[str, Any]
-    _cache: dict[tuple[str, str], PrivilegedPrompt] = field(default_factory=dict)
+    separator: str = ""  # of a truncated reasoning and its answer
+    _cache: dict[tuple[str, str, float], PrivilegedPrompt] = field(default_factory=dict)
 
-    def __call__(self, row: dict[str, Any]) -> PrivilegedPrompt:
-        """The prompt for a dataset row with ``problem`` and ``solution`` or ``answer`` (see `reference_of`)."""
+    def __call__(self, row: dict[str, Any], exposure: float = 1.0) -> PrivilegedPrompt:
+        """The prompt for a dataset row with ``problem`` and ``solution`` or ``answer`` (see `reference_of`).
+
+        exposure: share of the reasoning that is shown before the answer (`truncate_reference`); 1 shows all.
+        """
         problem, reference = problem_of(row), reference_of(row, self.context)
-        key = (problem, reference)
+        key = (problem, reference, exposure)
         if key not in self._cache:
-            self._cache[key] = privileged_prompt(
-                self.tokenizer, problem, reference, max_length=self.max_length, template_kwargs=self.template_kwargs
+            shown, info = truncate_reference(
+                self.tokenizer, reference, exposure, answer_of(row), separator=self.separator
             )
+            prompt = privileged_prompt(
+                self.tokenizer, problem, shown, max_length=self.max_length, template_kwargs=self.template_kwargs
+            )
+            self._cache[key] = replace(prompt, forced_full=info["forced_full"])
         return self._cache[key]
 
     def clear(self) -> None:
@@ -64,6 +73,12 @@ def problem_of(row: dict[str, Any]) -> str:
     return str([m["content"] for m in row["raw_prompt"] if m["role"] == "user"][-1])
 
 
+def answer_of(row: dict[str, Any]) -> str:
+    """The answer's text: the ``answer`` column, else the verifier's ground truth, else empty."""
+    answer = row.get("answer") or (row.get("reward_model") or {}).get("ground_truth")
+    return "" if answer is None else str(answer)
+
+
 def reference_of(row: dict[str, Any], context: str) -> str:
     """The text that the teacher is shown: the ``solution`` column, or the ``answer`` in a box.
 
@@ -73,8 +88,8 @@ def reference_of(row: dict[str, Any], context: str) -> str:
     if context == "solution":
         text = str(row.get("solution") or "").strip()
     else:
-        answer = row.get("answer") or (row.get("reward_model") or {}).get("ground_truth")
-        text = f"\\boxed{{{answer}}}" if answer not in (None, "") else ""
+        answer = answer_of(row)
+        text = f"\\boxed{{{answer}}}" if answer else ""
     if not text:
         raise MissingReference(
             f"no {context} to show the teacher for the problem {problem_of(row)[:80]!r}: fill the column "
@@ -114,11 +129,15 @@ class TeacherBatch:
     metrics: dict[str, float]
 
 
-def teacher_batch(batch: KVBatchMeta, prompts: PrivilegedPrompts) -> TeacherBatch:
+def teacher_batch(
+    batch: KVBatchMeta, prompts: PrivilegedPrompts, exposures: Sequence[float] | None = None
+) -> TeacherBatch:
     """Render the privileged prompts and put the student's response ids after them.
 
-    The metrics are ``teacher/prompt_truncated``, the share of sequences whose reference was cut, and
-    ``teacher/prompt_tokens/mean``.
+    exposures: (B,) share of the reasoning that the teacher of each response is shown; None: all of it.
+    The metrics are ``teacher/prompt_truncated``, the share of sequences whose reference was cut,
+    ``teacher/prompt_tokens/mean`` and, with exposures, ``exposure/forced_full``: the share of references in which no
+    answer was found to keep, so that they were shown whole.
     """
     columns = ["responses", "response_mask", "prompts", "raw_prompt", "problem", "solution", "answer", "reward_model"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
@@ -126,24 +145,29 @@ def teacher_batch(batch: KVBatchMeta, prompts: PrivilegedPrompts) -> TeacherBatc
     student_prompts = data["prompts"].unbind()
     text_columns = {name: list(data[name]) for name in columns[3:] if name in data}
 
-    prompt_ids, truncated, real = [], 0, 0
+    prompt_ids, truncated, forced, real = [], 0, 0, 0
     for i, tag in enumerate(batch.tags):
         if tag.get("is_padding", False):  # verl's filler rows: masked out everywhere, any prompt will do
             prompt_ids.append(student_prompts[i].tolist())
             continue
-        prompt = prompts({name: _plain(values[i]) for name, values in text_columns.items()})
+        row = {name: plain(values[i]) for name, values in text_columns.items()}
+        prompt = prompts(row, 1.0 if exposures is None else exposures[i])
         prompt_ids.append(prompt.token_ids)
         truncated += prompt.truncated
+        forced += prompt.forced_full
         real += 1
     prompts.clear()
+    metrics = {
+        "teacher/prompt_truncated": truncated / max(real, 1),
+        "teacher/prompt_tokens/mean": sum(map(len, prompt_ids)) / len(prompt_ids),
+    }
+    if exposures is not None:
+        metrics["exposure/forced_full"] = forced / max(real, 1)
     return TeacherBatch(
         fields=teacher_sequences(prompt_ids, responses, masks),
         tags=[{**tag, "seq_len": len(p) + len(r)} for tag, p, r in zip(batch.tags, prompt_ids, responses, strict=True)],
         response_mask=data["response_mask"],
-        metrics={
-            "teacher/prompt_truncated": truncated / max(real, 1),
-            "teacher/prompt_tokens/mean": sum(map(len, prompt_ids)) / len(prompt_ids),
-        },
+        metrics=metrics,
     )
 
 
@@ -160,16 +184,50 @@ def score_with_teacher(
 ) -> None:
     """Write ``teacher_log_probs``, shaped like the responses, beside the batch's other fields in TransferQueue.
 
+    weights, temperature: as in `sequence_log_probs`; the student's log-probs have the same temperature.
+    """
+    scored = sequence_log_probs(
+        worker_group,
+        keys=batch.keys,
+        fields=teacher.fields,
+        tags=teacher.tags,
+        response_mask=teacher.response_mask,
+        weights=weights,
+        temperature=temperature,
+    )
+    tq.kv_batch_put(
+        keys=batch.keys,
+        partition_id=batch.partition_id,
+        fields=TensorDict({"teacher_log_probs": scored}, batch_size=len(batch.keys)),
+    )
+
+
+def sequence_log_probs(
+    worker_group: Any,
+    *,
+    keys: Sequence[str],
+    fields: TensorDict,
+    tags: list[dict[str, Any]],
+    response_mask: torch.Tensor,
+    weights: str,
+    temperature: float,
+) -> torch.Tensor:
+    """Log-probs (B, response_i), jagged, of the responses in any sequences, by verl's pass on the actor's workers.
+
     Args:
+        keys, fields, tags: the sequences (`teacher_sequences`), under keys of their own or a batch's; one tag each,
+            with ``seq_len``.  Their number must be a multiple of the data-parallel workers.
+        response_mask: jagged (B, response_i).
         weights: "current" (the policy itself), "frozen_adapter" (LoRA switched off), "frozen_copy" (the reference
             worker's: the worker group must answer ``compute_ref_log_prob`` then) or "engine_copy" (the teacher that the
             actor's engine keeps).
-        temperature: of the rollout; the student's log-probs have the same.
+        temperature: divides the logits.
     """
-    tq.kv_batch_put(keys=batch.keys, partition_id=PARTITION, fields=teacher.fields, tags=teacher.tags)
+    keys = list(keys)
+    tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=fields, tags=tags)
     try:
         # A fresh meta: verl's workers read their options from it, and options stick to the one they were set on.
-        meta = KVBatchMeta(partition_id=PARTITION, keys=list(batch.keys), tags=teacher.tags)
+        meta = KVBatchMeta(partition_id=PARTITION, keys=keys, tags=tags)
         meta.extra_info = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
         if weights == "frozen_adapter":
             meta.extra_info["no_lora_adapter"] = True
@@ -179,17 +237,12 @@ def score_with_teacher(
             worker_group.compute_teacher_log_prob(meta)
         else:
             worker_group.compute_log_prob(meta)
-        scored = tq.kv_batch_get(keys=batch.keys, partition_id=PARTITION, select_fields=["log_probs"])
-        teacher_log_probs = response_from_nested(scored["log_probs"], teacher.response_mask)
+        scored = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["log_probs"])
+        return response_from_nested(scored["log_probs"], response_mask)
     finally:
-        tq.kv_clear(keys=batch.keys, partition_id=PARTITION)
-    tq.kv_batch_put(
-        keys=batch.keys,
-        partition_id=batch.partition_id,
-        fields=TensorDict({"teacher_log_probs": teacher_log_probs}, batch_size=len(batch.keys)),
-    )
+        tq.kv_clear(keys=keys, partition_id=PARTITION)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """TransferQueue hands Python objects back as tensordict's NonTensorData or as themselves."""
     return getattr(value, "data", value)

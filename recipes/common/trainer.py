@@ -2,14 +2,15 @@
 
 Everything that verl's `PPOTrainerSync` does stays verl's.  Added at its stages: the teacher's sequences and scores (for
 methods whose credit or loss uses them), the token signals around the advantage computation, the token weights of the
-divergence, checks that stop a run before numbers go bad, an order of rows that does not depend on timing (so that a
-resumed run repeats an uninterrupted one), and what the console needs.  All methods run on this one class; what differs
-between them is configuration (`self_distill.*`, `algorithm.*`).
+divergence, the exposure controller after each update, checks that stop a run before numbers go bad, an order of rows
+that does not depend on timing (so that a resumed run repeats an uninterrupted one), and what the console needs.  All
+methods run on this one class; what differs between them is configuration (`self_distill.*`, `algorithm.*`).
 """
 
 from __future__ import annotations
 
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from verl.workers.utils.padding import response_to_nested
 
 from advantage import token_signals
 from advantage.signals import TokenSignals
+from recipes.common import probe, samples
 from recipes.common import run_dir as files
+from recipes.common.exposure_loop import ExposureLoop, controller_config, exposure_params
 from recipes.common.settings import needed_signals, uses_teacher
 from recipes.common.teacher import PrivilegedPrompts, attach_teacher, problem_of, score_with_teacher, teacher_batch
 from recipes.common.token_weights import token_weights
@@ -64,7 +67,6 @@ class SelfDistillTrainer(PPOTrainerSync):
         self.signals = needed_signals(config)
         self.loss = loss_params(config.self_distill)
         self.scores_with_teacher = "log_prob_gap" in self.signals
-        self._privileged_prompts: PrivilegedPrompts | None = None
         self._corpus_counts: torch.Tensor | None = None
         self._stage("starting workers")
 
@@ -133,19 +135,45 @@ class SelfDistillTrainer(PPOTrainerSync):
                 metrics.update(self._bring_in_teacher(batch))
         return batch
 
+    @cached_property
+    def _privileged_prompts(self) -> PrivilegedPrompts:
+        teacher = self.settings.teacher
+        return PrivilegedPrompts(
+            tokenizer=self.tokenizer,
+            context=teacher.context,
+            max_length=teacher.max_prompt_length,
+            template_kwargs={**self.config.data.apply_chat_template_kwargs, **teacher.template_kwargs},
+            separator=self.settings.exposure.separator,
+        )
+
+    @cached_property
+    def _exposure(self) -> ExposureLoop | None:
+        params = exposure_params(self.settings)
+        if not (params.active and uses_teacher(self.config)):
+            return None
+        return ExposureLoop(params, controller_config(self.settings, total_steps=self.total_training_steps))
+
+    @cached_property
+    def _probe(self) -> probe.Probe:
+        params = exposure_params(self.settings)
+        return probe.load_probe(
+            params.probe_file,
+            params.probe_size,
+            self.tokenizer,
+            max_tokens=self.config.data.max_response_length,
+            template_kwargs=self.config.data.apply_chat_template_kwargs,
+        )
+
     def _bring_in_teacher(self, batch: KVBatchMeta) -> dict[str, float]:
-        if self._privileged_prompts is None:
-            teacher = self.settings.teacher
-            self._privileged_prompts = PrivilegedPrompts(
-                tokenizer=self.tokenizer,
-                context=teacher.context,
-                max_length=teacher.max_prompt_length,
-                template_kwargs={**self.config.data.apply_chat_template_kwargs, **teacher.template_kwargs},
-            )
-        teacher = teacher_batch(batch, self._privileged_prompts)
+        exposures = None
+        if self._exposure is not None:
+            scores, groups = self._scores_and_groups(batch)
+            exposures = self._exposure.of_responses(scores, groups)
+        teacher = teacher_batch(batch, self._privileged_prompts, exposures)
         if self.loss.active:
             attach_teacher(batch, teacher)
-        if self.scores_with_teacher:
+        # A divergence has its teacher in the worker; samples of responses show the teacher's view all the same.
+        if self.scores_with_teacher or self._samples_due():
             score_with_teacher(
                 batch,
                 self.actor_rollout_wg,
@@ -154,6 +182,12 @@ class SelfDistillTrainer(PPOTrainerSync):
                 temperature=self.config.actor_rollout_ref.rollout.temperature,
             )
         return teacher.metrics
+
+    @staticmethod
+    def _scores_and_groups(batch: KVBatchMeta) -> tuple[torch.Tensor, list[Any]]:
+        """Rewards (B,) and the label of each response's group."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "uid"])
+        return data["rm_scores"].to_padded_tensor(0.0).sum(-1), [getattr(label, "data", label) for label in data["uid"]]
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._stage("advantages")
@@ -180,6 +214,8 @@ class SelfDistillTrainer(PPOTrainerSync):
         if teacher is not None:
             metrics["teacher/log_prob/mean"] = teacher[mask].mean().item()
             gap = teacher.float() - student.float()
+            metrics["teacher/log_prob_gap/mean"] = gap[mask].mean().item()
+            metrics["teacher/log_prob_gap/abs_mean"] = gap[mask].abs().mean().item()
         with token_signals(
             entropy=entropy,
             log_prob_gap=gap,
@@ -192,19 +228,23 @@ class SelfDistillTrainer(PPOTrainerSync):
                 metrics.update(self._write_token_weights(batch, nested["response_mask"], signals))
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
+        if self._samples_due():
+            samples.append(self.run_dir, self.global_steps, batch, self.tokenizer, signals.tokens)
         return batch
+
+    def _samples_due(self) -> bool:
+        return samples.due(self.config.trainer, self.global_steps, self.total_training_steps)
 
     def _write_token_weights(self, batch: KVBatchMeta, mask: torch.Tensor, signals: TokenSignals) -> dict[str, float]:
         """The divergence's token factors into TransferQueue; here, because the workers see parts of the batch only."""
-        groups = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "uid"])
-        padded = mask.to_padded_tensor(0).bool()
+        scores, groups = self._scores_and_groups(batch)
         weights, metrics = token_weights(
             self.loss.weighting,
             self.config.algorithm,
-            padded,
+            mask.to_padded_tensor(0).bool(),
             signals,
-            scores=groups["rm_scores"].to_padded_tensor(0.0).sum(-1),
-            groups=[getattr(label, "data", label) for label in groups["uid"]],
+            scores=scores,
+            groups=groups,
         )
         tq.kv_batch_put(
             keys=batch.keys,
@@ -250,7 +290,26 @@ class SelfDistillTrainer(PPOTrainerSync):
             if value is not None and not torch.isfinite(torch.as_tensor(float(value))):
                 # verl has skipped the optimiser step; going on would repeat this for ever.
                 raise BrokenNumbers(f"{name} is {value} at step {self.global_steps}. {self._safe_ground()}")
+        if self._exposure is not None:
+            with marked_timer("probe", self.timing_raw):
+                metrics.update(self._observe_exposure(self._exposure, metrics))
         return batch
+
+    def _observe_exposure(self, exposure: ExposureLoop, metrics: dict) -> dict[str, float]:
+        """Measure the probe where it is due, and let the controller take in the update that was just made."""
+        measured: dict[str, float] = {}
+        if exposure.probe_due(self.global_steps):
+            self._stage("probe")
+            measured = probe.measure(
+                self._probe,
+                self.actor_rollout_wg,
+                self._privileged_prompts,
+                exposure=exposure.current(),
+                teacher_weights=self.teacher_weights,
+                workers=self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes,
+                fixed_exposure=exposure.controller.config.progress_signal == "fixed_exposure_probe",
+            )
+        return {**measured, **exposure.observe(metrics, measured)}
 
     def _safe_ground(self) -> str:
         step = files.checkpointed_step(self.run_dir)
@@ -289,8 +348,10 @@ class SelfDistillTrainer(PPOTrainerSync):
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
     ) -> None:
-        if "teacher" in timing_raw:  # scored inside verl's old-log-prob stage: each second counts once
-            timing_raw["old_log_prob"] -= timing_raw["teacher"]
+        # Measured inside verl's stages: each second counts once.
+        for inner, stage in (("teacher", "old_log_prob"), ("probe", "update_actor")):
+            if inner in timing_raw:
+                timing_raw[stage] -= timing_raw[inner]
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(reward_metrics(self._graded(batch)))
 
@@ -308,14 +369,21 @@ class SelfDistillTrainer(PPOTrainerSync):
         self._stage("loading checkpoint")
         super()._load_checkpoint()
         if self.global_steps > 0:
+            if self._exposure is not None:
+                self._exposure.load(self._checkpoint_folder())
             # The validation at this step was done before the run stopped.
             self.config.trainer.val_before_train = False
             files.forget_metrics_after(self.run_dir, self.global_steps)
 
+    def _checkpoint_folder(self) -> Path:
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+
     def _save_checkpoint(self) -> None:
         self._stage("checkpoint")
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        folder = self._checkpoint_folder()
         try:
+            if self._exposure is not None:  # first: verl's tracker, written last, is what makes a checkpoint complete
+                self._exposure.save(folder)
             super()._save_checkpoint()
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)  # frees what the broken attempt took

@@ -1,0 +1,160 @@
+"""ATESD's exposure in a training run (arXiv 2605.11458): what is set, what is in force, what each step reports back.
+
+`self_distill.exposure` names who decides how much of the reference the teacher sees: `full` (all of it, every other
+method of the family), a `fixed` share, a `random` one, or the `learned` controller of recipes/common/controller.py.
+`ExposureLoop` joins that controller to the trainer: it gives every response its exposure before the teacher's prompts
+are rendered, and after each update hands the controller what the paper's state and reward are made of.
+
+In both homes.  With a divergence, ℓ is the loss that was trained and mismatch the top-1 disagreement (§3.2).  In the
+PPO clip there is no full vocabulary, so ℓ is −mean δ, the one-sample estimate of KL(p_S ‖ p_T), and mismatch mean |δ|:
+ours.  Per-sample exposure by difficulty is the paper's future work, in a form of our own (`difficulty_exposures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advantage.estimators import load_params, require
+from recipes.common.controller import MODES, ControllerConfig, ExposureController, Observation
+from recipes.common.exposure import difficulty_exposures
+
+EXPOSURE_MODES = ("full", *MODES)
+FOLDER = "exposure"  # in a checkpoint
+
+
+@dataclass(frozen=True)
+class ExposureParams:
+    """`self_distill.exposure` without the keys of the controller, which are `ControllerConfig`'s.
+
+    Attributes:
+        mode: "full", or one of the controller's modes.
+        difficulty_strength: 0 gives all responses one exposure (the paper); above 0, problems that the student fails
+            show less and those that it solves more.
+        separator: between the shown part of the reasoning and the answer.
+        probe_file: prepared parquet of held-out problems with solutions; the controller's state and reward need it.
+        probe_size: how many of its first rows.
+        probe_every: updates between two measurements of the probe.
+    """
+
+    mode: str = "full"
+    difficulty_strength: float = 0.0
+    separator: str = ""
+    probe_file: str | None = None
+    probe_size: int = 32
+    probe_every: int = 1
+
+    @property
+    def active(self) -> bool:
+        """Whether references are truncated at all."""
+        return self.mode != "full"
+
+    def validate(self) -> None:
+        """Raise ValueError, with value and rule, on a setting that is not usable."""
+        require(self.mode in EXPOSURE_MODES, "mode", self.mode, f"one of {', '.join(EXPOSURE_MODES)}")
+        require(self.difficulty_strength >= 0.0, "difficulty_strength", self.difficulty_strength, "0 or more")
+        require(self.probe_size >= 1, "probe_size", self.probe_size, "1 or more")
+        require(self.probe_every >= 1, "probe_every", self.probe_every, "1 or more")
+        require(
+            self.mode != "learned" or self.probe_file is not None,
+            "probe_file",
+            self.probe_file,
+            "a prepared file of held-out problems where mode=learned: the controller reads the probe's likelihood",
+        )
+
+
+def exposure_params(self_distill: Any) -> ExposureParams:
+    """`self_distill.exposure`'s own keys, checked.  Raises ValueError."""
+    names = {field.name for field in fields(ExposureParams)}
+    node = {key: value for key, value in (self_distill.get("exposure") or {}).items() if key in names}
+    return load_params(ExposureParams, node, where="self_distill.exposure")
+
+
+def controller_config(self_distill: Any, *, total_steps: int) -> ControllerConfig:
+    """The controller's settings, checked; `mode` must not be "full".  Raises ValueError."""
+    own = {field.name for field in fields(ExposureParams)} - {"mode"}
+    node = {key: value for key, value in self_distill.exposure.items() if key not in own}
+    return load_params(ControllerConfig, {**node, "total_steps": total_steps}, where="self_distill.exposure")
+
+
+class ExposureLoop:
+    """The exposure of a run, from step to step."""
+
+    def __init__(self, params: ExposureParams, config: ControllerConfig) -> None:
+        self.params = params
+        self.controller = ExposureController(config)
+
+    def current(self) -> float:
+        """α of the update to come; the first call of a run makes the first decision."""
+        if not self.controller.started:
+            self.controller.step()
+        return self.controller.exposure
+
+    def of_responses(self, scores: torch.Tensor, groups: Sequence[Any]) -> list[float]:
+        """α of each response, from its problem's mean reward where exposure is conditioned on difficulty.
+
+        scores: (B,) rewards.  groups: label of each response's problem.
+        """
+        alpha = self.current()
+        if self.params.difficulty_strength == 0.0:
+            return [alpha] * len(groups)
+        config = self.controller.config
+        difficulty = 1.0 - _group_means(scores, groups)
+        return difficulty_exposures(
+            alpha,
+            difficulty,
+            strength=self.params.difficulty_strength,
+            exposure_min=config.exposure_min,
+            exposure_max=config.exposure_max,
+        ).tolist()
+
+    def observe(self, metrics: Mapping[str, Any], probe: Mapping[str, float]) -> dict[str, float]:
+        """Tell the controller what an update showed; returns the metrics of the decision under which it was made.
+
+        metrics: of the step.  probe: of `recipes.common.probe.measure`, empty where it was not due.
+        """
+        decided = {f"exposure/{name}" for name in ("alpha", "a", "b", "mean", "entropy")}
+        in_force = {key: value for key, value in self.controller.metrics().items() if key in decided}
+        with_divergence = "divergence/loss" in metrics
+        self.controller.step(
+            Observation(
+                loss=metrics["divergence/loss"] if with_divergence else -metrics["teacher/log_prob_gap/mean"],
+                mismatch=metrics[
+                    "divergence/top1_disagreement" if with_divergence else "teacher/log_prob_gap/abs_mean"
+                ],
+                confidence=metrics["student/log_prob/mean"],
+                probe_nll=probe.get("probe/nll"),
+                grounded=probe.get("probe/grounded"),
+                probe_loss=probe.get("probe/loss"),
+            )
+        )
+        return {**self.controller.metrics(), **in_force}
+
+    def probe_due(self, step: int) -> bool:
+        """Whether the probe is to be measured after the update of this step."""
+        return self.params.probe_file is not None and step % self.params.probe_every == 0
+
+    def save(self, checkpoint: Path) -> None:
+        """Everything that the controller remembers, into a checkpoint's folder."""
+        self.controller.save(checkpoint / FOLDER)
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint.  Raises RuntimeError where it holds no controller."""
+        try:
+            self.controller.load(checkpoint / FOLDER)
+        except FileNotFoundError as error:
+            raise RuntimeError(
+                f"{checkpoint} has no exposure controller ({error}): it was saved with "
+                "self_distill.exposure.mode=full. Resume with that, or choose another hydra.run.dir"
+            ) from error
+
+
+def _group_means(scores: torch.Tensor, groups: Sequence[Any]) -> torch.Tensor:
+    numbers: dict[Any, int] = {}
+    index = torch.tensor([numbers.setdefault(label, len(numbers)) for label in groups])
+    sums = torch.zeros(len(numbers), dtype=torch.float64).index_add(0, index, scores.double())
+    return (sums / torch.bincount(index))[index]

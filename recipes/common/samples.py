@@ -1,0 +1,138 @@
+"""A few responses of a step with what each of their tokens earned, for people to read: ``samples.jsonl``.
+
+One line a record: ``{"step": 10, "samples": [{"problem", "reward", "tokens": [...], "omitted": 0, "fields": {...}}]}``
+with one list of numbers a field, as long as ``tokens``.  Written in the first step, in the last, and in those that end
+with a validation or a checkpoint.  Nothing is trained with it; reports show it as heat over the text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recipes.common.run_dir import SAMPLES, drop_torn_line
+from recipes.common.teacher import plain, problem_of
+from workers.packing import WEIGHTS
+
+if TYPE_CHECKING:
+    from transfer_queue import KVBatchMeta
+    from transformers import PreTrainedTokenizerBase
+
+COUNT = 6  # responses a record
+HEAD, TAIL = 768, 256  # tokens kept of a response's beginning and end
+DIGITS = 4  # significant ones
+
+# Name in the file: the field that verl, or this package, keeps in TransferQueue. What a run does not have is left out.
+STORED = {
+    "entropy": "entropy",  # H_t, nats
+    "advantage": "advantages",  # what the PPO clip trains on
+    "divergence_weight": WEIGHTS,  # w_t of a full-vocabulary loss
+}
+
+
+def due(trainer: Any, step: int, last: int) -> bool:
+    """Whether a step's samples are kept: the first, the last, and those with a validation or a checkpoint.
+
+    trainer: the configuration's node; ``test_freq`` and ``save_freq``, where 0 and below mean never.
+    """
+    return step in (1, last) or any(every > 0 and step % every == 0 for every in (trainer.test_freq, trainer.save_freq))
+
+
+def choose(scores: Sequence[float], groups: Sequence[Any], count: int = COUNT) -> list[int]:
+    """Rows to keep: of problems whose responses differ in reward, a best and a worst one; then others in order.
+
+    scores: (B,) rewards.  groups: (B,) label of each row's problem.
+    """
+    rows_of: dict[Any, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows_of.setdefault(group, []).append(row)
+    pairs = [
+        (max(rows, key=lambda r: scores[r]), min(rows, key=lambda r: scores[r]))
+        for rows in rows_of.values()
+        if max(scores[r] for r in rows) > min(scores[r] for r in rows)
+    ]
+    firsts = [rows[0] for rows in rows_of.values()]
+    ordered = [row for pair in pairs for row in pair] + firsts + list(range(len(scores)))
+    return list(dict.fromkeys(ordered))[:count]
+
+
+def append(
+    run_dir: Path,
+    step: int,
+    batch: KVBatchMeta,
+    tokenizer: PreTrainedTokenizerBase,
+    token_fields: Mapping[str, torch.Tensor],
+) -> None:
+    """Add a step's samples to the run's file, after its advantages were written to TransferQueue.
+
+    token_fields: (B, T) each, padded, rows as in `batch`: what the estimator made its credit of, `TokenSignals.tokens`.
+    """
+    import transfer_queue as tq
+
+    def fetch(keys: list[str], names: list[str]) -> Any:
+        return tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=names)
+
+    real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+    rewards = fetch([batch.keys[i] for i in real], ["rm_scores", "uid"])
+    scores = rewards["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist()
+    chosen = choose(scores, [plain(label) for label in rewards["uid"]])
+    texts = ["raw_prompt", "problem"]
+    tensors = ["responses", "response_mask", "old_log_probs", "teacher_log_probs", *STORED.values()]
+    data = fetch([batch.keys[real[i]] for i in chosen], tensors + texts)
+    columns = {name: data[name].unbind() for name in tensors if name in data}  # TransferQueue leaves out what it lacks
+    fields = {ours: columns[theirs] for ours, theirs in STORED.items() if theirs in columns}
+    if "teacher_log_probs" in columns:
+        pairs = zip(columns["teacher_log_probs"], columns["old_log_probs"], strict=True)
+        fields["delta"] = tuple(teacher.float() - student.float() for teacher, student in pairs)
+    for name, values in token_fields.items():
+        fields[name] = tuple(values[real[i]] for i in chosen)
+
+    records = [
+        sample(
+            problem=problem_of({name: plain(data[name][row]) for name in texts if name in data}),
+            reward=scores[i],
+            tokens=[str(tokenizer.decode([int(token)])) for token in columns["responses"][row]],
+            mask=columns["response_mask"][row].tolist(),
+            fields={name: values[row].tolist() for name, values in fields.items()},
+        )
+        for row, i in enumerate(chosen)
+    ]
+    path = run_dir / SAMPLES
+    drop_torn_line(path)
+    with path.open("a") as file:
+        file.write(json.dumps({"step": step, "samples": records}) + "\n")
+
+
+def sample(
+    *,
+    problem: str,
+    reward: float,
+    tokens: Sequence[str],
+    mask: Sequence[int],
+    fields: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """One response as it stands in the file.
+
+    tokens, mask: (L,).  fields: name to at least L numbers; those of masked tokens, and what is not finite, become
+        null.
+    Of more than HEAD + TAIL tokens those in the middle are left out and counted in ``omitted``.
+    """
+    length = len(tokens)
+    omitted = max(0, length - HEAD - TAIL)
+    kept = [*range(HEAD), *range(HEAD + omitted, length)] if omitted else range(length)
+    return {
+        "problem": problem,
+        "reward": reward,
+        "tokens": [tokens[i] for i in kept],
+        "omitted": omitted,
+        "fields": {name: [_rounded(values[i]) if mask[i] else None for i in kept] for name, values in fields.items()},
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -1,0 +1,186 @@
+"""Runs side by side: which of them are seeds of one setting, their numbers over seeds, and paired differences.
+
+Two runs are seeds of one setting if their configurations are equal but for seeds, places and how often they validate
+and save.  Intervals are over seeds, by Student's t; a setting with one seed has none, and the page says so.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from recipes.report.preset import flat, shown
+from recipes.report.run_data import Run, validations
+
+# Keys that may differ between seeds of one setting.
+_INCIDENTAL = (
+    "data.seed",
+    "actor_rollout_ref.rollout.seed",
+    "self_distill.run_dir",
+    "self_distill.keep_checkpoints",
+    "self_distill.exposure.seed",
+    "trainer.default_local_dir",
+    "trainer.experiment_name",
+    "trainer.val_before_train",
+    "trainer.test_freq",
+    "trainer.save_freq",
+    "trainer.logger",
+    "ray_kwargs.",
+)
+LAST_STEPS = 3  # training rewards are averaged over the last few
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds. `half`: half-width of its 95 % interval, None below two seeds; `count`: how many seeds."""
+
+    mean: float
+    half: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting, ascending by seed."""
+
+    label: str
+    runs: list[Run]
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean and interval of numbers of different seeds, or None without numbers."""
+    if not values:
+        return None
+    half = None
+    if len(values) > 1:
+        half = float(student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
+    return Estimate(statistics.mean(values), half, len(values))
+
+
+def paired_difference(
+    group: Sequence[Run], baseline: Sequence[Run], measure: Callable[[Run], float | None]
+) -> Estimate | None:
+    """Mean over the seeds that both have of (group − baseline), or None if there is no such seed.
+
+    Seeds are paired because equal seeds see the same problems in the same order.
+    """
+    others = {run.seed: value for run in baseline if (value := measure(run)) is not None}
+    return estimate(
+        [value - others[run.seed] for run in group if run.seed in others and (value := measure(run)) is not None]
+    )
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Settings in the order in which they first occur, GRPO first as the baseline; labels tell them apart."""
+    settings: dict[str, list[Run]] = {}
+    configs: dict[str, dict[str, str]] = {}
+    for run in runs:
+        values = flat(run.config)
+        config = {key: shown(key, values) for key in sorted(values) if not key.startswith(_INCIDENTAL)}
+        key = repr(config)
+        settings.setdefault(key, []).append(run)
+        configs[key] = config
+    groups = [
+        Group(_label(key, configs, found[0].method), sorted(found, key=lambda run: str(run.seed)))
+        for key, found in settings.items()
+    ]
+    return sorted(groups, key=lambda group: group.runs[0].method != "grpo")
+
+
+def _label(key: str, configs: dict[str, dict[str, str]], method: str) -> str:
+    """The method, and the keys in which settings of that method differ."""
+    same = [c for c in configs.values() if c.get("self_distill.method") == configs[key].get("self_distill.method")]
+    names = sorted({name for config in same for name in config})
+    differing = [name for name in names if len({config.get(name) for config in same}) > 1]
+    own = [f"{_short(name)}={configs[key].get(name, 'unset')}" for name in differing]
+    return f"{method} ({', '.join(own)})" if own else method
+
+
+def validation_notice(groups: Sequence[Group]) -> str | None:
+    """A sentence if the settings were not validated on the same problems in the same way, else None."""
+    prefixes = ("data.val_", "actor_rollout_ref.rollout.val_kwargs.")
+    configs = [flat(group.runs[0].config) for group in groups]
+    names = sorted({name for config in configs for name in config if name.startswith(prefixes)})
+    differing = [name for name in names if len({shown(name, config) for config in configs}) > 1]
+    if not differing:
+        return None
+    return f"accuracies are not comparable: the settings were validated with different {', '.join(differing)}"
+
+
+def _short(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+# ---------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting in the table; `difference` is to the first setting, None for it and where no seed is shared."""
+
+    label: str
+    seeds: list[Any]
+    accuracy: Estimate | None
+    problems_half: float | None
+    difference: Estimate | None
+    reward: Estimate | None
+    entropy: Estimate | None
+    length: Estimate | None
+    correction: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """`step`: at which accuracies are compared (None: each run's last); `name`: of the accuracy, such as mean@16."""
+
+    step: int | None
+    name: str
+    rows: list[Row]
+
+
+def table(groups: Sequence[Group]) -> Table:
+    """The settings' numbers. Accuracies are of the last step at which every run was validated."""
+    runs = [run for group in groups for run in group.runs]
+    validated = [{v.step for v in validations(run)} for run in runs]
+    common = set.intersection(*validated) if validated else set()
+    step = max(common) if common else None
+
+    def accuracy(run: Run) -> float | None:
+        found = {v.step: v.mean for v in validations(run)}
+        return found.get(step if step is not None else max(found, default=0))
+
+    def of(group: Group, measure: Callable[[Run], float | None]) -> Estimate | None:
+        return estimate([v for run in group.runs if (v := measure(run)) is not None])
+
+    rows = []
+    for index, group in enumerate(groups):
+        single = [v for v in validations(group.runs[0]) if v.step == step] if len(group.runs) == 1 else []
+        ratios = [v for run in group.runs for v in run.curve("credit/correction_ratio")[1]]
+        seconds = [v for run in group.runs for v in run.curve("timing_s/step")[1]]
+        rows.append(
+            Row(
+                label=group.label,
+                seeds=[run.seed for run in group.runs],
+                accuracy=of(group, accuracy),
+                problems_half=single[0].half if single else None,
+                difference=paired_difference(group.runs, groups[0].runs, accuracy) if index else None,
+                reward=of(group, lambda run: _last_mean(run, "critic/score/mean")),
+                entropy=of(group, lambda run: _last_mean(run, "actor/entropy")),
+                length=of(group, lambda run: _last_mean(run, "response_length/mean")),
+                correction=statistics.median(ratios) if ratios else None,
+                seconds=statistics.median(seconds) if seconds else None,
+            )
+        )
+    names = [v.name for run in runs for v in validations(run)[:1]]
+    return Table(step, names[0] if names else "accuracy", rows)
+
+
+def _last_mean(run: Run, metric: str) -> float | None:
+    values = run.curve(metric)[1][-LAST_STEPS:]
+    return statistics.mean(values) if values else None

@@ -1,0 +1,189 @@
+"""Curves as inline SVG, drawn by matplotlib, in colours that the page decides.
+
+Each figure is drawn once, in placeholder colours; those become CSS variables, so one file is right on a light and on a
+dark page.  Text stays text, in the page's font.  No string of a run goes in: only numbers, and names written here.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+SERIES = 8  # colours for series, `--s1` to `--s8` of the page
+WIDTH, HEIGHT = 4.9, 2.7  # inches of 72 units: about the width of a phone
+SMOOTH_FROM = 40  # points: below, every step is its own line
+
+_INK, _GRID, _BACK = "#a10001", "#a10002", "#a10003"
+_COLOURS = [f"#b100{i:02x}" for i in range(1, SERIES + 1)]
+_REST = "#a10004"  # of series beyond the eighth
+_VARIABLES = {_INK: "--muted", _GRID: "--grid", _BACK: "--surface", _REST: "--muted"} | {
+    colour: f"--s{i}" for i, colour in enumerate(_COLOURS, 1)
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "text.parse_math": False,
+    "font.size": 11,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: x ascending, y of the same length, perhaps with the ends of an interval around each y.
+
+    Attributes:
+        colour: index of its series, from 0.
+        low, high: ends of the band, or None.
+        faint: drawn behind the others, thin: one of several that another line sums up.
+        dashed: a bound or quantile beside the main line.
+        markers: a dot at each point: few and measured, not one each step.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    faint: bool = False
+    dashed: bool = False
+    markers: bool = False
+
+
+def curves(
+    lines: Sequence[Line], *, percent: bool = False, limit: float | None = None, from_zero: bool = False
+) -> Markup:
+    """Lines over steps.
+
+    percent: y is a share, shown in per cent.
+    limit: a dashed level across the figure, shown only if the curves come near it.
+    from_zero: the axis begins at zero.
+    """
+    with matplotlib.rc_context(_STYLE):
+        axes = _axes()
+        for line in lines:
+            _draw(axes, line, smooth=limit is None)  # a mean would hide for how long a limit was passed
+        values = [v for line in lines for v in line.y]
+        if limit is not None and values and max(values) > limit / 3:
+            axes.axhline(limit, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+        if from_zero:
+            axes.set_ylim(bottom=min(0.0, *values))
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+        places = {x for line in lines for x in line.x}
+        if len(places) == 1:
+            (x,) = places
+            axes.set_xlim(x - 1, x + 1)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        return _svg(axes)
+
+
+def stacked_bars(steps: Sequence[int], parts: Mapping[int, np.ndarray], *, most: int = 60) -> Markup:
+    """The parts of each step on top of one another; of many steps, means over groups of neighbours.
+
+    parts: index of the colour, from 0, to one value a step; from the bottom up.
+    """
+    groups = np.array_split(np.arange(len(steps)), min(most, len(steps)))
+    with matplotlib.rc_context(_STYLE):
+        axes = _axes()
+        position = [float(np.mean([steps[i] for i in group])) for group in groups]
+        width = 0.86 * (position[1] - position[0] if len(position) > 1 else 1.0)
+        bottom = np.zeros(len(groups))
+        for index, values in parts.items():
+            heights = np.array([values[group].mean() for group in groups])
+            axes.bar(position, heights, width, bottom=bottom, color=_colour(index), edgecolor=_BACK, linewidth=0.5)
+            bottom += heights
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        return _svg(axes)
+
+
+def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Centred running mean over a tenth of the points; at the ends over the neighbours that there are."""
+    window = max(3, len(values) // 10) | 1
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _axes() -> Axes:
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0.0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0.0)
+    axes.margins(x=0.02, y=0.1)
+    return axes
+
+
+def _colour(index: int) -> str:
+    return _COLOURS[index] if index < SERIES else _REST
+
+
+def _draw(axes: Axes, line: Line, *, smooth: bool) -> None:
+    colour = _colour(line.colour)
+    if line.low is not None and line.high is not None:
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+        if len(line.x) == 1:  # a band has no width there
+            axes.vlines(line.x, line.low, line.high, color=colour, alpha=0.4, linewidth=3)
+    if line.faint:
+        axes.plot(line.x, line.y, color=colour, linewidth=1, alpha=0.35)
+        return
+    y = np.asarray(line.y)
+    if smooth and len(y) >= SMOOTH_FROM and not line.markers and not line.dashed:
+        axes.plot(line.x, y, color=colour, linewidth=1, alpha=0.3)
+        y = smoothed(y)
+    axes.plot(
+        line.x,
+        y,
+        color=colour,
+        linewidth=1.2 if line.dashed else 2,
+        linestyle=(0, (3, 2)) if line.dashed else "solid",
+        solid_capstyle="round",
+        marker="o" if line.markers or len(y) == 1 else None,
+        markersize=5,
+        markeredgecolor=_BACK,
+        markeredgewidth=1,
+    )
+
+
+def _svg(axes: Axes) -> Markup:
+    """The figure as an <svg> element whose colours are the page's variables."""
+    buffer = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    cast(Figure, axes.figure).savefig(buffer, format="svg", metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r'<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-hidden="true">', text, count=1
+    )
+    text = text.replace("xlink:href", "href")
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return Markup(text)

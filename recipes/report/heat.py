@@ -1,0 +1,140 @@
+"""Responses with what each token earned as heat: which fields there are, on which scale, and each token's level.
+
+A field's scale is one for all samples of a page, so colours compare across responses: full colour is the 95th
+percentile of |value| (1 for ω and the like, which are bounded by it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recipes.report.run_data import Run
+
+LEVELS = 5
+RECORDS = 3  # of a run: the first, the middle and the last
+
+
+@dataclass(frozen=True)
+class Field:
+    """A per-token quantity. `scale` is the |value| of full colour; None: from the values."""
+
+    name: str
+    label: str
+    meaning: str
+    scale: float | None = None
+
+
+# In the order of interest; the first one that a run has is shown first. Names are those of samples.jsonl.
+FIELDS = (
+    Field("omega", "ω", "DASD's coefficient: positive attracts to the teacher, negative repels", 1.0),
+    Field("delta", "δ", "log p_T − log p_S of the sampled token, nats: positive where the teacher prefers it more"),
+    Field("weight", "w", "factor of the token's credit"),
+    Field("divergence_weight", "w", "factor of the token's divergence from the teacher"),
+    Field("advantage", "Â", "the advantage that the PPO clip trains on"),
+    Field("entropy", "H", "entropy of the student's next token, nats"),
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """`classes`: one ``f<i>p<level>`` or ``f<i>n<level>`` for each field i of the page with colour; `title`: values."""
+
+    text: str
+    classes: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response. `gap`: index of the token before which tokens were left out, of which there are `omitted`."""
+
+    problem: str
+    reward: float
+    tokens: list[Token]
+    gap: int | None
+    omitted: int
+
+
+@dataclass(frozen=True)
+class Heat:
+    """The samples of a page. `fields`: (field, scale) of each; `records`: (step, responses), newest first."""
+
+    fields: list[tuple[Field, float]]
+    records: list[tuple[int, list[Response]]]
+
+
+def heat(run: Run) -> Heat | None:
+    """The samples that a report shows, or None if the run kept none. Samples of another form are left out."""
+    records = [(r["step"], kept) for r in run.samples if (kept := [s for s in r["samples"] if _well_formed(s)])]
+    if not records:
+        return None
+    records = [records[i] for i in sorted({0, len(records) // 2, len(records) - 1}, reverse=True)][:RECORDS]
+    samples = [sample for _, found in records for sample in found]
+    fields = [
+        (field, field.scale or scale)
+        for field in FIELDS
+        if (scale := _scale([v for s in samples for v in s["fields"].get(field.name, ()) if v is not None]))
+    ]
+    return Heat(fields, [(step, [_response(s, fields) for s in found]) for step, found in records])
+
+
+def level(value: float, scale: float) -> int:
+    """Signed level in [-LEVELS, LEVELS]; 0 where |value| is below half a level."""
+    share = min(1.0, abs(value) / scale)
+    return int(np.sign(value)) * int(share * LEVELS + 0.5)
+
+
+def _scale(values: Sequence[float]) -> float:
+    """95th percentile of |value|, or the largest where that is 0; 0.0 without values."""
+    if not values:
+        return 0.0
+    sizes = np.abs(np.asarray(values, dtype=np.float64))
+    return float(np.quantile(sizes, 0.95)) or float(sizes.max())
+
+
+def _response(sample: Mapping[str, Any], fields: Sequence[tuple[Field, float]]) -> Response:
+    tokens = []
+    for place, text in enumerate(sample["tokens"]):
+        classes, title = [], []
+        for index, (field, scale) in enumerate(fields):
+            value = sample["fields"][field.name][place] if field.name in sample["fields"] else None
+            if value is None:
+                continue
+            title.append(f"{field.label} {value:+.3g}".replace("-", "−"))
+            step = level(value, scale)
+            if step:
+                classes.append(f"f{index}{'p' if step > 0 else 'n'}{abs(step)}")
+        tokens.append(Token(_visible(text), " ".join(classes), "  ".join(title)))
+    omitted = sample.get("omitted") or 0
+    return Response(sample["problem"], sample["reward"], tokens, _gap_index(tokens) if omitted else None, omitted)
+
+
+def _visible(text: str) -> str:
+    """Line breaks as marks, and one break for several: a page of blank lines hides the answer."""
+    return re.sub(r"\n+", lambda breaks: "↵" * len(breaks[0]) + "\n", text)
+
+
+def _gap_index(tokens: Sequence[Token]) -> int:
+    from recipes.common.samples import HEAD
+
+    return min(HEAD, len(tokens))
+
+
+def _well_formed(sample: Any) -> bool:
+    if not isinstance(sample, dict) or not isinstance(sample.get("problem"), str):
+        return False
+    tokens, fields, reward = sample.get("tokens"), sample.get("fields"), sample.get("reward")
+    if not isinstance(tokens, list) or not isinstance(fields, dict) or not isinstance(reward, int | float):
+        return False
+    numbers_only = all(
+        isinstance(column, list)
+        and len(column) == len(tokens)
+        and all(value is None or isinstance(value, int | float) for value in column)
+        for column in fields.values()
+    )
+    return numbers_only and all(isinstance(token, str) for token in tokens)

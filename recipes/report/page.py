@@ -1,0 +1,181 @@
+"""Reports as single HTML files: no script, nothing fetched, and no text of a model or a file that is not escaped.
+
+Jinja2 escapes every value that the templates show; the only markup that passes is that of the figures, which are drawn
+from numbers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from recipes.common import run_dir as files
+from recipes.common.console import duration
+from recipes.report import compare
+from recipes.report.figures import SERIES, SMOOTH_FROM
+from recipes.report.heat import LEVELS, heat
+from recipes.report.panels import PANELS, group_panels, run_panels, stage_panel
+from recipes.report.preset import Comparison, NoPreset, compare_with_preset
+from recipes.report.run_data import Run, load_run, status, validations, warnings
+
+TABLE_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the numbers at the top."""
+
+    label: str
+    value: str
+    beside: str = ""
+    note: str = ""
+
+
+def write_report(directory: Path) -> Path:
+    """Write a run's ``report.html`` into its directory; returns its path.
+
+    Raises:
+        NotARun: the directory holds no configuration, or no record of a step.
+    """
+    return write_page(directory / files.REPORT, run_page(load_run(directory)))
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page in one step. What is no Unicode (half a surrogate pair in a model's text) becomes "?"."""
+    files.write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
+def run_page(run: Run) -> str:
+    """The report of one run."""
+    return (
+        _environment()
+        .get_template("run.html")
+        .render(
+            run=run,
+            status=status(run),
+            facts=_facts(run),
+            tiles=_tiles(run),
+            warnings=warnings(run),
+            panels=run_panels(run),
+            smoothed=len(run.steps) >= SMOOTH_FROM,
+            stages=stage_panel(run),
+            heat=heat(run),
+            levels=LEVELS,
+            preset=_preset(run),
+            numbers=_numbers(run),
+        )
+    )
+
+
+def comparison_page(runs: Sequence[Run], notices: Sequence[str] = ()) -> str:
+    """Several runs side by side. `notices` are sentences for the top, such as runs that could not be read."""
+    groups = compare.group_runs(runs)
+    own = [f"only the first {SERIES} settings have colours of their own"] if len(groups) > SERIES else []
+    validation = compare.validation_notice(groups)
+    own += [validation] if validation else []
+    return (
+        _environment()
+        .get_template("compare.html")
+        .render(
+            groups=groups,
+            count=len(runs),
+            table=compare.table(groups),
+            panels=group_panels([group.runs for group in groups]),
+            several=any(len(group.runs) > 1 for group in groups),
+            notices=[*notices, *own],
+            status=status,
+            warnings=warnings,
+            last_steps=compare.LAST_STEPS,
+        )
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("recipes.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _preset(run: Run) -> Comparison | str:
+    try:
+        return compare_with_preset(run.directory, run.config)
+    except NoPreset as error:
+        return str(error)
+
+
+def _facts(run: Run) -> list[str]:
+    cfg = run.config
+    rollout = cfg.actor_rollout_ref.rollout
+    facts = [
+        "/".join(Path(str(cfg.actor_rollout_ref.model.path)).parts[-2:]),
+        f"{cfg.data.train_batch_size} problems × {rollout.n} rollouts a step",
+        f"lr {cfg.actor_rollout_ref.actor.optim.lr:g}",
+    ]
+    return facts + [f"seed {run.seed}"] * (run.seed is not None)
+
+
+def _tiles(run: Run) -> list[Tile]:
+    tiles = []
+    found = validations(run)
+    if found:
+        first, last, best = found[0], found[-1], max(found, key=lambda v: v.mean)
+        half = f"± {100 * last.half:.1f}" if last.half is not None else ""
+        since = ""
+        if len(found) > 1:
+            since = f"{100 * first.mean:.1f} at step {first.step}, best {100 * best.mean:.1f} at step {best.step}"
+        tiles.append(Tile(f"Validation {last.name}, step {last.step}", f"{100 * last.mean:.1f}", half, since))
+    for label, metric, form in (
+        ("Reward", "critic/score/mean", ".3f"),
+        ("Entropy", "actor/entropy", ".3f"),
+        ("Response length", "response_length/mean", ".0f"),
+        ("Divergence", "divergence/mean", ".4f"),
+        ("Correction / advantage", "credit/correction_ratio", ".3g"),
+        ("Exposure α", "exposure/alpha", ".2f"),
+    ):
+        steps, values = run.curve(metric)
+        if values:
+            note = f"{values[0]:{form}} at step {steps[0]}" if len(values) > 1 else ""
+            tiles.append(Tile(label, f"{values[-1]:{form}}", "", note))
+    seconds = run.curve("timing_s/step")[1]
+    if seconds:
+        of = f" of {run.planned_steps}" if run.planned_steps else ""
+        validating = sum(run.curve("timing_s/testing")[1])
+        whole = f"{duration(sum(seconds))} in steps, {duration(validating)} in validations"
+        tiles.append(Tile("Steps", f"{run.steps[-1]['step']}", of, whole))
+    return [replace(t, value=t.value.replace("-", "−"), note=t.note.replace("-", "−")) for t in tiles]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A table of the curves; `left_out`: steps that it does not show."""
+
+    head: list[str]
+    rows: list[list[str]]
+    left_out: int
+
+
+def _numbers(run: Run) -> Numbers | None:
+    columns: dict[str, dict[int, Any]] = {}
+    found = validations(run)
+    if found:
+        columns[found[0].name] = {v.step: v.mean for v in found}
+    for panel in PANELS:
+        curve = panel.series[0].of(run)
+        if curve[0]:
+            columns[panel.title] = dict(zip(*curve, strict=True))
+    steps = sorted({step for column in columns.values() for step in column})
+    if not steps:
+        return None
+    every = -(-len(steps) // TABLE_ROWS)
+    kept = [step for i, step in enumerate(steps) if i % every == 0 or step == steps[-1]]
+    rows = [[str(s), *(f"{c[s]:.4g}" if s in c else "" for c in columns.values())] for s in kept]
+    return Numbers(["step", *columns], rows, len(steps) - len(kept))

@@ -1,0 +1,253 @@
+"""A run directory as a report reads it: tolerant of a run that still goes on, was killed, or was started again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from recipes.common import run_dir as files
+from recipes.common.console import warnings_of
+
+
+class NotARun(ValueError):
+    """A path that holds no run to report on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left, or has left so far.
+
+    Attributes:
+        directory: the run directory.
+        config: its resolved configuration.
+        records: of metrics.jsonl, ascending steps.
+        samples: of samples.jsonl, ascending steps.
+        stage: of stage.json; empty where there is none.
+        unreadable: lines of the two files that are no JSON objects with a step.
+    """
+
+    directory: Path
+    config: DictConfig
+    records: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    stage: dict[str, Any]
+    unreadable: int
+
+    @property
+    def name(self) -> str:
+        """The last two parts of the path: seeds and time stamps alone say little."""
+        return "/".join(self.directory.parts[-2:])
+
+    @property
+    def method(self) -> str:
+        return str(OmegaConf.select(self.config, "self_distill.method", default="?"))
+
+    @property
+    def seed(self) -> Any:
+        return OmegaConf.select(self.config, "data.seed", default=None)
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """Records of training steps: without that of the validation before the first."""
+        return [r for r in self.records if "training/global_step" in r]
+
+    @property
+    def planned_steps(self) -> int | None:
+        return OmegaConf.select(self.config, "trainer.total_training_steps", default=None)
+
+    def curve(self, *names: str) -> tuple[list[int], list[float]]:
+        """Steps and values of the first of these metrics that the run has; steps without a number are left out."""
+        for name in names:
+            points = [(r["step"], float(r[name])) for r in self.records if _is_number(r.get(name))]
+            if points:
+                steps, values = zip(*points, strict=True)
+                return list(steps), list(values)
+        return [], []
+
+
+def load_run(directory: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        NotARun: there is no configuration, or no record of a step.
+    """
+    directory = directory.resolve()
+    try:
+        config = OmegaConf.load(directory / files.CONFIG)
+    except FileNotFoundError:
+        raise NotARun(f"{directory} has no {files.CONFIG}: give the directory of a run") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise NotARun(f"{directory / files.CONFIG} is not YAML that can be read: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise NotARun(f"{directory / files.CONFIG} holds no mapping, so it is not a run's configuration")
+    records, bad_records = _json_records(directory / files.METRICS)
+    samples, bad_samples = _json_records(directory / files.SAMPLES)
+    if not records:
+        raise NotARun(f"{directory / files.METRICS} has no record: the run ended, or is, before its first step")
+    return Run(
+        directory=directory,
+        config=config,
+        records=_last_life(records),
+        samples=[s for s in _last_life(samples) if isinstance(s.get("samples"), list)],
+        stage=files.read_stage(directory),
+        unreadable=bad_records + bad_samples,
+    )
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run directories at or below a path, sorted.
+
+    Raises:
+        NotARun: there is none.
+    """
+    found = [path] if (path / files.CONFIG).exists() else sorted(p.parent for p in path.rglob(files.METRICS))
+    if not found:
+        raise NotARun(f"{path}: no run here or below; a run directory holds {files.CONFIG} and {files.METRICS}")
+    return found
+
+
+def _json_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a file of JSON lines, and how many of its lines are none; a last, torn line counts as neither."""
+    if not path.exists():
+        return [], 0
+    records, unreadable = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+        except ValueError:  # also of wrong UTF-8
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        else:
+            unreadable += 1
+    return records, unreadable
+
+
+def _last_life(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the steps that a later start of the same run did again."""
+    kept: list[dict[str, Any]] = []
+    for record in records:
+        while kept and kept[-1]["step"] >= record["step"]:
+            kept.pop()
+        kept.append(record)
+    return kept
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ---------------------------------------------------------------------- validation
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Accuracy at a step: of each data set, and their mean with its 95 % interval over problems (None: not known)."""
+
+    step: int
+    name: str  # "mean@16"
+    mean: float
+    half: float | None
+    sets: dict[str, float]
+
+
+def validations(run: Run) -> list[Validation]:
+    """The validations of a run, in order.
+
+    The interval of a mean over several sets takes the sets as independent: half-widths add in squares.
+    """
+    found = []
+    for record in run.records:
+        means = {k: v for k, v in record.items() if k.startswith("val-core/") and "/mean@" in k and _is_number(v)}
+        if not means:
+            continue
+        halves = [h for k in means if _is_number(h := record.get(k.replace("/mean@", "/ci95@")))]
+        known = len(halves) == len(means)
+        found.append(
+            Validation(
+                step=record["step"],
+                name=next(iter(means)).rpartition("/")[2],
+                mean=sum(means.values()) / len(means),
+                half=math.hypot(*halves) / len(halves) if known else None,
+                sets={k.split("/")[1]: v for k, v in means.items()},
+            )
+        )
+    return found
+
+
+# ---------------------------------------------------------------------- endings and warnings
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run ended: `kind` is one of "done", "stopped", "failed", "unfinished"; `text` a sentence."""
+
+    kind: str
+    text: str
+
+
+def status(run: Run) -> Status:
+    """From the run's last stage; a run that was killed could not write one and counts as unfinished."""
+    last = run.records[-1]["step"]
+    of = f" of {run.planned_steps}" if run.planned_steps else ""
+    kind = run.stage.get("stage")
+    if kind == files.DONE:
+        return Status("done", f"finished after step {last}")
+    if kind == files.STOPPED:
+        return Status("stopped", f"stopped after step {last}{of}")
+    if kind == files.FAILED:
+        return Status("failed", f"failed after step {last}{of}: {run.stage.get('reason') or 'see train.log'}")
+    seen = f"; last seen in {kind}, step {run.stage.get('step')}" if kind else ""
+    return Status("unfinished", f"running, or killed, after step {last}{of}{seen}")
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something a person should know of a run, and in which of its steps."""
+
+    text: str
+    where: str
+
+
+def warnings(run: Run) -> list[Warned]:
+    """What the console warns of, with its extent, and what was skipped, cut or unreadable, with its count."""
+    occurrences: dict[str, list[tuple[int, str]]] = {}
+    for record in run.records:
+        for kind, text in [*warnings_of(record), *_skipped(record)]:
+            occurrences.setdefault(kind, []).append((record["step"], text))
+    found = [Warned(steps[0][1], _extent(run, [s for s, _ in steps])) for steps in occurrences.values()]
+    missing = sum(int(r.get("training/rollouts_missing") or 0) for r in run.records)
+    if missing:
+        found.append(Warned(f"{missing} rollouts of the whole run failed and were left out", "all steps"))
+    if run.unreadable:
+        found.append(Warned(f"{run.unreadable} lines of the run's files could not be read and are not shown", "files"))
+    return found
+
+
+def _skipped(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    nulls = [name for name, value in record.items() if value is None]
+    if nulls:
+        more = f" and {len(nulls) - 3} more" if len(nulls) > 3 else ""
+        yield "null", f"not a number: {', '.join(nulls[:3])}{more}"
+    for name, value in record.items():
+        if "/timeout/mean@" in name and value:
+            where = name.split("/")[1]
+            yield f"timeout {where}", f"grading timed out for {value:.1%} of the validation responses of {where}"
+    cut = record.get("response_length/clip_ratio") or 0
+    if cut > 0.05:
+        yield "cut", f"{cut:.0%} of the responses were cut at the length limit (data.max_response_length)"
+
+
+def _extent(run: Run, steps: list[int]) -> str:
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    return f"{len(steps)} of {len(run.records)} records, steps {steps[0]} to {steps[-1]}"
