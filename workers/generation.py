@@ -8,14 +8,19 @@ requests that happen to share its batch; the same processor records the log-prob
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -83,6 +88,19 @@ def _uniforms(seeds: Sequence[int], length: int, device: torch.device) -> torch.
     """(B, length) uniform numbers, row i from a generator seeded with ``seeds[i]`` alone."""
     rows = [torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows).to(device)
+
+
+def response_seed(*identity: Any) -> int:
+    """A 63-bit seed from JSON-serialisable values, equal in every process and run."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:
+    """Ids that end a response: the generation config's, which may be several, and the tokenizer's."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    return sorted(i for i in ids if isinstance(i, int))
 
 
 @torch.inference_mode()

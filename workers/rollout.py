@@ -24,7 +24,7 @@ from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from workers.generation import SamplingParams, generate_batch
+from workers.generation import SamplingParams, generate_batch, stop_token_ids
 
 NAME = "transformers"  # the value of actor_rollout_ref.rollout.name
 
@@ -53,7 +53,8 @@ class TransformersServer:
         self.global_steps = 0
         tokenizer = self.model_config.tokenizer
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.stop_token_ids = [] if self.config.ignore_eos else _stop_token_ids(self.model_config)
+        stops = stop_token_ids(tokenizer, self.model_config.generation_config)
+        self.stop_token_ids = [] if self.config.ignore_eos else stops
         model = AutoModelForCausalLM.from_pretrained(
             self.model_config.local_path,
             dtype=PrecisionType.to_dtype(self.config.dtype),
@@ -163,14 +164,6 @@ class TransformersServer:
 
     wake_up = sleep = clear_kv_cache = release_kv_cache = resume_kv_cache = resume_generation = _nothing
     start_profile = stop_profile = _nothing
-
-
-def _stop_token_ids(model_config: HFModelConfig) -> list[int]:
-    """Ids that end a response: the generation config's, which may be several, and the tokenizer's."""
-    ids = {model_config.tokenizer.eos_token_id}
-    configured = getattr(model_config.generation_config, "eos_token_id", None)
-    ids.update(configured if isinstance(configured, list) else [configured])
-    return sorted(i for i in ids if i is not None)
 
 
 class TransformersReplica(RolloutReplica):

@@ -3,4 +3,4 @@
 from recipes.common.entry import main
 
 if __name__ == "__main__":
-    main("atesd")
+    main("atesd", experiment="qwen3_4b_openthoughts")

@@ -18,10 +18,14 @@ import config as config_package
 CONFIG_DIR = Path(config_package.__file__).resolve().parent
 
 
-def main(method: str) -> None:
-    """Run the command line for a method; exits the process with 0, 1 (failed), 2 (refused) or 130 (stopped)."""
-    if not any(argument.startswith("method=") for argument in sys.argv[1:]):
-        sys.argv.append(f"method={method}")
+def main(method: str, **groups: str) -> None:
+    """Run the command line for a method; exits the process with 0, 1 (failed), 2 (refused) or 130 (stopped).
+
+    groups: other choices, such as the paper's experiment, for what the command line leaves open.
+    """
+    for group, choice in {"method": method, **groups}.items():
+        if not any(argument.startswith(f"{group}=") for argument in sys.argv[1:]):
+            sys.argv.append(f"{group}={choice}")
     # The resolver for the embedded experiment's paths must be there before Hydra composes.
     import recipes.common.settings  # noqa: F401
 
@@ -31,18 +35,17 @@ def main(method: str) -> None:
 def _job(cfg: DictConfig) -> None:
     from recipes.common import settings
 
+    resolved = resolve(cfg)
+    if cfg.dry_run:  # shown first: the numbers help with what is wrong
+        from recipes.common.forecast import show
+
+        show(resolved)
     try:
-        resolved = resolve(cfg)
         settings.check(resolved, gpus=count_gpus())
     except settings.SettingsError as error:
         print(f"This configuration was not started:\n{error}", file=sys.stderr)
         sys.exit(2)
     if cfg.dry_run:
-        from rich.console import Console
-
-        from recipes.common.console import plan
-
-        Console().print(plan(resolved, Path(resolved.self_distill.run_dir)))
         return
     from recipes.common.launch import launch
 

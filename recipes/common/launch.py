@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -41,7 +42,7 @@ def launch(cfg: DictConfig) -> int:
             cfg.ray_kwargs.ray_init.address = "local"  # never join somebody else's cluster by accident
     files.write_atomically(run_dir / files.CONFIG, OmegaConf.to_yaml(cfg))
 
-    with _output_into(run_dir / files.LOG) as terminal:
+    with output_into(run_dir / files.LOG) as terminal:
         console = RunConsole(cfg, run_dir, terminal, resumed_from=resumed_from)
         code, ending, reason = 0, files.DONE, ""
         with console, _signals(run_dir, console), reaper():
@@ -131,7 +132,7 @@ def root_cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _output_into(log: Path) -> Iterator[int]:
+def output_into(log: Path) -> Iterator[int]:
     """Send the process's output, and that of whatever it starts, to a file; yields a descriptor of the terminal."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -153,7 +154,12 @@ def _output_into(log: Path) -> Iterator[int]:
 
 @contextmanager
 def _signals(run_dir: Path, console: RunConsole) -> Iterator[None]:
-    """First SIGINT or SIGTERM: ask the trainer to save and end. Second: KeyboardInterrupt here, now."""
+    """First SIGINT or SIGTERM: ask the trainer to save and end. Second: KeyboardInterrupt here, now.
+
+    SIGUSR1 and SIGUSR2 are how a batch system says that time is up. Where somebody handles them (submitit, which queues
+    the job again), the run ends with a checkpoint first, and they get theirs afterwards.
+    """
+    owed: list[tuple[Any, int]] = []
 
     def handle(number: int, frame: object) -> None:
         if (run_dir / files.STOP).exists():
@@ -161,10 +167,20 @@ def _signals(run_dir: Path, console: RunConsole) -> Iterator[None]:
         (run_dir / files.STOP).touch()
         console.stopping()
 
+    def handle_later(number: int, frame: object) -> None:
+        owed.append((previous[number], number))
+        (run_dir / files.STOP).touch()
+        console.stopping()
+
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        if callable(signal.getsignal(number)):
+            previous[number] = signal.signal(number, handle_later)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         (run_dir / files.STOP).unlink(missing_ok=True)
+        for handler, number in owed[:1]:
+            handler(number, None)

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
+from recipes.common import environment
 from recipes.common.exposure_loop import controller_config, exposure_params
 from workers.distill_params import LossParams, loss_params, teacher_weights
 
@@ -75,9 +76,9 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
         _lengths,
         _rollout,
         _logical_cpus,
-        _output,
         _model,
         _data,
+        *environment.CHECKS,
     ):
         try:
             problems += part(cfg)
@@ -89,8 +90,8 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
 
 def _device(cfg: DictConfig, gpus: int) -> Iterator[str]:
     trainer = cfg.trainer
-    if trainer.device == "cpu":
-        return
+    if trainer.device == "cpu" or cfg.dry_run:
+        return  # a dry run plans for `self_distill.gpu`, wherever it is
     if "RAY_ADDRESS" in os.environ or trainer.nnodes > 1:
         return  # the GPUs are elsewhere; Ray will say what it has
     if gpus == 0:
@@ -301,13 +302,6 @@ def _lengths(cfg: DictConfig) -> Iterator[str]:
 
 def _rollout(cfg: DictConfig) -> Iterator[str]:
     rollout, model = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.model
-    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
-    if workers % rollout.tensor_model_parallel_size:
-        yield (
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} must "
-            "divide the "
-            f"{workers} workers"
-        )
     if rollout.name == "transformers":
         if rollout.tensor_model_parallel_size * rollout.data_parallel_size != 1:
             yield (
@@ -340,7 +334,7 @@ def logical_cpus_needed(cfg: DictConfig) -> int:
 
 def _logical_cpus(cfg: DictConfig) -> Iterator[str]:
     given = cfg.ray_kwargs.ray_init.num_cpus
-    if "RAY_ADDRESS" in os.environ:
+    if "RAY_ADDRESS" in os.environ or (cfg.dry_run and cfg.trainer.device != "cpu"):
         return
     available, needed = given if given is not None else os.cpu_count() or 1, logical_cpus_needed(cfg)
     if available < needed:
@@ -350,24 +344,6 @@ def _logical_cpus(cfg: DictConfig) -> Iterator[str]:
             f"waits for ever for those that are missing; set ray_kwargs.ray_init.num_cpus={needed} (a booking, "
             "not a core)"
         )
-
-
-def _output(cfg: DictConfig) -> Iterator[str]:
-    run_dir = Path(cfg.self_distill.run_dir)
-    parent = next(p for p in (run_dir, *run_dir.parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
-        return
-    saved = run_dir / "config.yaml"
-    if saved.exists():
-        before = OmegaConf.load(saved)
-        for key in ("self_distill.method", "actor_rollout_ref.model.path", "trainer.n_gpus_per_node", "trainer.nnodes"):
-            was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
-            if was != now and (run_dir / "checkpoints").exists():
-                yield (
-                    f"{run_dir} holds checkpoints of a run with {key}={was}, and this one has {key}={now}: "
-                    "choose another hydra.run.dir"
-                )
 
 
 def _model(cfg: DictConfig) -> Iterator[str]:

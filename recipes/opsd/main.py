@@ -3,4 +3,4 @@
 from recipes.common.entry import main
 
 if __name__ == "__main__":
-    main("opsd")
+    main("opsd", experiment="qwen3_1_7b_openthoughts")

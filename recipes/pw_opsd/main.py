@@ -3,4 +3,4 @@
 from recipes.common.entry import main
 
 if __name__ == "__main__":
-    main("pw_opsd")
+    main("pw_opsd", experiment="qwen3_4b_openthoughts")

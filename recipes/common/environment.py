@@ -1,0 +1,236 @@
+"""Checks of what a run stands on: installed packages, GPUs and their memory, the run directory and its checkpoints.
+
+Parts of `recipes.common.settings.check`, in the same form: each takes the resolved configuration and yields sentences
+with value, rule and fix.  Nothing here imports a GPU library; versions are read from package metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from packaging.requirements import InvalidRequirement, Requirement
+
+from recipes.common import planner
+from recipes.common.architectures import of_model
+from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER
+
+# What a checkpoint is tied to: it restores only into a run that agrees in these.
+BOUND_TO = (
+    "self_distill.method",
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.lora_rank",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+)
+# Files of a checkpoint that must be there for each worker.
+SHARD = "model_world_size_{world}_rank_{rank}.pt"
+
+
+def parallelism(cfg: DictConfig) -> Iterator[str]:
+    """Nodes, GPUs and the splitting of the rollout model over them."""
+    trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
+    workers, parallel = trainer.n_gpus_per_node * trainer.nnodes, rollout.tensor_model_parallel_size
+    if workers < 1:
+        return  # said by the check of batches
+    if trainer.nnodes > 1 and "RAY_ADDRESS" not in os.environ and not cfg.dry_run:
+        yield (
+            f"trainer.nnodes={trainer.nnodes}, but RAY_ADDRESS names no cluster, and verl would wait for ever for "
+            "nodes that Ray does not have: start with sbatch cluster/train.sbatch, or set RAY_ADDRESS=<head>:<port> "
+            "(docs/cluster.md), or set trainer.nnodes=1"
+        )
+    key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+    if parallel < 1 or trainer.n_gpus_per_node % parallel:
+        divisors = [n for n in range(1, trainer.n_gpus_per_node + 1) if trainer.n_gpus_per_node % n == 0]
+        yield (
+            f"{key}={parallel} must divide trainer.n_gpus_per_node={trainer.n_gpus_per_node}: a rollout server's GPUs "
+            f"are on one node; set it to one of {', '.join(map(str, divisors))}"
+        )
+        return
+    model = of_model(str(cfg.actor_rollout_ref.model.path))
+    if model is not None and model.heads % parallel:
+        yield (
+            f"{key}={parallel} must divide the model's {model.heads} attention heads; set it to a power of two up to "
+            f"{trainer.n_gpus_per_node}"
+        )
+
+
+def software(cfg: DictConfig) -> Iterator[str]:
+    """Packages that a run on GPUs needs, and whether their versions belong together."""
+    if cfg.trainer.device == "cpu" or cfg.dry_run:
+        return
+    arr = cfg.actor_rollout_ref
+    attention = arr.model.override_config.get("attn_implementation", "flash_attention_2")
+    if find_spec("flash_attn") is None:
+        # Its attention by verl's default; its cross-entropy for float32 log-probs (docs/precision.md) whatever attends.
+        yield (
+            f"flash-attn is not installed in this environment, and attention is {attention}, log-probs without its "
+            "cross-entropy are bfloat16: pip install flash-attn==2.8.3 --no-build-isolation, after torch "
+            "(docs/install.md)"
+        )
+    if arr.rollout.name == "vllm":
+        installed = _version("vllm")
+        if installed is None:
+            yield (
+                "vllm is not installed in this environment, and actor_rollout_ref.rollout.name=vllm: "
+                "pip install vllm==0.24.0 (docs/install.md), or, slowly, set rollout.name=transformers"
+            )
+        else:
+            yield from _mismatches("vllm", installed)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _mismatches(package: str, installed: str, others: tuple[str, ...] = ("torch", "transformers")) -> Iterator[str]:
+    """What a package's metadata asks of others and does not get: a mismatch shows as a crash inside a worker."""
+    for line in requires(package) or ():
+        try:
+            wanted = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if wanted.name not in others or (wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})):
+            continue
+        found = _version(wanted.name)
+        if found is None or not wanted.specifier.contains(found, prereleases=True):
+            yield (
+                f"{package} {installed} in this environment needs {wanted.name}{wanted.specifier}, and {wanted.name} "
+                f"is {found or 'not installed'}: install both in one pip command, in the order of docs/install.md"
+            )
+
+
+def gpu_of(cfg: DictConfig) -> planner.Gpu | None:
+    """The GPU that is planned for: `self_distill.gpu`, else this machine's first, else None."""
+    if cfg.trainer.device == "cpu":
+        return None
+    if cfg.self_distill.gpu is not None:
+        return planner.GPUS.get(cfg.self_distill.gpu)
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    like = next((g for g in planner.GPUS.values() if g.name in properties.name), planner.GPUS["h100"])
+    return planner.Gpu(properties.name, properties.total_memory, like.flops, like.bandwidth)
+
+
+def capacity(cfg: DictConfig) -> Iterator[str]:
+    """Whether the run fits into its GPUs' memory, by `recipes.common.planner`."""
+    name = cfg.self_distill.gpu
+    if name is not None and name not in planner.GPUS:
+        known = ", ".join(planner.GPUS)
+        yield f"self_distill.gpu={name}: must be one of {known}, or null for the GPUs of this machine"
+        return
+    gpu = gpu_of(cfg)
+    if gpu is None or cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes < 1:
+        return
+    if not cfg.dry_run:
+        yield from _smaller_than_planned(name, gpu)
+    job = planner.job_of(cfg, gpu)
+    if job is not None:
+        yield from planner.refusal(job)
+
+
+def _smaller_than_planned(name: str | None, gpu: planner.Gpu) -> Iterator[str]:
+    import torch
+
+    if name is None or not torch.cuda.is_available():
+        return
+    properties = torch.cuda.get_device_properties(0)
+    if properties.total_memory < 0.95 * gpu.memory:
+        yield (
+            f"self_distill.gpu={name} has {gpu.memory / planner.GIB:.0f} GiB, and this machine's {properties.name} has "
+            f"{properties.total_memory / planner.GIB:.0f}: set self_distill.gpu=null to plan for what is there"
+        )
+
+
+def output(cfg: DictConfig) -> Iterator[str]:
+    """The run directory: can be written, has room for the checkpoints, and holds none that belong to another run."""
+    run_dir = Path(cfg.self_distill.run_dir)
+    parent = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
+        return
+    yield from _room(cfg, parent)
+    yield from _foreign_checkpoint(cfg, run_dir)
+
+
+def _room(cfg: DictConfig, folder: Path) -> Iterator[str]:
+    job = planner.job_of(cfg, gpu=None)
+    if job is None or cfg.trainer.save_freq < 1:
+        return
+    # The kept ones, and the next while it is written, before the oldest goes.
+    needed, free = (cfg.self_distill.keep_checkpoints + 1) * checkpoint_bytes(job), shutil.disk_usage(folder).free
+    if free < needed:
+        yield (
+            f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {cfg.self_distill.keep_checkpoints} "
+            f"checkpoints and the one being written take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
+            "set self_distill.keep_checkpoints=1"
+        )
+
+
+def checkpoint_bytes(job: planner.Job) -> int:
+    """Of one checkpoint: weights, two moments for what is trained, and the teacher where it has weights of its own."""
+    weights = job.model.parameters + (job.trainable if job.lora_rank else 0)
+    return job.weight_bytes * (weights * (1 + job.teacher_copy) + 2 * job.trainable)
+
+
+def _foreign_checkpoint(cfg: DictConfig, run_dir: Path) -> Iterator[str]:
+    """A checkpoint that this run would start from although another method or another number of workers wrote it."""
+    folder = _resumed_folder(cfg, run_dir)
+    if folder is None:
+        return
+    home = folder.parent.parent if folder.name.startswith("global_step_") else run_dir
+    where = "hydra.run.dir" if home.resolve() == run_dir.resolve() else "trainer.resume_from_path"
+    saved = home / CONFIG
+    if saved.exists():
+        before = OmegaConf.load(saved)
+        differing = False
+        for key in BOUND_TO:
+            was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
+            if was is not None and was != now:
+                differing = True
+                yield (
+                    f"{home} holds checkpoints of a run with {key}={was}, and this one has {key}={now}: "
+                    f"choose another {where}"
+                )
+        if differing:
+            return
+    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    shards = {p.name for p in (folder / "actor").glob("model_world_size_*_rank_*.pt")}
+    missing = [rank for rank in range(workers) if SHARD.format(world=workers, rank=rank) not in shards]
+    if shards and missing:
+        world = sorted({name.split("_")[3] for name in shards})
+        yield (
+            f"{folder} was written by {' and '.join(world)} workers ({len(shards)} shards are there), and this run has "
+            f"{workers}: set trainer.n_gpus_per_node and trainer.nnodes to those of the checkpoint, or choose another "
+            f"{where}"
+        )
+
+
+def _resumed_folder(cfg: DictConfig, run_dir: Path) -> Path | None:
+    """The checkpoint folder that verl would load."""
+    mode = cfg.trainer.get("resume_mode", "auto")
+    if mode == "disable":
+        return None
+    if mode == "resume_path":
+        path = cfg.trainer.get("resume_from_path")
+        return Path(path).expanduser() if path else None
+    checkpoints = run_dir / CHECKPOINTS
+    if not checkpoints.exists():
+        return None
+    tracker = checkpoints / TRACKER
+    step = tracker.read_text().strip() if tracker.exists() else ""
+    return checkpoints / f"global_step_{step or 0}"
+
+
+CHECKS = (parallelism, software, capacity, output)

@@ -1,0 +1,416 @@
+"""What a configuration will need, computed before anything starts: memory of each phase for each GPU, work and time.
+
+Pure arithmetic on numbers; `job_of` is the only function that reads a configuration.  Sizes of tensors are exact where
+the code that allocates them decides them (weights, gradients, optimiser, logits, cache, saved activations), and
+tests/test_planner.py compares them with real tensors.  What CUDA, NCCL, Triton and vLLM keep for
+themselves is `RESERVED`, an allowance.  Times are a roofline at the efficiencies below, which are assumptions: no GPU
+was measured for them.
+
+Phases of a step, which never overlap: rollout (vLLM awake), log-probs of student and teacher, update.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from omegaconf import DictConfig
+
+from recipes.common.architectures import Architecture, of_model
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """memory: bytes that the driver reports; flops: dense bf16 a second; bandwidth: bytes a second."""
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+# NVIDIA's data sheets; memory as nvidia-smi shows it (81559 and 143771 MiB).
+GPUS = {
+    "h100": Gpu("H100", 81559 * 2**20, 989e12, 3.35e12),
+    "h200": Gpu("H200", 143771 * 2**20, 989e12, 4.8e12),
+}
+
+RESERVED = {
+    "rollout": 1.5 * GIB,  # CUDA contexts of worker and server, NCCL
+    "student log-probs": 3.5 * GIB,  # the same, and what a sleeping vLLM keeps: graphs, communicators
+    "teacher log-probs": 3.5 * GIB,
+    "update": 3.5 * GIB,
+}
+# Inside vLLM's share: activations of a profiling pass, sampler, graphs.
+SERVER_WORKSPACE = 3 * GIB
+# Share of the peak that is reached: matrix products, memory reads of decoding.  Assumed.
+PRODUCT_EFFICIENCY, READ_EFFICIENCY = 0.4, 0.6
+# Rows of a chunk times vocabulary that verl's exact entropy holds at once, in fp32: logits, probabilities, products.
+ENTROPY_COPIES = 3
+# fp32 buffers of workers/divergence_chunked.py on a GPU: five of 2**26 elements at most.
+DIVERGENCE_BUFFERS, DIVERGENCE_ELEMENTS = 5, 1 << 26
+
+
+@dataclass(frozen=True)
+class Job:
+    """The numbers of a run that its needs depend on.  Lengths in tokens, batch sizes in problems."""
+
+    model: Architecture
+    gpu: Gpu | None  # None: no GPU, sizes only
+    gpus_per_node: int
+    nodes: int
+    # training
+    lora_rank: int
+    weight_bytes: int  # of an element of weights, gradients and optimiser moments
+    compute_bytes: int  # of an element in the forward pass
+    checkpointing: bool
+    param_offload: bool
+    optimizer_offload: bool
+    offload_policy: bool
+    token_budget: int  # of a micro-batch
+    log_prob_budget: int
+    # rollout
+    tensor_parallel: int
+    memory_share: float
+    max_sequences: int
+    sleeps: bool
+    # batch
+    batch: int
+    mini_batch: int
+    rollouts: int
+    prompt: int
+    response: int
+    temperature: float
+    entropy_rows: int
+    # teacher
+    scored: bool  # in a pass of its own
+    divergence: bool  # in the loss
+    policy_loss: bool
+    teacher_copy: bool
+    teacher_prompt: int
+
+    @property
+    def workers(self) -> int:
+        return self.gpus_per_node * self.nodes
+
+    @property
+    def sequence(self) -> int:
+        """Longest student sequence."""
+        return self.prompt + self.response
+
+    @property
+    def teacher_sequence(self) -> int:
+        return self.teacher_prompt + self.response
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence that a micro-batch must hold."""
+        return max(self.sequence, self.teacher_sequence if self.scored or self.divergence else 0)
+
+    @property
+    def trainable(self) -> int:
+        """Elements that are trained."""
+        return self.model.adapter_parameters(self.lora_rank) if self.lora_rank else self.model.parameters
+
+    @property
+    def sequences(self) -> int:
+        """Rollouts of a step."""
+        return self.batch * self.rollouts
+
+
+def job_of(cfg: DictConfig, gpu: Gpu | None) -> Job | None:
+    """The job of a resolved configuration; None where the model's shape is not known here."""
+    from recipes.common.settings import loss_of, needed_signals, uses_teacher
+    from workers.distill_params import teacher_weights
+
+    arr = cfg.actor_rollout_ref
+    model = of_model(str(arr.model.path))
+    if model is None:
+        return None
+    actor, rollout, fsdp, loss = arr.actor, arr.rollout, arr.actor.fsdp_config, loss_of(cfg)
+    precision = fsdp.get("mixed_precision") or {}
+    lora = int(arr.model.lora_rank or 0)
+    longest = cfg.data.max_prompt_length + cfg.data.max_response_length
+    per_gpu = actor.ppo_micro_batch_size_per_gpu or 1
+    return Job(
+        model=model,
+        gpu=gpu,
+        gpus_per_node=cfg.trainer.n_gpus_per_node,
+        nodes=cfg.trainer.nnodes,
+        lora_rank=lora,
+        weight_bytes=_element(fsdp.get("model_dtype") or "fp32"),
+        compute_bytes=_element(precision.get("param_dtype", "bf16")),
+        checkpointing=bool(arr.model.enable_gradient_checkpointing),
+        param_offload=bool(fsdp.param_offload),
+        optimizer_offload=bool(fsdp.optimizer_offload),
+        offload_policy=bool(fsdp.offload_policy),
+        token_budget=actor.ppo_max_token_len_per_gpu if actor.use_dynamic_bsz else per_gpu * longest,
+        log_prob_budget=(
+            rollout.log_prob_max_token_len_per_gpu
+            if rollout.log_prob_use_dynamic_bsz
+            else (rollout.log_prob_micro_batch_size_per_gpu or 1) * longest
+        ),
+        tensor_parallel=rollout.tensor_model_parallel_size,
+        memory_share=rollout.gpu_memory_utilization,
+        max_sequences=rollout.max_num_seqs,
+        sleeps=bool(rollout.free_cache_engine),
+        batch=cfg.data.train_batch_size,
+        mini_batch=actor.ppo_mini_batch_size,
+        rollouts=rollout.n,
+        prompt=cfg.data.max_prompt_length,
+        response=cfg.data.max_response_length,
+        temperature=rollout.temperature,
+        entropy_rows=fsdp.get("entropy_from_logits_chunk_size", 2048),
+        scored="log_prob_gap" in needed_signals(cfg),
+        divergence=loss.active,
+        policy_loss=loss.ppo,
+        teacher_copy=uses_teacher(cfg) and teacher_weights(cfg.self_distill).needs_copy(lora=lora > 0),
+        teacher_prompt=cfg.self_distill.teacher.max_prompt_length,
+    )
+
+
+def _element(dtype: str) -> int:
+    return 4 if str(dtype) in ("fp32", "float32") else 2
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def logits_bytes(job: Job, tokens: int, copies: int = 1) -> int:
+    """Of full-vocabulary logits: (tokens, V) in the compute dtype; dividing by a temperature makes one more."""
+    return tokens * job.model.vocab * job.compute_bytes * copies
+
+
+def _divided(job: Job) -> int:
+    """How often the student's logits exist: verl divides by the temperature out of place, at 1 not at all."""
+    return 1 if job.temperature == 1.0 else 2
+
+
+def _gathered(job: Job, gradients: bool) -> float:
+    """What FSDP2 holds unsharded: embedding and head for the whole pass, a layer and the next one."""
+    m, elements = job.model, job.compute_bytes
+    held = (m.root_parameters + 2 * m.layer_parameters) * elements
+    if gradients and not job.lora_rank:  # in the compute dtype, and in fp32 on the way to their shards
+        held += (m.root_parameters + m.layer_parameters) * (elements + 4)
+    return held
+
+
+def _shard(job: Job, elements: int) -> float:
+    return 0.0 if job.offload_policy else elements * job.weight_bytes / job.workers
+
+
+def _resident(job: Job, phase: str) -> dict[str, float]:
+    """Shards on the GPU in a phase; verl moves offloaded ones back for the phases that use them."""
+    weights = job.model.parameters + (job.trainable if job.lora_rank else 0)
+    kept = {
+        "weights": 0.0 if phase == "rollout" and job.param_offload else _shard(job, weights),
+        "optimiser": 0.0 if phase != "update" and job.optimizer_offload else _shard(job, 2 * job.trainable),
+    }
+    if phase == "update":
+        kept["gradients"] = _shard(job, job.trainable)
+    if job.teacher_copy and not (phase == "rollout" and job.param_offload):
+        kept["teacher"] = _shard(job, weights)
+    return kept
+
+
+def micro_batch(job: Job, budget: int, longest: int) -> tuple[int, int]:
+    """(tokens, sequences of full length) of the largest micro-batch that a worker sees."""
+    dealt = math.ceil(job.mini_batch * job.rollouts / job.workers)
+    tokens = min(budget, dealt * longest)
+    return tokens, max(1, min(dealt, tokens // longest))
+
+
+def memory(job: Job) -> dict[str, dict[str, float]]:
+    """Phase -> what is in a GPU's memory then -> bytes."""
+    phases: dict[str, dict[str, float]] = {}
+    m, gpu = job.model, job.gpu
+    if gpu is not None:
+        server = job.memory_share * gpu.memory
+        weights = m.parameters * 2 / job.tensor_parallel
+        phases["rollout"] = {
+            **_resident(job, "rollout"),
+            "rollout weights": weights,
+            "rollout workspace": SERVER_WORKSPACE,
+            "KV cache": max(0.0, server - weights - SERVER_WORKSPACE),
+        }
+    interior = m.saved_bytes() * job.compute_bytes / 2
+    tokens, _ = micro_batch(job, job.log_prob_budget, job.sequence)
+    phases["student log-probs"] = {
+        **_resident(job, "log-probs"),
+        "gathered": _gathered(job, gradients=False),
+        "activations": tokens * interior / 2,  # nothing is kept for a backward pass: about half of a layer lives
+        "logits": logits_bytes(job, tokens, _divided(job)),
+        "entropy": ENTROPY_COPIES * min(job.entropy_rows, tokens) * m.vocab * 4,
+    }
+    if job.scored:
+        tokens, _ = micro_batch(job, job.log_prob_budget, job.teacher_sequence)
+        phases["teacher log-probs"] = {
+            **_resident(job, "log-probs"),
+            "gathered": _gathered(job, gradients=False),
+            "activations": tokens * interior / 2,
+            "logits": logits_bytes(job, tokens, _divided(job)),
+        }
+    phases["update"] = _update(job, interior)
+    for phase, parts in phases.items():
+        if gpu is not None:
+            parts["reserved"] = RESERVED[phase]
+            if not job.sleeps and phase != "rollout":
+                parts["KV cache"] = job.memory_share * gpu.memory
+    return phases
+
+
+def _update(job: Job, interior: float) -> dict[str, float]:
+    m = job.model
+    tokens, sequences = micro_batch(job, job.token_budget, job.sequence)
+    if job.checkpointing:  # the input of each layer, and the inside of the one that is done again
+        activations = tokens * (m.layers * m.hidden * job.compute_bytes + interior)
+    else:
+        activations = tokens * m.layers * interior
+    parts = {**_resident(job, "update"), "gathered": _gathered(job, gradients=True), "activations": activations}
+    # PPO: the cross-entropy writes its gradient over the logits.
+    parts["logits"] = logits_bytes(job, tokens, _divided(job))
+    if job.divergence:
+        rows = min(tokens, sequences * job.response) if tokens < job.sequence else tokens
+        parts["teacher logits"] = divergence_bytes(job, rows)
+        teacher_tokens = sequences * job.teacher_sequence
+        parts["activations"] = max(activations, teacher_tokens * interior / 2)
+        if job.policy_loss:  # the gradients of both terms before they are added
+            parts["logits"] += logits_bytes(job, tokens)
+    return parts
+
+
+def divergence_bytes(job: Job, rows: int) -> float:
+    """Beside the student's logits: the teacher's (rows, V), which become the gradient, and the working buffers."""
+    m = job.model
+    block = min(rows, max(1, DIVERGENCE_ELEMENTS // m.vocab))
+    return logits_bytes(job, rows) + DIVERGENCE_BUFFERS * block * m.vocab * 4
+
+
+def cache_tokens(job: Job) -> int:
+    """Tokens that a rollout server's cache holds, over the GPUs of the server."""
+    cache = memory(job)["rollout"]["KV cache"]
+    return int(cache * job.tensor_parallel // job.model.cache_bytes())
+
+
+# ---------------------------------------------------------------------- time
+
+
+def seconds(job: Job) -> dict[str, float]:
+    """Stage -> seconds of a step in which every prompt and response reaches its limit: a bound, by the roofline."""
+    if job.gpu is None:
+        return {}
+    m = job.model
+    rate = job.gpu.flops * PRODUCT_EFFICIENCY * job.workers
+
+    def forward(length: int) -> float:
+        return job.sequences * (2 * m.product_parameters * length + m.attention_flops(length)) / rate
+
+    stages = {"rollout": _decoding(job, job.gpu), "student log-probs": forward(job.sequence)}
+    if job.scored:
+        stages["teacher log-probs"] = forward(job.teacher_sequence)
+    # Backward: products for the inputs and, in full fine-tuning, the weights; checkpointing repeats the forward pass.
+    passes = 1 + job.checkpointing + (1 if job.lora_rank else 2)
+    stages["update"] = passes * forward(job.sequence)
+    if job.divergence:
+        stages["update"] += forward(job.teacher_sequence)
+    return stages
+
+
+def _decoding(job: Job, gpu: Gpu) -> float:
+    """Tokens one after another: each reads the weights and the cache, in as many waves as the cache holds sequences."""
+    m, tp = job.model, job.tensor_parallel
+    queue = math.ceil(job.sequences * tp / job.workers)
+    mean = job.prompt + job.response / 2
+    at_once = max(1, min(queue, job.max_sequences, int(cache_tokens(job) / mean)))
+    read = (m.parameters * 2 + at_once * mean * m.cache_bytes()) / (tp * gpu.bandwidth * READ_EFFICIENCY)
+    compute = at_once * 2 * m.product_parameters / (tp * gpu.flops * PRODUCT_EFFICIENCY)
+    return job.response * math.ceil(queue / at_once) * max(read, compute)
+
+
+# ---------------------------------------------------------------------- verdict
+
+
+def overfull(job: Job) -> list[str]:
+    """Why the job cannot fit, phase by phase; empty where it does."""
+    if job.gpu is None:
+        return []
+    found = []
+    for phase, parts in memory(job).items():
+        total = sum(parts.values())
+        if total > job.gpu.memory:
+            largest = sorted(parts.items(), key=lambda item: -item[1])[:3]
+            named = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
+            found.append(
+                f"{phase}: {total / GIB:.1f} GiB on each {job.gpu.name} of {job.gpu.memory / GIB:.1f} ({named})"
+            )
+    if cache_tokens(job) < job.sequence:
+        found.append(
+            f"rollout: the cache holds {max(0, cache_tokens(job))} tokens and one sequence takes {job.sequence}"
+        )
+    return found
+
+
+def remedies(job: Job, most: int = 3) -> Iterator[tuple[str, ...]]:
+    """Sets of overrides with which the job fits: the smallest sets, at most `most` of them, in order of cost."""
+    options = list(_options(job))
+    for size in (1, 2, 3):
+        found = 0
+        for chosen in itertools.combinations(options, size):
+            changes: dict[str, object] = {}
+            for _, change in chosen:
+                changes |= change
+            if len(changes) == sum(len(change) for _, change in chosen) and not overfull(replace(job, **changes)):  # type: ignore[arg-type]
+                yield tuple(override for override, _ in chosen)
+                found += 1
+                if found == most:
+                    return
+        if found:
+            return
+
+
+def _options(job: Job) -> Iterator[tuple[str, dict[str, object]]]:
+    """(override, change of the job), cheapest first."""
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    if job.longest < min(job.token_budget, job.log_prob_budget):
+        yield (
+            f"{actor}.ppo_max_token_len_per_gpu={job.longest}",
+            {"token_budget": job.longest, "log_prob_budget": job.longest},
+        )
+    for share in (0.5, 0.4, 0.3):
+        if share < job.memory_share:
+            yield f"{rollout}.gpu_memory_utilization={share}", {"memory_share": share}
+    for share in (0.75, 0.9):
+        if share > job.memory_share:
+            yield f"{rollout}.gpu_memory_utilization={share}", {"memory_share": share}
+    if not job.sleeps:
+        yield f"{rollout}.free_cache_engine=true", {"sleeps": True}
+    if not job.checkpointing:
+        yield "actor_rollout_ref.model.enable_gradient_checkpointing=true", {"checkpointing": True}
+    if not job.optimizer_offload:
+        yield f"{actor}.fsdp_config.optimizer_offload=true", {"optimizer_offload": True}
+    if not job.param_offload:
+        yield f"{actor}.fsdp_config.param_offload=true", {"param_offload": True}
+    for parallel in (2, 4, 8):
+        if parallel > job.tensor_parallel and job.gpus_per_node % parallel == 0:
+            yield f"{rollout}.tensor_model_parallel_size={parallel}", {"tensor_parallel": parallel}
+    if not job.offload_policy:
+        yield f"{actor}.fsdp_config.offload_policy=true", {"offload_policy": True}
+    if not job.lora_rank:
+        yield "actor_rollout_ref.model.lora_rank=64", {"lora_rank": 64}
+    for gpus in (2, 4, 8):
+        if gpus > job.gpus_per_node:
+            yield f"trainer.n_gpus_per_node={gpus}", {"gpus_per_node": gpus}
+
+
+def refusal(job: Job) -> list[str]:
+    """One sentence for `settings.check`: what does not fit, and what would help; empty where the job fits."""
+    found = overfull(job)
+    if not found:
+        return []
+    helps = [" ".join(overrides) for overrides in remedies(job)]
+    fix = f"it would fit with {', or '.join(helps)}" if helps else "take more or larger GPUs, or a smaller model"
+    return [f"this does not fit: {'; '.join(found)}; {fix}"]

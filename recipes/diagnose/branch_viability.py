@@ -1,0 +1,356 @@
+"""`python -m recipes.diagnose.branch_viability`: are the teacher's alternatives viable for the student? (PW-OPSD, §3.2)
+
+A   a correct response of the student to each problem, greedy where that is right, else sampled: the spine
+B   the privileged teacher reads the spine
+C   candidates: positions where the teacher hesitates between plausible tokens
+D   local uncertainty of the teacher at the candidates, Monte Carlo dropout among it
+E   each alternative is forced after the student's prompt and the spine so far; the student goes on, without reference
+F   viability of an alternative: share of right continuations; candidates are diversity, real-uncertain or gray
+G   which score tells real-uncertain from diversity: AUROC of scores centred within problem, bootstrap over problems
+
+Departures: the prompts are this project's (`recipes.common.prompts`); several seeds, each with spines of its own where
+greedy decoding is wrong; two scores of the student beside the paper's.  Numbers: config/diagnose_branches.yaml.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from recipes.common.entry import CONFIG_DIR
+from recipes.common.settings import SettingsError
+from recipes.diagnose import figures
+from recipes.diagnose.branches import (
+    DIVERSITY,
+    GRAY,
+    MAX_PRECISION,
+    REAL_UNCERTAIN,
+    label,
+    plausible_children,
+    select_candidates,
+    uncertainty,
+    valid_tokens,
+    viability,
+)
+from recipes.diagnose.distributions import entropy, monte_carlo_scores, truncated_entropy
+from recipes.diagnose.engine import (
+    Engine,
+    Problem,
+    Response,
+    as_response,
+    grade,
+    load_model,
+    load_problems,
+    respond,
+    response_logits,
+    sample,
+    teacher_prompts,
+)
+from recipes.diagnose.mc_dropout import dropout_hooks
+from recipes.diagnose.runner import Findings, Records, execute, shown
+from recipes.diagnose.statistics import Pivot, auroc, average_precision, centered_within, cluster_bootstrap
+from workers.divergence import token_divergence
+from workers.generation import SamplingParams, response_seed
+
+# Each oriented so that a larger value should mean less reliable.
+SCORES = {
+    "early": "position, 1 − u",
+    "predictive_entropy": "MC-dropout predictive entropy",
+    "mutual_information": "MC-dropout mutual information",
+    "dirichlet": "Dirichlet precision, −log α₀",
+    "truncated_entropy": "teacher's top-k entropy",
+    "student_entropy": "student's entropy (ours)",
+    "kl": "KL(teacher ‖ student) (ours)",
+}
+
+
+def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]:
+    """Checks, the loaded model and the problems; see `runner.execute`."""
+    wrong = []
+    c, d = cfg.candidates, cfg.dropout
+    for key, value, least in (
+        ("candidates.per_problem", c.per_problem, 1), ("candidates.spacing", c.spacing, 1),
+        ("candidates.top_k", c.top_k, 2), ("candidates.children", c.children, 2),
+        ("candidates.min_children", c.min_children, 2),
+        ("continuations", cfg.continuations, 1), ("dropout.passes", d.passes, 2), ("dropout.layers", d.layers, 1),
+    ):  # fmt: skip
+        if value < least:
+            wrong.append(f"{key}={value}: must be at least {least}")
+    if c.min_children > c.children:
+        wrong.append(f"candidates.min_children={c.min_children}: at most candidates.children={c.children}")
+    if not 0 < d.rate < 1:
+        wrong.append(f"dropout.rate={d.rate}: must be between 0 and 1")
+    if not 0 <= c.min_probability < 1:
+        wrong.append(f"candidates.min_probability={c.min_probability}: must be in [0, 1) (paper: 0.05)")
+    if wrong:
+        raise SettingsError(wrong)
+    engine = load_model(cfg.model, device=cfg.device, dtype=cfg.dtype, tokens_per_pass=cfg.tokens_per_pass)
+    kwargs = dict(cfg.template_kwargs)
+    problems = load_problems(cfg.data, cfg.problems, engine, kwargs)
+    teacher = teacher_prompts(
+        engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
+    )
+    allowed = valid_tokens(engine.tokenizer, engine.model.config.vocab_size, engine.stop_ids).to(engine.device)
+    return problems, lambda seed, chunk: measure(engine, teacher, allowed, cfg, seed, chunk)
+
+
+def measure(
+    engine: Engine, teacher: Any, allowed: torch.Tensor, cfg: DictConfig, seed: int, problems: Sequence[Problem]
+) -> Records:
+    """Phases A to E for a chunk of problems, one record a problem; those without a spine have no candidates."""
+    params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
+    records: Records = []
+    for problem, (spine, source) in zip(problems, spines(engine, problems, params, cfg.rollouts, seed), strict=True):
+        record: dict[str, Any] = {"problem": problem.index, "spine": source, "length": 0, "candidates": []}
+        if spine is not None:
+            found = examine(engine, teacher(problem.row).token_ids, problem, spine, allowed, cfg, seed)
+            record |= {"length": len(spine.ids), "text": spine.text, "candidates": found}
+        records.append(record)
+    force(engine, problems, records, params, cfg.continuations, seed)
+    return records
+
+
+def spines(
+    engine: Engine, problems: Sequence[Problem], params: SamplingParams, tries: int, seed: int
+) -> list[tuple[Response | None, str]]:
+    """Phase A: a right response to each problem and where it is from ("greedy", "sampled"), or (None, "none")."""
+    greedy = SamplingParams(temperature=0.0, max_tokens=params.max_tokens, logprobs=False)
+    first = respond(engine, [p.prompt for p in problems], greedy, [("greedy", p.index) for p in problems])
+    found: list[tuple[Response | None, str]] = [
+        (response, "greedy") if right else (None, "none")
+        for response, right in zip(first, grade([r.text for r in first], [p.gold for p in problems]), strict=True)
+    ]
+    asked = [(i, number) for i, (spine, _) in enumerate(found) if spine is None for number in range(tries)]
+    if asked:
+        sampled = respond(
+            engine,
+            [problems[i].prompt for i, _ in asked],
+            params,
+            [("spine", seed, problems[i].index, n) for i, n in asked],
+        )
+        verdicts = grade([r.text for r in sampled], [problems[i].gold for i, _ in asked])
+        for (i, _), response, right in zip(asked, sampled, verdicts, strict=True):
+            if right and found[i][0] is None:
+                found[i] = (response, "sampled")
+    return found
+
+
+@torch.no_grad()
+def examine(
+    engine: Engine,
+    teacher_prompt: list[int],
+    problem: Problem,
+    spine: Response,
+    allowed: torch.Tensor,
+    cfg: Any,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Phases B to D on one spine: its candidates with children and scores, in order of position."""
+    options = cfg.candidates
+    teacher = response_logits(engine, [teacher_prompt], [spine.ids])[0]
+    student = response_logits(engine, [problem.prompt], [spine.ids])[0]
+    hesitation = truncated_entropy(teacher, allowed, options.top_k)
+    children = plausible_children(teacher, allowed, count=options.children, min_probability=options.min_probability)
+    positions = select_candidates(
+        hesitation.tolist(), children, limit=options.per_problem, spacing=options.spacing,
+        min_children=options.min_children, end=reasoning_end(engine, spine.ids),
+    )  # fmt: skip
+    if not positions:
+        return []
+    rows = torch.as_tensor(positions, device=teacher.device)
+
+    def passes() -> Any:
+        for number in range(cfg.dropout.passes):
+            drawn = response_seed("dropout", seed, problem.index, number)
+            with dropout_hooks(engine.model, layers=cfg.dropout.layers, rate=cfg.dropout.rate, seed=drawn):
+                yield response_logits(engine, [teacher_prompt], [spine.ids])[0][rows]
+
+    perturbed = monte_carlo_scores(passes())
+    columns = {
+        "predictive_entropy": perturbed["predictive_entropy"],
+        "mutual_information": perturbed["mutual_information"],
+        "dirichlet_precision": perturbed["dirichlet_precision"].clamp(-MAX_PRECISION, MAX_PRECISION),
+        "truncated_entropy": hesitation[rows],
+        "student_entropy": entropy(student[rows]),
+        "kl": token_divergence(student[rows], teacher[rows]),
+    }
+    probabilities = teacher.softmax(-1)
+    return [
+        {
+            "position": t,
+            "prefix": spine.ids[:t],
+            "u": (t + 0.5) / len(spine.ids),  # PW-OPSD §3.4: (t − 0.5) / L with t from 1
+            **{name: float(column[i]) for name, column in columns.items()},
+            "children": [
+                {"token": v, "text": engine.tokenizer.decode([v]), "probability": float(probabilities[t, v])}
+                for v in children[t]
+            ],
+        }
+        for i, t in enumerate(positions)
+    ]
+
+
+def reasoning_end(engine: Engine, ids: Sequence[int]) -> int:
+    """Number of tokens before the first ``</think>`` (phase C looks no further), all of them where there is none."""
+    closing = engine.tokenizer.convert_tokens_to_ids("</think>")
+    return list(ids).index(closing) if closing in ids else len(ids)
+
+
+def force(
+    engine: Engine, problems: Sequence[Problem], records: Records, params: SamplingParams, count: int, seed: int
+) -> None:
+    """Phase E: adds ``correct`` (a verdict for each continuation) to every child of every candidate."""
+    starts: list[tuple[Problem, dict[str, Any], list[int], tuple]] = []
+    for problem, record in zip(problems, records, strict=True):
+        for candidate in record["candidates"]:
+            prefix = candidate.pop("prefix")
+            for child in candidate["children"]:
+                child["correct"] = []
+                for number in range(count):
+                    name = ("branch", seed, problem.index, candidate["position"], child["token"], number)
+                    starts.append((problem, child, [*prefix, child["token"]], name))
+    limits = [params.max_tokens - len(response) for _, _, response, _ in starts]
+    going = [i for i, limit in enumerate(limits) if limit > 0]
+    continued = sample(
+        engine, [[*starts[i][0].prompt, *starts[i][2]] for i in going], params, [starts[i][3] for i in going],
+        limits=[limits[i] for i in going],
+    )  # fmt: skip
+    tails = dict(zip(going, continued, strict=True))
+    texts = [as_response(engine, [*start[2], *tails.get(i, [])]).text for i, start in enumerate(starts)]
+    verdicts = grade(texts, [problem.gold for problem, *_ in starts])
+    for (_, child, _, _), verdict in zip(starts, verdicts, strict=True):
+        child["correct"].append(verdict)
+
+
+# --- phases F and G ---------------------------------------------------------------------------------------------------
+
+
+def labelled(records: Records, cfg: DictConfig) -> list[dict[str, Any]]:
+    """All candidates that have a graded child, with problem, seed, label, mean viability and the oriented scores."""
+    found = []
+    for record in records:
+        for candidate in record["candidates"]:
+            shares = [viability(child["correct"]) for child in candidate["children"]]
+            known = [share for share in shares if share is not None]
+            if not known:
+                continue
+            found.append(
+                {
+                    "problem": record["problem"],
+                    "seed": record["seed"],
+                    "u": candidate["u"],
+                    "label": label(known, **cfg.summary.labels),
+                    "viability": sum(known) / len(known),
+                    "early": 1 - candidate["u"],
+                    "dirichlet": uncertainty(candidate["dirichlet_precision"]),
+                    **{name: candidate[name] for name in SCORES if name in candidate},
+                }
+            )
+    return found
+
+
+def discrimination(candidates: list[dict[str, Any]], *, residual: bool, resamples: int, seed: int) -> dict[str, Any]:
+    """AUROC and AUPRC of every score for real-uncertain against diversity, with intervals; by score's name.
+
+    residual: centre each score within its problem first, over the labelled candidates (phase G).
+    """
+    pool = [c for c in candidates if c["label"] != GRAY]
+    positive = np.array([c["label"] == REAL_UNCERTAIN for c in pool])
+    problems = np.array([c["problem"] for c in pool])
+    scores = {name: np.array([c[name] for c in pool]) for name in SCORES}
+    if residual:
+        scores = {name: centered_within(values, problems) for name, values in scores.items()}
+
+    def both(rows: np.ndarray) -> list[float]:
+        curves = [auroc(values[rows], positive[rows]) for values in scores.values()]
+        return [*curves, *(average_precision(values[rows], positive[rows]) for values in scores.values())]
+
+    intervals = cluster_bootstrap(both, problems, resamples=resamples, seed=seed)
+    halves = zip(SCORES, intervals[: len(SCORES)], intervals[len(SCORES) :], strict=True)
+    return {name: {"auroc": area, "auprc": precision} for name, area, precision in halves}
+
+
+def summarise(records: Records, cfg: DictConfig) -> Findings:
+    """Labels, discrimination, and the failure rate of forced alternatives along the spine."""
+    draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
+    candidates = labelled(records, cfg)
+    labels = Counter(c["label"] for c in candidates)
+    pool = [c for c in candidates if c["label"] != GRAY]
+    verdicts = [v for r in records for c in r["candidates"] for child in c["children"] for v in child["correct"]]
+    found = {
+        "problems": len({r["problem"] for r in records}),
+        "spines": dict(Counter(r["spine"] for r in records)),
+        "candidates": len(candidates),
+        "labels": {name: labels[name] for name in (DIVERSITY, REAL_UNCERTAIN, GRAY)},
+        "problems_in_pool": len({c["problem"] for c in pool}),
+        "continuations": len(verdicts),
+        "ungraded": sum(v is None for v in verdicts),
+    }
+    results: dict[str, Any] = {"counts": found}
+    tables = [("What was measured", ["", "number"], [[k, str(v)] for k, v in found.items()])]
+    sentences = []
+    if labels[DIVERSITY] and labels[REAL_UNCERTAIN]:
+        results["residual"] = discrimination(candidates, residual=True, **draws)
+        results["raw"] = discrimination(candidates, residual=False, **draws)
+        results["residual_by_seed"] = by_seed(candidates)
+        tables.append(
+            (
+                f"{REAL_UNCERTAIN} ({labels[REAL_UNCERTAIN]}) against {DIVERSITY} ({labels[DIVERSITY]})",
+                ["score", "residual AUROC", "residual AUPRC", "raw AUROC"],
+                [
+                    [text, shown(values["auroc"]), shown(values["auprc"]), shown(results["raw"][name]["auroc"])]
+                    for (name, text), values in zip(SCORES.items(), results["residual"].values(), strict=True)
+                ],
+            )
+        )
+    else:
+        sentences.append(f"only one of the two labels occurs ({found['labels']}), so no score can tell them apart")
+    if candidates:
+        results["failure_by_position"] = failure_by_position(candidates, cfg.summary.bins, draws)
+        tables.append(
+            ("Failure rate of forced alternatives along the spine", ["u", "candidates", "1 − viability"],
+             [[f"{row['from']:.2f} – {row['to']:.2f}", str(row["candidates"]), shown(row["failure"])]
+              for row in results["failure_by_position"]])
+        )  # fmt: skip
+    if found["ungraded"]:
+        sentences.append(f"{found['ungraded']} continuations could not be graded and are left out of the viabilities")
+    return Findings(tables, results, sentences)
+
+
+def by_seed(candidates: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Residual AUROC of every score for each seed alone; None where a label does not occur."""
+    found: dict[str, dict[str, float | None]] = {}
+    for seed in sorted({c["seed"] for c in candidates}):
+        of_seed = [c for c in candidates if c["seed"] == seed and c["label"] != GRAY]
+        if len({c["label"] for c in of_seed}) == 2:
+            values = discrimination(of_seed, residual=True, resamples=0, seed=0)
+            found[str(seed)] = {name: value["auroc"].value for name, value in values.items()}
+        else:
+            found[str(seed)] = dict.fromkeys(SCORES)
+    return found
+
+
+def failure_by_position(candidates: list[dict[str, Any]], bins: int, draws: dict[str, int]) -> list[dict[str, Any]]:
+    """Mean of 1 − viability over all candidates, gray ones too, in equal bins of u; empty bins are left out."""
+    where = [min(int(c["u"] * bins), bins - 1) for c in candidates]
+    pivot = Pivot((c["problem"], b, 1 - c["viability"]) for c, b in zip(candidates, where, strict=True))
+    means = pivot.means(**draws)
+    return [
+        {"from": b / bins, "to": (b + 1) / bins, "candidates": where.count(b), "failure": means[b]}
+        for b in sorted(set(where))
+    ]
+
+
+@hydra.main(config_path=str(CONFIG_DIR), config_name="diagnose_branches", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    execute("branch_viability", cfg, prepare, summarise, figures.branch_viability)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""`python -m recipes.diagnose.dasd_probes`: where the privileged teacher pushes, and what its pushes do (DASD, §3).
+
+    pressure       A_t = log p_T(o_t) − log p_S(o_t) against the student's entropy H_t: Spearman's ρ (probe 2, Fig. 3a)
+    shift          total variation after one gradient step of either sign, by entropy (probe 2, Fig. 3b)
+    interventions  one token drawn anew in a bucket of entropy, the student goes on (probe 3, Table 1)
+
+Probe 1, training with either sign, is `recipes.dasd.main algorithm.dasd.direction=constant algorithm.dasd.constant=±1`.
+Departures: see one_step.py and interventions.py.  Keys: config/diagnose_dasd.yaml.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from scipy.stats import spearmanr
+
+from recipes.common.entry import CONFIG_DIR
+from recipes.common.settings import SettingsError
+from recipes.diagnose import figures
+from recipes.diagnose.distributions import entropy
+from recipes.diagnose.engine import (
+    Engine,
+    Problem,
+    as_response,
+    grade,
+    load_model,
+    load_problems,
+    respond,
+    response_logits,
+    scoring_batches,
+    teacher_prompts,
+)
+from recipes.diagnose.health import measures
+from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, finish
+from recipes.diagnose.one_step import STEPS, one_step_shifts
+from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
+from recipes.diagnose.statistics import Pivot, cluster_bootstrap
+from workers.divergence import sampled_token_gap
+from workers.generation import SamplingParams
+
+METRICS = ("step_acc", "e_per_1k", "accuracy")
+
+
+def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]:
+    """Checks, the loaded model and the problems; see `runner.execute`."""
+    wrong = []
+    if cfg.step.lr is not None and not cfg.step.lr > 0:
+        wrong.append(f"step.lr={cfg.step.lr}: must be above 0, or null to leave the step out")
+    if cfg.step.lr is not None and cfg.dtype != "float32":
+        wrong.append(
+            f"dtype={cfg.dtype} with step.lr={cfg.step.lr}: so small a step is rounded away in 16 bits; use "
+            "dtype=float32, or step.lr=null to leave the step out"
+        )
+    if not 0 <= cfg.interventions.alpha <= 1:
+        wrong.append(f"interventions.alpha={cfg.interventions.alpha}: must be in [0, 1] (paper: 0.5)")
+    if cfg.interventions.per_bucket < 0:
+        wrong.append(f"interventions.per_bucket={cfg.interventions.per_bucket}: must be at least 0 (0: left out)")
+    if wrong:
+        raise SettingsError(wrong)
+    engine = load_model(cfg.model, device=cfg.device, dtype=cfg.dtype, tokens_per_pass=cfg.tokens_per_pass)
+    kwargs = dict(cfg.template_kwargs)
+    problems = load_problems(cfg.data, cfg.problems, engine, kwargs)
+    teacher = teacher_prompts(
+        engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
+    )
+    return problems, lambda seed, chunk: measure(engine, teacher, cfg, seed, chunk)
+
+
+def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: Sequence[Problem]) -> Records:
+    """Rollouts of a chunk of problems with everything the probes need, one record a rollout."""
+    params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
+    asked = [(problem, number) for problem in problems for number in range(cfg.rollouts)]
+    identities = [("dasd_probes", seed, problem.index, number) for problem, number in asked]
+    prompts = [problem.prompt for problem, _ in asked]
+    shown_to_teacher = [teacher(problem.row) for problem, _ in asked]
+    responses = respond(engine, prompts, params, identities)
+    ids = [response.ids for response in responses]
+
+    entropies: list[Any] = [None] * len(asked)
+    gaps: list[Any] = [None] * len(asked)
+    sites: list[list[Site]] = [[]] * len(asked)
+    lengths = [len(prompt.token_ids) + len(tokens) for prompt, tokens in zip(shown_to_teacher, ids, strict=True)]
+    with torch.no_grad():
+        for batch in scoring_batches(engine, lengths):
+            student = response_logits(engine, [prompts[i] for i in batch], [ids[i] for i in batch])
+            privileged = response_logits(
+                engine, [shown_to_teacher[i].token_ids for i in batch], [ids[i] for i in batch]
+            )
+            for i, p, q in zip(batch, student, privileged, strict=True):
+                tokens = torch.as_tensor(ids[i], device=p.device)
+                entropies[i] = entropy(p, cfg.temperature).cpu()
+                gaps[i] = sampled_token_gap(p, q, tokens, temperature=cfg.temperature).cpu()
+                sites[i] = choose_sites(
+                    entropies[i], p, q, per_bucket=cfg.interventions.per_bucket, alpha=cfg.interventions.alpha,
+                    temperature=cfg.temperature, top_p=cfg.top_p, identity=identities[i],
+                )  # fmt: skip
+    shifts = {}
+    if cfg.step.lr is not None:
+        shifts = one_step_shifts(engine, prompts, ids, gaps, lr=cfg.step.lr, temperature=cfg.temperature)
+    verdicts = grade([response.text for response in responses], [problem.gold for problem, _ in asked])
+    outcomes = intervened(engine, asked, ids, sites, params, identities)
+    return [
+        {
+            "problem": problem.index,
+            "rollout": number,
+            "reference_cut": shown_to_teacher[i].truncated,
+            "finished": responses[i].finished,
+            "entropy": rounded(entropies[i]),
+            "gap": rounded(gaps[i]),
+            "shift": {step: rounded(shifts[step][i]) for step in shifts},
+            "unmodified": measures(problem.row["problem"], responses[i].text, len(ids[i]), verdicts[i]),
+            "interventions": outcomes[i],
+        }
+        for i, (problem, number) in enumerate(asked)
+    ]
+
+
+def intervened(
+    engine: Engine,
+    asked: Sequence[tuple[Problem, int]],
+    ids: Sequence[list[int]],
+    sites: Sequence[list[Site]],
+    params: SamplingParams,
+    identities: Sequence[tuple],
+) -> list[list[dict[str, Any]]]:
+    """By rollout, one record for each site and kind: bucket, kind, position, whether the token changed, measures."""
+    finished = finish(engine, [problem.prompt for problem, _ in asked], ids, sites, params, identities)
+    flat = [
+        (i, site, kind, as_response(engine, branch[kind]))
+        for i, (found, branches) in enumerate(zip(sites, finished, strict=True))
+        for site, branch in zip(found, branches, strict=True)
+        for kind in KINDS
+    ]
+    verdicts = grade([response.text for *_, response in flat], [asked[i][0].gold for i, *_ in flat])
+    outcomes: list[list[dict[str, Any]]] = [[] for _ in asked]
+    for (i, site, kind, response), verdict in zip(flat, verdicts, strict=True):
+        outcomes[i].append(
+            {
+                "bucket": site.bucket,
+                "kind": kind,
+                "position": site.position,
+                "changed": site.tokens[kind] != site.tokens["resampled"],
+                **measures(asked[i][0].row["problem"], response.text, len(response.ids), verdict),
+            }
+        )
+    return outcomes
+
+
+# --- what the records say ---------------------------------------------------------------------------------------------
+
+
+def summarise(records: Records, cfg: DictConfig) -> Findings:
+    """Spearman's ρ, shifts by entropy, effects of the interventions; each with its interval over problems."""
+    draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
+    results: dict[str, Any] = {"counts": counts(records)}
+    correlations = correlation(records, draws)
+    results["spearman"] = correlations
+    results["spearman_by_seed"] = {
+        str(seed): {name: rho.value for name, rho in correlation(of_seed, {"resamples": 0, "seed": 0}).items()}
+        for seed, of_seed in _by_seed(records).items()
+    }
+    tables = [
+        ("Spearman's ρ with the student's entropy", ["quantity", "ρ [95 %]"],
+         [[LABELS[name], shown(interval)] for name, interval in correlations.items()])
+    ]  # fmt: skip
+    edges, by_bin = by_entropy(records, cfg.summary.bins, draws)
+    results["by_entropy"] = {"edges": edges, "bins": by_bin}
+    quantities = [q for q in LABELS if q in by_bin[0]]
+    tables.append(
+        ("Means by entropy of the student", ["H (nats)", "tokens", *(LABELS[q] for q in quantities)],
+         [[f"{low:.3g} – {high:.3g}", str(row["tokens"]), *(shown(row[q], "{:.2g}") for q in quantities)]
+          for low, high, row in zip(edges, edges[1:], by_bin, strict=False)])
+    )  # fmt: skip
+    if cfg.interventions.per_bucket:
+        results["interventions"] = effects(records, draws)
+        tables += _effect_tables(results["interventions"])
+    return Findings(tables, results, notes(results["counts"]))
+
+
+LABELS = {
+    "gap": "A_t",
+    "magnitude": "|A_t|",
+    "conformity": "TV, step +1",
+    "novelty": "TV, step −1",
+    "conformity_own": "TV, +1, tokens with A > 0",
+    "novelty_own": "TV, −1, tokens with A < 0",
+}
+
+
+def counts(records: Records) -> dict[str, int]:
+    """How much was measured and what was left out."""
+    outcomes = [o for r in records for o in (r["unmodified"], *r["interventions"])]
+    return {
+        "problems": len({r["problem"] for r in records}),
+        "rollouts": len(records),
+        "tokens": sum(len(r["gap"]) for r in records),
+        "unfinished": sum(not r["finished"] for r in records),
+        "references_cut": sum(r["reference_cut"] for r in records),
+        "responses_graded": len(outcomes),
+        "ungraded": sum(o["accuracy"] is None for o in outcomes),
+        "without_steps": sum(o["step_acc"] is None for o in outcomes),
+    }
+
+
+def notes(found: dict[str, int]) -> list[str]:
+    """The counts that change how the results are to be read."""
+    sentences = {
+        "ungraded": "responses could not be graded (time-out or error) and are left out of the accuracies",
+        "references_cut": "rollouts had a reference that did not fit teacher.max_prompt_length and was cut",
+        "unfinished": "rollouts reached max_tokens without ending",
+        "without_steps": "responses have no step that can be checked and are left out of StepAcc",
+    }
+    return [f"{found[key]} {sentence}" for key, sentence in sentences.items() if found[key]]
+
+
+def _tokens(records: Records) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """All tokens' quantities, (N,) each, and the problem of each token."""
+    names = ["entropy", "gap"]
+    columns = {name: np.concatenate([np.asarray(r[name]) for r in records]) for name in names}
+    columns["magnitude"] = np.abs(columns["gap"])
+    for step in STEPS:
+        if step in records[0]["shift"]:
+            columns[step] = np.concatenate([np.asarray(r["shift"][step]) for r in records])
+    return columns, np.repeat([r["problem"] for r in records], [len(r["gap"]) for r in records])
+
+
+def correlation(records: Records, draws: dict[str, int]) -> dict[str, Any]:
+    """Spearman's ρ of each quantity with H_t over all tokens, by name."""
+    columns, problems = _tokens(records)
+    names = [name for name in LABELS if name in columns]
+    table = np.stack([columns["entropy"], *(columns[name] for name in names)], axis=1)
+
+    def rho(rows: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a constant column has no ρ: NaN says so
+            found = np.asarray(spearmanr(table[rows], axis=0).statistic)
+        return found[0, 1:] if found.ndim else np.full(len(names), np.nan)
+
+    return dict(zip(names, cluster_bootstrap(rho, problems, **draws), strict=True))
+
+
+def by_entropy(records: Records, bins: int, draws: dict[str, int]) -> tuple[list[float], list[dict[str, Any]]]:
+    """Edges of the entropy's quantile bins and, for each bin, its tokens and every quantity's mean."""
+    columns, problems = _tokens(records)
+    edges = np.unique(np.quantile(columns["entropy"], np.linspace(0, 1, bins + 1)))
+    where = np.clip(np.searchsorted(edges, columns["entropy"], side="right") - 1, 0, max(len(edges) - 2, 0))
+    names = [name for name in LABELS if name in columns]
+    pivot = Pivot(
+        (int(problem), (name, int(b)), value)
+        for name in names
+        for problem, b, value in zip(problems, where, columns[name], strict=True)
+    )
+    means = pivot.means(**draws)
+    rows = []
+    for b in range(max(len(edges) - 1, 1)):
+        row: dict[str, Any] = {
+            "tokens": int((where == b).sum()),
+            "entropy": float(columns["entropy"][where == b].mean()),
+        }
+        rows.append({**row, **{name: means[name, b] for name in names}})
+    return edges.tolist(), rows
+
+
+def effects(records: Records, draws: dict[str, int]) -> dict[str, Any]:
+    """By metric, bucket and kind: relative change (%) against the unmodified rollouts, and against `resampled`.
+
+    ``versus_unmodified_percent`` is the paper's.  ``versus_resampled`` is the absolute difference from the same sites
+    with the student's own draw.  ``changed`` is the share of sites where the kind's token is not the student's.
+    """
+    pivot = Pivot(_observations(records))
+    at = pivot.columns
+    # A draw by its metric's name: with none measured (steps of other problems) the metric is left out.
+    wanted = [
+        (metric, bucket, kind)
+        for metric in METRICS
+        for bucket in BUCKETS
+        for kind in KINDS
+        if (metric, bucket, kind) in at and (metric, bucket, "resampled") in at and (metric, "", "unmodified") in at
+    ]
+
+    def derive(means: np.ndarray) -> list[float]:
+        values = []
+        for metric, bucket, kind in wanted:
+            base = means[at[metric, "", "unmodified"]]
+            value = means[at[metric, bucket, kind]]
+            values += [
+                value,
+                100 * (value / base - 1) if base else np.nan,
+                value - means[at[metric, bucket, "resampled"]],
+            ]
+        return [*values, *(means[at["changed", b, k]] for b, k in changed)]
+
+    changed = [(b, k) for b in BUCKETS for k in KINDS if ("changed", b, k) in at]
+    intervals = pivot.intervals(derive, **draws)
+    found: dict[str, Any] = {"effects": {}, "changed": {}, "unmodified": {}}
+    for number, key in enumerate(wanted):
+        mean, percent, difference = intervals[3 * number : 3 * number + 3]
+        found["effects"]["/".join(key)] = {
+            "mean": mean,
+            "versus_unmodified_percent": percent,
+            "versus_resampled": difference,
+        }
+    for key, interval in zip(changed, intervals[3 * len(wanted) :], strict=True):
+        found["changed"]["/".join(key)] = interval
+    means = pivot.means(**draws)
+    found["unmodified"] = {m: means[m, "", "unmodified"] for m in METRICS if (m, "", "unmodified") in at}
+    return found
+
+
+def _observations(records: Records) -> Iterator[tuple[int, tuple[str, str, str], float | None]]:
+    for record in records:
+        for metric in METRICS:
+            yield record["problem"], (metric, "", "unmodified"), record["unmodified"][metric]
+        for outcome in record["interventions"]:
+            for metric in (*METRICS, "changed"):
+                yield record["problem"], (metric, outcome["bucket"], outcome["kind"]), outcome[metric]
+
+
+def _effect_tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    changes, differences = [], []
+    for bucket in BUCKETS:
+        for metric, base in found["unmodified"].items():
+            cells = [found["effects"].get(f"{metric}/{bucket}/{kind}") for kind in KINDS]
+            if cells[0] is None:
+                continue
+            name = f"{bucket} H: {metric} ({base.value:.3g})"
+            changes.append([name, *(shown(cell["versus_unmodified_percent"], "{:+.1f}") for cell in cells)])
+            differences.append([name, *(shown(cell["versus_resampled"], "{:+.3f}") for cell in cells[:2])])
+        shares = [found["changed"][f"{bucket}/{kind}"] for kind in KINDS[:2] if f"{bucket}/{kind}" in found["changed"]]
+        differences.append([f"{bucket} H: share of tokens changed", *(shown(share, "{:.3f}") for share in shares)])
+    first = "where: metric (unmodified)"
+    return [
+        ("One token drawn anew: change against the unmodified rollouts (%)", [first, *KINDS], changes),
+        ("The same, minus the student's own draw at the same place", [first, *KINDS[:2]], differences),
+    ]
+
+
+def _by_seed(records: Records) -> dict[int, Records]:
+    return {seed: [r for r in records if r["seed"] == seed] for seed in sorted({r["seed"] for r in records})}
+
+
+@hydra.main(config_path=str(CONFIG_DIR), config_name="diagnose_dasd", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    execute("dasd_probes", cfg, prepare, summarise, figures.dasd_probes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The model in both of its parts: sampling as the student, and logits of a response after either prompt.
+
+What the three diagnostics share and nothing else.  A response's tokens are never re-tokenised: teacher and student read
+their own prompt's ids followed by the same response ids, and row t of either's logits is the distribution from which
+token t was, or would have been, drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recipes.common.prompts import render, student_messages
+from recipes.common.settings import SettingsError
+from workers.generation import SamplingParams, generate_batch, response_seed, stop_token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model with what sampling from it needs."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: list[int]
+    pad_id: int
+    tokens_per_pass: int  # sequences × longest sequence of one forward pass
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled response: ids with the stop token (if it ended), text without special tokens, whether it ended."""
+
+    ids: list[int]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row of the data with its student's prompt; ``index`` is its place in the file and names it everywhere."""
+
+    index: int
+    row: dict[str, Any]
+    prompt: list[int]
+
+    @property
+    def gold(self) -> Any:
+        return self.row.get("answer") or (self.row.get("reward_model") or {}).get("ground_truth")
+
+
+def load_model(name: str, *, device: str, dtype: str, tokens_per_pass: int) -> Engine:
+    """A Hugging Face folder or hub name, ready to sample and to score.
+
+    Raises:
+        SettingsError: it cannot be loaded, its tokenizer has no chat template, or the device is not there.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError([f"device={device}: this machine has no CUDA device; use device=cpu"])
+    if dtype not in DTYPES:
+        raise SettingsError([f"dtype={dtype}: must be one of {', '.join(DTYPES)}"])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES[dtype], attn_implementation="sdpa", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise SettingsError([f"model={name} cannot be loaded: {(str(error).splitlines() or [''])[0]}"]) from error
+    if not tokenizer.chat_template:
+        raise SettingsError([f"model={name} has no chat template, so its prompts cannot be rendered"])
+    stops = stop_token_ids(tokenizer, model.generation_config)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Engine(model.to(device).eval(), tokenizer, stops, pad, tokens_per_pass)
+
+
+def load_problems(path: str, count: int | None, engine: Engine, template_kwargs: dict[str, Any]) -> list[Problem]:
+    """The first rows of a prepared parquet file (`recipes.data.prepare`).
+
+    Raises:
+        SettingsError: no such file, no rows, or a row that cannot be graded.
+    """
+    from recipes.data.sources import DataError
+    from recipes.data.validate import read_rows
+    from rewards.grader import gold_text
+
+    if not Path(path).is_file():
+        raise SettingsError([f"data={path}: no such parquet file; make one with python -m recipes.data.prepare"])
+    problems = []
+    try:
+        for index, row in enumerate(read_rows(Path(path))):
+            if count is not None and index >= count:
+                break
+            messages = [dict(turn) for turn in row.get("prompt") or []] or student_messages(row["problem"])
+            problem = Problem(index, row, render(engine.tokenizer, messages, template_kwargs))
+            if not gold_text(problem.gold):
+                raise SettingsError([f"data={path}: row {index} has no answer, so no response to it can be graded"])
+            problems.append(problem)
+    except DataError as error:
+        raise SettingsError([f"data={path}: {error}"]) from error
+    if not problems:
+        raise SettingsError([f"data={path} has no rows"])
+    return problems
+
+
+def teacher_prompts(
+    engine: Engine, problems: Sequence[Problem], *, context: str, max_length: int, template_kwargs: dict[str, Any]
+) -> Any:
+    """A `PrivilegedPrompts` after a check that every problem has what the teacher is to be shown.
+
+    Raises:
+        SettingsError: rows without that reference; names the first.
+    """
+    from recipes.common.teacher import MissingReference, PrivilegedPrompts, reference_of
+
+    if context not in ("solution", "answer"):
+        raise SettingsError([f"teacher.context={context}: must be solution or answer"])
+    missing = []
+    for problem in problems:
+        try:
+            reference_of(problem.row, context)
+        except MissingReference:
+            missing.append(problem.index)
+    if missing:
+        raise SettingsError(
+            [f"{len(missing)} of {len(problems)} rows have no {context} for the teacher to see, the first is row "
+             f"{missing[0]}; use teacher.context={'answer' if context == 'solution' else 'solution'} or other data"]
+        )  # fmt: skip
+    return PrivilegedPrompts(engine.tokenizer, context, max_length, template_kwargs)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def sample(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    identities: Sequence[tuple],
+    *,
+    limits: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """One continuation of each prompt, as ids with the stop token if it came.
+
+    identities: what names each request (seed, problem, …); its random numbers are a function of it alone.
+    limits: the longest continuation of each request, at least 1; ``params.max_tokens`` for all by default.
+    """
+    limits = list(limits) if limits is not None else [params.max_tokens] * len(prompts)
+    # Long ones together, so that a batch ends early; results come back in the caller's order.
+    order = sorted(range(len(prompts)), key=lambda i: -limits[i])
+    found: list[list[int]] = [[] for _ in prompts]
+    for batch in _batches(order, [len(p) + limit for p, limit in zip(prompts, limits, strict=True)], engine):
+        generated = generate_batch(
+            engine.model,
+            [prompts[i] for i in batch],
+            replace(params, max_tokens=max(limits[i] for i in batch), logprobs=False),
+            [response_seed(*identities[i]) for i in batch],
+            stop_token_ids=engine.stop_ids,
+            pad_token_id=engine.pad_id,
+        )
+        for i, one in zip(batch, generated, strict=True):
+            found[i] = one.token_ids[: limits[i]]
+    return found
+
+
+def respond(
+    engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, identities: Sequence[tuple]
+) -> list[Response]:
+    """A full response to each prompt."""
+    return [as_response(engine, ids) for ids in sample(engine, prompts, params, identities)]
+
+
+def as_response(engine: Engine, ids: Sequence[int]) -> Response:
+    """A response from its ids."""
+    text = str(engine.tokenizer.decode(list(ids), skip_special_tokens=True))
+    return Response(list(ids), text, bool(ids) and ids[-1] in engine.stop_ids)
+
+
+def grade(texts: Sequence[str], golds: Sequence[Any]) -> list[bool | None]:
+    """Whether each response is right; None where the grader could not tell (time-out, error): to be counted."""
+    from rewards.math import compute_score
+
+    def one(pair: tuple[str, Any]) -> bool | None:
+        verdict = compute_score("diagnose", pair[0], pair[1])
+        return None if verdict["status"] in ("timeout", "error") else verdict["acc"] == 1.0
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(one, zip(texts, golds, strict=True)))
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def scoring_batches(engine: Engine, lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of sequences that fit one pass together, similar lengths together."""
+    yield from _batches(sorted(range(len(lengths)), key=lambda i: lengths[i]), lengths, engine)
+
+
+def response_logits(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    forward: Callable[..., Any] | None = None,
+) -> list[Tensor]:
+    """Logits over each response, a (L_i, V) fp32 tensor each, from one forward pass.
+
+    forward: what is called in the model's place, with the same arguments.
+
+    Left-padded, so that all responses end in the same column and only their rows need logits.  Carries gradients where
+    the caller enabled them.
+    """
+    sequences = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+    width, longest = max(map(len, sequences)), max(map(len, responses))
+    ids = torch.full((len(sequences), width), engine.pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = torch.as_tensor(sequence)
+        mask[row, width - len(sequence) :] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = (forward or engine.model)(
+        ids.to(engine.device),
+        attention_mask=mask.to(engine.device),
+        position_ids=positions.to(engine.device),
+        logits_to_keep=longest + 1,
+        use_cache=False,
+    ).logits
+    # Column −1 would be the token after the response; row t predicts token t.
+    return [logits[row, -1 - len(response) : -1].float() for row, response in enumerate(responses)]
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], engine: Engine) -> Iterator[list[int]]:
+    batch: list[int] = []
+    longest = 0
+    for i in order:
+        longest = max(longest, lengths[i])
+        if batch and longest * (len(batch) + 1) > engine.tokens_per_pass:
+            yield batch
+            batch, longest = [], lengths[i]
+        batch.append(i)
+    if batch:
+        yield batch

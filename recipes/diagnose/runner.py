@@ -1,0 +1,238 @@
+"""What the diagnostics' commands share: measuring part by part, going on after an interruption, and the results' files.
+
+A diagnostic is `measure(seed, problems) -> records` and `summarise(records) -> Findings`.  The problems are measured in
+fixed chunks, and each chunk of each seed is one file under ``parts/``, written when it is complete.  Starting again
+with the same ``hydra.run.dir`` measures only what is missing; more seeds may be added, other settings are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from recipes.common.run_dir import write_atomically
+from recipes.common.settings import SettingsError
+from recipes.diagnose.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from recipes.diagnose.engine import Problem
+
+SETTINGS, PARTS = "settings.json", "parts"
+# Keys that do not change what is measured: seeds are parts of their own, the rest is about speed, place or evaluation.
+FREE_KEYS = ("seeds", "device", "tokens_per_pass", "summary")
+
+Records = list[dict[str, Any]]
+
+
+@dataclass
+class Findings:
+    """What a diagnostic found: tables for people, ``results`` for programs, notes that a reader must not miss."""
+
+    tables: list[tuple[str, list[str], list[list[str]]]]  # (title, columns, rows)
+    results: dict[str, Any]  # JSON, with `Interval` where a number has one
+    notes: list[str] = field(default_factory=list)
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """Numbers for a record: six significant digits are more than fp32 log-probs have."""
+    return [float(f"{float(value):.6g}") for value in values]
+
+
+def shown(interval: Interval, form: str = "{:.3f}") -> str:
+    """``value [low, high]``, the value alone where there is no interval, a dash where there is nothing to show."""
+    if isnan(interval.value):
+        return "–"
+    if isnan(interval.low):
+        return form.format(interval.value)
+    numbers = [form.format(x) for x in (interval.value, interval.low, interval.high)]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+
+def execute(
+    name: str,
+    cfg: DictConfig,
+    prepare: Callable[[DictConfig], tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]],
+    summarise: Callable[[Records, DictConfig], Findings],
+    draw: Callable[[Findings, Records, DictConfig], Figure],
+) -> None:
+    """Run a diagnostic's command to its files; exits with 2 where refused and 130 where stopped.
+
+    prepare: checks the settings and loads what is needed; returns the problems and ``measure(seed, problems)``, whose
+    records must be JSON-serialisable and carry ``problem`` (its index); ``seed`` is added here.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a log file: wide enough for every table
+        console.width = 160
+    out = Path(cfg.out).resolve()
+    try:
+        check_common(cfg)
+        problems, measure = prepare(cfg)
+        claim(out, name, cfg)
+        records = measure_all(cfg, out, problems, measure, console)
+    except SettingsError as error:
+        print(f"This diagnostic was not started:\n{error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print(f"[yellow]stopped[/]; what is measured is kept: start again with hydra.run.dir={cfg.out}")
+        sys.exit(130)
+    write_findings(name, cfg, out, records, summarise, draw, console)
+
+
+def check_common(cfg: DictConfig) -> None:
+    """Raises SettingsError with everything wrong among the keys that all diagnostics have."""
+    wrong = []
+    for key in ("rollouts", "chunk", "max_tokens", "tokens_per_pass"):
+        if cfg[key] < 1:
+            wrong.append(f"{key}={cfg[key]}: must be at least 1")
+    if cfg.problems is not None and cfg.problems < 1:
+        wrong.append(f"problems={cfg.problems}: must be at least 1, or null for all")
+    seeds = list(cfg.seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        wrong.append(f"seeds={seeds}: give at least one, each once")
+    if cfg.summary.resamples < 100:
+        wrong.append(
+            f"summary.resamples={cfg.summary.resamples}: a percentile interval needs at least 100 (paper: 1000)"
+        )
+    if not cfg.temperature > 0:
+        wrong.append(
+            f"temperature={cfg.temperature}: must be above 0: without sampling a problem's rollouts are all alike"
+        )
+    if not 0 < cfg.top_p <= 1:
+        wrong.append(f"top_p={cfg.top_p}: must be in (0, 1]")
+    if wrong:
+        raise SettingsError(wrong)
+
+
+def claim(out: Path, name: str, cfg: DictConfig) -> None:
+    """Make the directory this diagnostic's, or check that it is.  Raises SettingsError naming every differing key."""
+    settings = {"diagnostic": name, **_flat({k: v for k, v in _plain(cfg).items() if k not in (*FREE_KEYS, "out")})}
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    path = out / SETTINGS
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = sorted(k for k in before.keys() | settings.keys() if before.get(k) != settings.get(k))
+        if differing:
+            raise SettingsError(
+                [f"{out} was measured with {k}={before.get(k)}, not {settings.get(k)}; use another hydra.run.dir"
+                 for k in differing]
+            )  # fmt: skip
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")
+
+
+def measure_all(
+    cfg: DictConfig,
+    out: Path,
+    problems: Sequence[Problem],
+    measure: Callable[[int, Sequence[Problem]], Records],
+    console: Console,
+) -> Records:
+    """All records, measuring the parts that are not there yet."""
+    chunks = [problems[i : i + cfg.chunk] for i in range(0, len(problems), cfg.chunk)]
+    work = [(seed, number, chunk) for seed in cfg.seeds for number, chunk in enumerate(chunks)]
+    records: Records = []
+    began, kept = time.time(), 0
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("measuring", total=len(work))
+        for done, (seed, number, chunk) in enumerate(work, 1):
+            path = out / PARTS / f"seed_{seed}_chunk_{number}.json"
+            # The same rows, or the data file has changed under a directory that is half measured.
+            rows = hashlib.sha256(json.dumps([[p.index, p.prompt] for p in chunk]).encode()).hexdigest()
+            part = _read_part(path)
+            if part is None:
+                found = [{"seed": seed, **record} for record in measure(seed, chunk)]
+                part = {"rows": rows, "records": found}
+                write_atomically(path, json.dumps(part))
+            elif part["rows"] != rows:
+                raise SettingsError(
+                    [f"{path} holds other problems than data={cfg.data} now; use another hydra.run.dir"]
+                )
+            else:
+                kept += 1
+            records += part["records"]
+            progress.update(task, advance=1, description=f"seed {seed}")
+            if not console.is_terminal:
+                console.print(f"{done}/{len(work)} parts, {time.time() - began:.0f} s")
+    if kept:
+        console.print(f"{kept} of {len(work)} parts were measured before and are kept")
+    return records
+
+
+def _read_part(path: Path) -> dict[str, Any] | None:
+    """A finished part; None where there is none, or one that a full disk has cut (it is measured again)."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def write_findings(
+    name: str,
+    cfg: DictConfig,
+    out: Path,
+    records: Records,
+    summarise: Callable[[Records, DictConfig], Findings],
+    draw: Callable[[Findings, Records, DictConfig], Figure],
+    console: Console,
+) -> None:
+    """``<name>.json``, ``<name>.md`` and ``<name>.png`` in the directory, and the tables on the console."""
+    findings = summarise(records, cfg)
+    document = {"diagnostic": name, "settings": _plain(cfg), "results": findings.results, "notes": findings.notes}
+    write_atomically(out / f"{name}.json", json.dumps(document, indent=2, default=Interval.as_json) + "\n")
+    write_atomically(out / f"{name}.md", markdown(findings))
+    figure = draw(findings, records, cfg)
+    temporary = out / f".{name}.png"
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(out / f"{name}.png")
+    for title, columns, rows in findings.tables:
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    for note in findings.notes:
+        console.print(f"[yellow]note[/] {note}")
+    console.print(f"{out}/{name}.json, .md, .png")
+
+
+def markdown(findings: Findings) -> str:
+    """The tables and notes as Markdown."""
+    lines: list[str] = []
+    for title, columns, rows in findings.tables:
+        lines += [f"**{title}**", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    return "\n".join([*lines, *(f"- {note}" for note in findings.notes)]) + "\n"
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

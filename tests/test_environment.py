@@ -1,0 +1,186 @@
+"""What a run stands on is checked before it starts: packages, GPUs, the run directory, the checkpoint in it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import namedtuple
+from importlib.metadata import version
+
+import pytest
+from omegaconf import OmegaConf
+
+from recipes.common import environment, planner
+from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER
+
+
+@pytest.fixture
+def gpu_config(compose_config):
+    return compose_config("method=dasd", "experiment=qwen3_8b_dapo", "hardware=8xh100")
+
+
+@pytest.fixture
+def starter_config(compose_config):
+    return compose_config("method=dasd", "experiment=starter")
+
+
+@pytest.mark.parametrize(
+    ("parallel", "named"), [(3, "one of 1, 2, 4, 8"), (0, "one of 1, 2, 4, 8"), (16, "trainer.n_gpus_per_node=8")]
+)
+def test_a_server_that_does_not_divide_a_node(gpu_config, parallel, named):
+    gpu_config.actor_rollout_ref.rollout.tensor_model_parallel_size = parallel
+    (problem,) = environment.parallelism(gpu_config)
+    assert f"tensor_model_parallel_size={parallel}" in problem and named in problem
+
+
+def test_a_server_that_does_not_divide_the_heads(gpu_config):
+    gpu_config.trainer.n_gpus_per_node = 6
+    gpu_config.actor_rollout_ref.rollout.tensor_model_parallel_size = 6
+    (problem,) = environment.parallelism(gpu_config)
+    assert "32 attention heads" in problem and "power of two" in problem
+
+
+def test_nodes_that_ray_was_not_told_of(gpu_config, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    gpu_config.trainer.nnodes = 2
+    (problem,) = environment.parallelism(gpu_config)
+    assert "trainer.nnodes=2" in problem and "cluster/train.sbatch" in problem
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert list(environment.parallelism(gpu_config)) == []
+
+
+@pytest.mark.skipif(
+    any(environment._version(package) for package in ("flash-attn", "vllm")), reason="this machine has GPU packages"
+)
+def test_missing_gpu_packages_are_named_with_their_installation(gpu_config, starter_config):
+    attention, server = environment.software(gpu_config)
+    assert "flash-attn==2.8.3 --no-build-isolation" in attention and "vllm==0.24.0" in server
+    assert list(environment.software(starter_config)) == []
+    gpu_config.dry_run = True  # planned here, run elsewhere
+    assert list(environment.software(gpu_config)) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refused"),
+    [
+        ("torch==2.11.0", True),
+        (f"torch=={version('torch').split('+')[0]}", False),  # a build's "+cu130" is no other version
+        ("torch<2", True),
+        ('torch==2.11.0 ; extra == "cuda"', False),
+        ('torch==2.11.0 ; python_version < "3"', False),
+        ("numpy==0.1", False),
+    ],
+)
+def test_vllm_built_for_another_torch(monkeypatch, wanted, refused):
+    monkeypatch.setattr(environment, "requires", lambda package: ["transformers>=4", wanted])
+    found = list(environment._mismatches("vllm", "0.24.0"))
+    assert bool(found) == refused, found
+    if refused:
+        assert "vllm 0.24.0" in found[0] and f"torch is {version('torch')}" in found[0] and "install.md" in found[0]
+
+
+def test_metadata_of_a_real_package_is_read():
+    assert list(environment._mismatches("verl", version("verl"))) == []
+
+
+def test_what_does_not_fit_is_refused_with_what_would(compose_config):
+    cfg = compose_config("method=dasd", "experiment=qwen3_8b_dapo", "hardware=1xh100", "dry_run=true")
+    assert list(environment.capacity(cfg)) == []
+    cfg.actor_rollout_ref.actor.fsdp_config.offload_policy = False
+    (problem,) = environment.capacity(cfg)
+    assert "does not fit" in problem and "offload_policy=true" in problem
+
+
+def test_an_unknown_gpu(gpu_config):
+    gpu_config.self_distill.gpu = "tpu"
+    (problem,) = environment.capacity(gpu_config)
+    assert "self_distill.gpu=tpu" in problem and "h100, h200" in problem
+
+
+def test_a_disk_without_room_for_the_checkpoints(gpu_config, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 200 * planner.GIB))
+    (problem,) = environment.output(gpu_config)
+    # 8.19 B parameters × 12 bytes = 91.5 GiB a checkpoint, two kept and one in the making
+    assert "200.0 GiB free" in problem and "274.6" in problem and "keep_checkpoints=1" in problem
+
+
+def test_a_read_only_file_system(starter_config, tmp_path):
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        starter_config.self_distill.run_dir = str(folder / "run")
+        (problem,) = environment.output(starter_config)
+        assert "not a directory that can be written" in problem and "another hydra.run.dir" in problem
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def checkpoint(folder, cfg, world: int, shards: int | None = None):
+    """A run directory as verl leaves it after step 3."""
+    actor = folder / CHECKPOINTS / "global_step_3" / "actor"
+    actor.mkdir(parents=True)
+    (folder / CHECKPOINTS / TRACKER).write_text("3")
+    for rank in range(world if shards is None else shards):
+        (actor / f"model_world_size_{world}_rank_{rank}.pt").touch()
+    if cfg is not None:
+        OmegaConf.save(cfg, folder / CONFIG)
+    return actor.parent
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("self_distill.method", "grpo"),
+        ("actor_rollout_ref.model.lora_rank", 8),
+        ("actor_rollout_ref.model.path", "/another/model"),
+        ("trainer.nnodes", 2),
+    ],
+)
+def test_a_checkpoint_of_another_run(starter_config, tmp_path, key, value):
+    before = starter_config.copy()
+    OmegaConf.update(before, key, value)
+    checkpoint(tmp_path / "run", before, world=1)
+    (problem,) = environment.output(starter_config)
+    assert f"{key}={value}" in problem and "choose another hydra.run.dir" in problem
+
+
+def test_a_checkpoint_of_the_same_run_is_welcome(starter_config, tmp_path):
+    checkpoint(tmp_path / "run", starter_config, world=1)
+    assert list(environment.output(starter_config)) == []
+
+
+@pytest.mark.parametrize(("world", "shards"), [(4, 4), (1, 0)])
+def test_shards_of_another_number_of_workers(starter_config, tmp_path, world, shards):
+    checkpoint(tmp_path / "run", None, world, shards)
+    problems = list(environment.output(starter_config))
+    if shards == 0:
+        assert problems == []  # nothing to judge by
+        return
+    (problem,) = problems
+    assert "written by 4 workers" in problem and "this run has 1" in problem
+
+
+def test_a_checkpoint_that_lacks_a_shard(starter_config, tmp_path):
+    starter_config.trainer.n_gpus_per_node = 2
+    checkpoint(tmp_path / "run", starter_config, world=2, shards=1)
+    (problem,) = environment.output(starter_config)
+    assert "1 shards are there" in problem
+
+
+def test_a_path_to_another_methods_checkpoint(starter_config, tmp_path):
+    before = starter_config.copy()
+    before.self_distill.method = "grpo"
+    folder = checkpoint(tmp_path / "elsewhere", before, world=1)
+    starter_config.trainer.resume_mode = "resume_path"
+    starter_config.trainer.resume_from_path = str(folder)
+    (problem,) = environment.output(starter_config)
+    assert "self_distill.method=grpo" in problem and "trainer.resume_from_path" in problem
+
+
+def test_starting_anew_ignores_what_is_there(starter_config, tmp_path):
+    checkpoint(tmp_path / "run", None, world=4)
+    starter_config.trainer.resume_mode = "disable"
+    assert list(environment.output(starter_config)) == []

@@ -1,0 +1,166 @@
+"""A run over two Ray nodes, on one machine: one worker on each, a node killed in the middle, resumed on a new one.
+
+The same run checks the loggers, since each start of the stack takes half a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from recipes.common import run_dir as files
+from tests.conftest import ROOT, Run, start, wait_for_step
+
+pytestmark = pytest.mark.slow
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Node:
+    """`ray start --block` with one logical GPU; `kill` is the machine losing power."""
+
+    def __init__(self, *arguments: str):
+        common = ("--block", "--num-gpus=1", "--num-cpus=8", "--object-store-memory=200000000", "--disable-usage-stats")
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        self.process = subprocess.Popen(
+            [RAY, "start", *common, *arguments],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        try:
+            family = psutil.Process(self.process.pid)
+            members = [family, *family.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for member in members:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+
+
+class Cluster:
+    """Two nodes under one secret, as cluster/train.sbatch starts them; RAY_ADDRESS names the head."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.address = f"127.0.0.1:{free_port()}"
+        patch.setenv("RAY_ADDRESS", self.address)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        self.nodes = [Node("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false")]
+
+    def join(self, expected: int) -> None:
+        waiter = [sys.executable, "-m", "recipes.common.ray_nodes"]
+        subprocess.run([*waiter, "1", "120"], cwd=ROOT, check=True)
+        self.nodes.append(Node(f"--address={self.address}"))
+        subprocess.run([*waiter, str(expected), "120"], cwd=ROOT, check=True)
+
+    def end(self) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+
+
+@dataclass
+class Story:
+    """The same command twice: a node lost in the first, which had saved at `saved`; complete in the second."""
+
+    first: Run
+    saved: int
+    shards: set[str]
+    second: Run
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("nodes") / "run"
+    overrides = ("trainer.nnodes=2", "trainer.total_training_steps=4", "trainer.save_freq=1")
+    overrides += ("trainer.logger=[tensorboard,wandb]",)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        cluster = Cluster(patch)
+        try:
+            cluster.join(2)
+            process = start("dasd", directory, *overrides)
+            wait_for_step(directory, 2, process)
+            cluster.nodes.pop().kill()
+            first = ended(process, directory, timeout=180)
+            saved = files.checkpointed_step(directory)
+            shards = {
+                p.name for p in (directory / files.CHECKPOINTS / f"global_step_{saved}" / "actor").glob("model_*")
+            }
+            cluster.join(2)
+            second = ended(start("dasd", directory, *overrides), directory, timeout=300)
+        finally:
+            cluster.end()
+    return Story(first, saved, shards, second)
+
+
+def ended(process: subprocess.Popen, directory: Path, timeout: float) -> Run:
+    began = time.time()
+    try:
+        console, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        console, _ = process.communicate()
+        pytest.fail(f"no end after {timeout:.0f} s:\n{console}\n{Run(directory, -1, '', 0).log[-3000:]}")
+    return Run(directory, process.returncode, console, time.time() - began)
+
+
+def test_a_lost_node_ends_the_run_and_leaves_a_complete_checkpoint(story):
+    assert story.first.code == 1 and "failed" in story.first.console, story.first.console
+    assert story.saved >= 1
+    assert story.shards == {f"model_world_size_2_rank_{rank}.pt" for rank in (0, 1)}
+
+
+def test_the_run_goes_on_when_the_cluster_has_its_nodes_again(story):
+    assert story.second.code == 0, story.second.console + story.second.log[-3000:]
+    assert f"resuming after step {story.saved}" in story.second.console
+    assert sorted(story.second.steps) == [1, 2, 3, 4]
+    assert files.checkpointed_step(story.second.directory) == 4
+
+
+def test_tensorboard_and_wandb_have_the_metrics_that_the_file_has(story):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    key, records = "critic/score/mean", story.second.steps
+    shown = {}
+    for folder in {p.parent for p in (story.second.directory / "tensorboard").rglob("events.out*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        shown |= {event.step: event.value for event in events.Scalars(key)}
+    assert shown == pytest.approx({step: record[key] for step, record in records.items()})
+
+    offline = sorted((story.second.directory / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(offline) == 2  # one for each start
+    store, logged = DataStore(), {}
+    store.open_for_scan(str(offline[-1]))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        if key in items:
+            logged[record.history.step.num] = float(items[key])
+    assert logged == pytest.approx({step: r[key] for step, r in records.items() if step > story.saved})
