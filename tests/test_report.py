@@ -17,7 +17,7 @@ from recipes.report.figures import Line, curves, smoothed
 from recipes.report.heat import heat, level
 from recipes.report.page import comparison_page, run_page, write_report
 from recipes.report.panels import mean_curve, run_panels, stage_panel
-from recipes.report.preset import NoPreset, compare_with_preset, method_values
+from recipes.report.preset import NoPreset, compare_with_preset, sourced_values
 from recipes.report.run_data import NotARun, find_runs, load_run, status, validations, warnings
 from tests.report_runs import record, response, validated, write_run
 
@@ -139,11 +139,24 @@ def test_the_preset_is_composed_within_a_running_command_too(tmp_path):
 
 
 def test_a_bundle_built_on_another_has_the_values_of_both():
-    values = method_values("pw_opsd")
+    values = sourced_values("method", "pw_opsd")
     assert values["self_distill.loss.clip"] == (0.05, "each vocabulary entry, from above")  # of opsd
     assert values["self_distill.loss.weighting"][0] == "position"  # its own, over opsd's "uniform"
     assert values["algorithm.pw_opsd.floor"] == (None, "null: the schedule's")
     assert "defaults" not in values
+    assert sourced_values("protocol", "opsd")["actor_rollout_ref.model.lora_rank"] == (64, "OPSD")
+
+
+def test_a_protocols_values_have_their_source_where_they_are_in_force(tmp_path):
+    directory = write_run(tmp_path / "run", [record(1)], "trainer.save_freq=3", experiment="qwen3_1_7b_openthoughts")
+    found = compare_with_preset(directory, load_run(directory).config)
+    assert [(s.key, s.preset, s.value, s.source) for s in found.changed] == [("trainer.save_freq", "20", "3", "ours")]
+    sources = {s.key: s.source for s in found.method}
+    assert sources["actor_rollout_ref.rollout.n"] == "App. F: G" and sources["algorithm.dasd.router_quantile"]
+    # The starter has a rollout count of its own: whatever the protocol's comment says, it is not of that number.
+    starter = write_run(tmp_path / "starter", [record(1)], protocol="opsd")
+    sources = {s.key: s.source for s in compare_with_preset(starter, load_run(starter).config).method}
+    assert sources["actor_rollout_ref.rollout.n"] == ""
 
 
 def test_a_preset_that_is_not_known_is_said_so(tmp_path):
