@@ -19,6 +19,7 @@ INSTALL = [
     "pyarrow>=19",
     "safetensors",
     "rich>=13",
+    "peft>=0.17",  # adapters of an evaluated checkpoint; verl brings it too
     "matplotlib>=3.8",
     "jinja2>=3.1",
     "scipy",

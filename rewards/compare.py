@@ -13,13 +13,15 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from rewards.normalize import canonical, is_words, plain_number, tidy, words_verdict
+from rewards.normalize import canonical, is_words, plain_number, qualifiers, tidy, words_verdict
 from rewards.symbols import rename_misread
 
 _PERCENT = re.compile(r"(.*?)\s*(?:\\?%|\\(?:text|mathrm)\{\s*(?:%|\\%|percent|pct)\s*\}|(?<=\s)percent)", re.DOTALL)
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
 _BASE = re.compile(r"([0-9A-Z]+)_\{?(\d{1,2})\}?")
 _LETTER_UNIT = re.compile(r"[\d}][a-zA-Z]$")
+# "2 hours 30 minutes": math-verify would drop the words and read 2.
+_MIXED_UNITS = re.compile(r"\d\s*\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}\s*\d")
 _AND = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
 # A name that an equation may give a value to: x, x_1, \\theta, AB, f(x), (x, y).
 _NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([^()=]*\))?|\([a-zA-Z_{}\d]+(?:,\s*[a-zA-Z_{}\d]+)+\)")
@@ -57,14 +59,21 @@ def parse_answer(answer: str) -> tuple:
     Only the whole answer is read: looking for "some number" inside a sentence would find right answers that are not.
     A single letter directly after a number is a variable ("2t"), not a unit to drop.
     """
+    from latex2sympy2_extended import normalize_latex
     from math_verify import parse
+    from math_verify.parser import parse_latex_cached
     from sympy import nan, zoo
 
-    if not braces_match(answer):
-        return ()  # it would end the box early, and only its beginning would be read
+    if not braces_match(answer) or _MIXED_UNITS.search(answer):
+        return ()  # only its beginning would be read
 
     targets = _targets(not _LETTER_UNIT.search(answer))
     parsed = parse("\\boxed{" + answer + "}", targets, fallback_mode="no_fallback", parsing_timeout=None)
+    try:
+        # math-verify picks a fraction out of an answer that it cannot read as a whole: "1/2, or rather \\frac{2}{3}".
+        parse_latex_cached(normalize_latex(answer, targets[0].normalization_config))
+    except Exception:
+        return ()
     return tuple(item for item in parsed if not item.has(zoo, nan))  # a misreading, never an answer
 
 
@@ -250,6 +259,8 @@ def equivalent(gold: str, answer: str) -> tuple[bool, str]:
     gold_base, answer_base = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
     if gold_base and answer_base:
         return gold_base.groups() == answer_base.groups(), "text"
+    if qualifiers(gold) != qualifiers(answer):
+        return False, "text"
     (gold, gold_percent), (answer, answer_percent) = _split_percent(gold), _split_percent(answer)
     golds, answers = _readings(gold), _readings(answer)
     # "50 %" answers both 50 (the question asked for a percentage) and 0.5.

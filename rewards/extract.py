@@ -7,6 +7,7 @@ import re
 _BOX_OPENING = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # An escaped character (so that \{ and \} are no braces), a box's opening, or a bare brace.
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+MAX_RESPONSE_CHARS = 1_000_000  # several times what 40,000 tokens decode to; of more, only the end is read
 _ANSWER_LINE = re.compile(r"(?i)(?<![a-z])answer\s*:[ \t]*([^\n]+)")
 
 
@@ -78,6 +79,7 @@ def last_answer_line(text: str) -> str | None:
 
 def extract_answer(text: str, answer_line: bool = False) -> str | None:
     """A response's final answer: its last box, else (where ``answer_line``) its last ``Answer:`` line, else None."""
+    text = text[-MAX_RESPONSE_CHARS:]
     boxed = last_boxed(text)
     if boxed is None and answer_line:
         return last_answer_line(text)

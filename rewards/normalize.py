@@ -15,14 +15,37 @@ _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _THIN_SPACE = re.compile(r"\\[,;:!> ]|\\q?quad(?![a-zA-Z])|~|\s")
 _TEXT_COMMAND = r"\\(?:text|textrm|textbf|textit|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
 _TEXT = re.compile(_TEXT_COMMAND + r"\s*\{([^{}]*)\}")
+_CONSTANT = re.compile(r"\\(?:mathrm|operatorname|text)\s*\{\s*([ie])\s*\}")
+_BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])")
+_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE_WORDS = "|".join([*_POWERS_OF_TEN, "dozen"])
+_SCALE = re.compile(rf"{_TEXT_COMMAND}\s*\{{\s*({_SCALE_WORDS})s?\b([^{{}}]*)\}}")
+# "5 dollars", "\\text{5 cm}": what a number counts goes into a text command, which math-verify reads as a unit.
+_COUNTED = re.compile(
+    rf"(?P<bare>.*[\d}}])\s+(?P<words>{_SCALE_WORDS}|(?:(?:{_SCALE_WORDS}) )?(?:[a-z]{{3,}}s|people)(?: [a-z]{{2,}})*)|"
+    r"\\text\{\s*(?P<number>[\d.,/]+)\s+(?P<unit>[a-zA-Z]+(?: [a-z]+)*)\s*\}",
+    re.DOTALL,
+)
+_NO_UNIT = re.compile(
+    r"(?<![a-zA-Z\\])(more|less|fewer|greater|smaller|least|most|than|not|no|never|except|without|above|below|over|under|"
+    r"remainder|mod|modulo|squared|cubed|factorial|root|negative|minus|plus|divided|halves|thirds|fourths|fifths|sixths|"
+    rf"sevenths|eighths|ninths|tenths|hundredths|thousandths|{_SCALE_WORDS})s?(?![a-zA-Z])"
+)
+_ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*" + _TEXT_COMMAND + r"\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?")
 _UNICODE = str.maketrans(
     {
         "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "\\div ", "π": "\\pi ", "∞": "\\infty ",
         "°": "^{\\circ}", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
         "∅": "\\emptyset ", "±": "\\pm ", "ℝ": "\\mathbb{R}", "％": "\\%", "，": ",", "\u00a0": " ", "\u2009": " ",
-        "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}",
+        "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
+        # Full-width letters and digits; marks without width, which a reader cannot see.
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF10, 0xFF5B) if chr(code).isalnum()},
+        **dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff", None),
     }
 )  # fmt: skip
+_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SUPERSCRIPT_DIGITS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_ROOT_SIGN = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+|[a-z]))")
 _SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}|\\!,|,\\!|\\,|\\!|\\ |~|\s)(?=\d{3}(?!\d))")
 _LEADING_GROUP = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,|,\\!|\\,|\\!|\\ |~|\s)\d{3})+(?!\d)")
 _COMMA_NUMBER = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
@@ -31,6 +54,7 @@ _NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
 _RATIO = re.compile(r"([+-]?)(?:(\d{1,30})/(\d{1,30})|\\frac\{([+-]?\d{1,30})\}\{(\d{1,30})\}|\\frac(\d)(\d))")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'’\-]*(?: [A-Za-z'’\-]+)*")
 _CHOICE = re.compile(r"\(?([A-J])\)?(?:[.):,\s].*)?", re.DOTALL)
+_MARKED_CHOICE = re.compile(r"(?:\(([A-J])\)|([A-J])[.):])(?:\s.*)?", re.DOTALL)
 _BARE_POINT = re.compile(r"(?<=\d)\.(?=\s*(?:[/)]|$))")
 _EXTREME_INDEX = re.compile(r"_\s*(?:\{\s*\\(max|min)\s*\}|\\(max|min)(?![a-zA-Z]))")
 MAX_CANONICAL_CHARS = 20_000
@@ -57,12 +81,31 @@ def tidy(text: str) -> str:
     rewrites Unicode signs, ``\\varnothing`` and repeating decimals (``0.\\overline{3}``), and keeps everything else.
     """
     text = re.sub(r"\\?\$", "", text.translate(_UNICODE))
+    text = _SUPERSCRIPT.sub(lambda match: f"^{{{match.group().translate(_SUPERSCRIPT_DIGITS)}}}", text)
+    text = _ROOT_SIGN.sub(lambda match: f"\\sqrt{{{match[1] or match[2] or match[3] or ''}}}", text)
+    text = re.sub(r"(?<=\})\s+(?=\^)", "", text)
+    text = _BLACKBOARD.sub(r"\\mathbb{\1}", _CONSTANT.sub(r" \1 ", _ORDINAL.sub("", text)))
     text = _FRACTION.sub(r"\\frac", _SIZING.sub("", strip_wrappers(text)))
     text = _EXTREME_INDEX.sub(lambda match: f"_{{{match.group(1) or match.group(2)}}}", text.replace("np.", "\\"))
     text = _BARE_POINT.sub("", text)  # "-1./3"
     text = text.replace("\\varnothing", "\\emptyset").replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
     text = _LEADING_GROUP.sub(lambda match: _SEPARATOR.sub("", match.group()), text)
+    counted = _COUNTED.fullmatch(text.strip())
+    if counted:
+        text = f"{counted['bare'] or counted['number']} \\text{{{counted['words'] or counted['unit']}}}"
+    text = _SCALE.sub(_scale, text)
     return _REPEATING.sub(_repeating_fraction, text).strip()
+
+
+def _scale(match: re.Match) -> str:
+    word, unit = match.groups()
+    factor = "12" if word == "dozen" else f"10^{{{_POWERS_OF_TEN[word]}}}"
+    return f" \\times {factor}" + (f" \\text{{{unit}}}" if unit.strip() else "")
+
+
+def qualifiers(text: str) -> list[str]:
+    """Words of a tidied answer that change its meaning, in order: "5 or more" is not 5, though "5 days" is."""
+    return _NO_UNIT.findall(text)
 
 
 def _repeating_fraction(match: re.Match) -> str:
@@ -130,14 +173,17 @@ def is_words(text: str) -> bool:
     return bool(inside) or any(len(word) > 3 for word in content.split())  # "xyz" may be a product
 
 
+def _plain_text(text: str) -> str:
+    return " ".join(_THIN_SPACE.sub(" ", _TEXT.sub(r"\1", tidy(text))).split())
+
+
 def words_verdict(gold: str, answer: str) -> bool:
     """Whether two answers in words agree; a lettered choice agrees with its letter followed by its content."""
     gold_text, answer_text = canonical(gold).strip("()"), canonical(answer).strip("()")
     if gold_text == answer_text:
         return True
     if len(gold_text) == 1 and gold_text in "ABCDEFGHIJ":
-        plain = " ".join(_THIN_SPACE.sub(" ", _TEXT.sub(r"\1", tidy(answer))).split())
-        choice = _CHOICE.fullmatch(plain)
+        choice = _CHOICE.fullmatch(_plain_text(answer))
         return bool(choice) and choice.group(1) == gold_text
     return False
 
@@ -156,6 +202,9 @@ def quick_verdict(gold: str, answer: str) -> bool | None:
     if is_words(gold):
         return words_verdict(gold, answer)
     gold_text, answer_text = tidy(gold), tidy(answer)
+    marked = _MARKED_CHOICE.fullmatch(_plain_text(answer)) if gold_text in tuple("ABCDEFGHIJ") else None
+    if marked:  # "(A) 5" for A, which without its mark may be a variable
+        return (marked.group(1) or marked.group(2)) == gold_text
     gold_number, answer_number = plain_number(gold_text), plain_number(answer_text)
     if gold_number and answer_number:
         if gold_number.digits == answer_number.digits:

@@ -105,7 +105,11 @@ class _Child(_Link):
     def __init__(self, end: socket.socket, number: int):
         super().__init__(end)
         self.number = number
-        self.ready = False
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is alive and owes nothing: an end of its socket or a late message would both be there to read."""
+        return not self._poll.poll(0)
 
 
 class _Nursery:
@@ -152,7 +156,7 @@ class _Nursery:
             self._link = self._process = None
 
     def child(self) -> _Child:
-        """A new child, not yet ready.  Raises GradingSetupError."""
+        """A new child, perhaps still starting.  Raises GradingSetupError."""
         with self._lock:
             for attempt in range(2):
                 if self._link is None:
@@ -208,13 +212,26 @@ class GradingPool:
         self._alive: set[_Child] = set()
 
     def _take(self) -> _Child:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        child = self._nursery.child()
-        with self._lock:
-            self._alive.add(child)
-        return child
+        """A child that waits for an item.  Raises GradingSetupError where none gets ready."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    break
+                child = self._idle.pop()
+            if child.at_rest:
+                return child
+            self._discard(child)  # killed while it was idle
+        for _ in range(2):
+            child = self._nursery.child()
+            with self._lock:
+                self._alive.add(child)
+            with contextlib.suppress(_Died):
+                if child.read(START_TIMEOUT_S) is not None:
+                    return child
+            self._discard(child)
+        raise GradingSetupError(
+            f"no grading child got ready, each within {START_TIMEOUT_S:.0f} s; is memory short, or memory_mb too low?"
+        )
 
     def _discard(self, child: _Child) -> None:
         self._nursery.kill(child)
@@ -225,30 +242,28 @@ class GradingPool:
         """Compare two texts of at most ``MAX_TEXT_CHARS`` in a child; blocks until the verdict.
 
         ``deadline_s``: wall time, ``cpu_s``: CPU time, in seconds.  Raises GradingSetupError where no child can start.
-        A death before either is tried once more on a new child, since it may have come from outside; a second one is
-        the item's own: status "error".
+        A death before either is tried once more on a new child, since it may have come from outside, in what is left
+        of the deadline; a second one is the item's own: status "error".
         """
         seconds = 0.0
         with self._places:
             for _ in range(2):
                 child = self._take()
-                start = time.monotonic()
+                left_s, start = deadline_s - seconds, time.monotonic()
                 try:
-                    if not child.ready:
-                        child.ready = child.read(START_TIMEOUT_S) is not None
-                        start = time.monotonic()
-                    child.write({"gold": gold, "answer": answer, "deadline_s": deadline_s, "cpu_s": cpu_s})
-                    reply = child.read(deadline_s + KILL_AFTER_S)
+                    child.write({"gold": gold, "answer": answer, "deadline_s": left_s, "cpu_s": cpu_s})
+                    reply = child.read(left_s + KILL_AFTER_S)
                 except _Died:
                     self._discard(child)
-                    seconds = time.monotonic() - start
-                    if seconds < min(deadline_s, cpu_s):  # its clocks cannot have rung yet
+                    took = time.monotonic() - start
+                    seconds += took
+                    if took < min(left_s, cpu_s):  # its clocks cannot have rung yet
                         continue
-                    reply = None
+                    return Verdict("timeout", "deadline", seconds)
                 except BaseException:
                     self._discard(child)
                     raise
-                seconds = time.monotonic() - start
+                seconds += time.monotonic() - start
                 if reply is None:
                     self._discard(child)
                     return Verdict("timeout", "deadline", seconds)

@@ -92,13 +92,19 @@ def train(method: str, directory: Path, *overrides: str, timeout: float = 300) -
     """Run a training command to its end; on time-out kill its whole process group and fail."""
     began = time.time()
     process = start(method, directory, *overrides)
+    console = console_of(process, directory / files.LOG, timeout)
+    return Run(directory, process.returncode, console, time.time() - began)
+
+
+def console_of(process: subprocess.Popen, log: Path, timeout: float) -> str:
+    """What a command printed until it ended; on time-out kill its process group and fail with the log's end."""
     try:
-        console, _ = process.communicate(timeout=timeout)
+        return process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         console, _ = process.communicate()
-        pytest.fail(f"no end after {timeout:.0f} s; console:\n{console}\nlog:\n{Run(directory, -1, '', 0).log[-3000:]}")
-    return Run(directory, process.returncode, console, time.time() - began)
+        said = log.read_text(errors="replace")[-3000:] if log.exists() else ""
+        pytest.fail(f"no end after {timeout:.0f} s; console:\n{console}\nlog:\n{said}")
 
 
 def wait_for_step(directory: Path, step: int, process: subprocess.Popen, timeout: float = 240) -> None:

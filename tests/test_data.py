@@ -124,18 +124,61 @@ def test_clean_answer(raw, clean):
     assert clean_answer(raw) == clean
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json", ".csv", ".jsonl.gz", ".csv.gz"])
 def test_local_formats(tmp_path, suffix):
     frame = pd.DataFrame([{"problem": "What is one and one?", "answer": "2"}, {"problem": "And two?", "answer": "4"}])
     path = tmp_path / f"data{suffix}"
     if suffix == ".parquet":
         frame.to_parquet(path)
-    elif suffix == ".csv":
+    elif ".csv" in suffix:
         frame.to_csv(path, index=False)
     else:
-        frame.to_json(path, orient="records", lines=suffix == ".jsonl")
+        frame.to_json(path, orient="records", lines=".jsonl" in suffix)
     made("aime_2024", tmp_path, source=path)
     assert [row["answer"] for row in rows(tmp_path, "aime_2024", "test")] == ["2", "4"]
+
+
+def test_answers_of_a_csv_stay_the_texts_they_are(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text(
+        'problem,answer\nHalf?,0.50\nBig?,123456789012345678\nNot there?,\nWhich?,None\n"So\nwhat?","(1, 2)"\n'
+    )
+    card = made("aime_2024", tmp_path, source=path)
+    answers = [row["answer"] for row in rows(tmp_path, "aime_2024", "test")]
+    assert answers == ["0.50", "123456789012345678", "None", "(1, 2)"]
+    assert card["counts"]["without an answer"] == 1
+
+
+def test_answers_of_json_may_be_of_several_kinds(tmp_path):
+    path = tmp_path / "data.jsonl"
+    answers = ["2", 33, [1, 2], 0.5, float("nan"), None, "$x$"]
+    path.write_text("".join(json.dumps({"problem": f"{n}?", "answer": a}) + "\n" for n, a in enumerate(answers)))
+    card = made("aime_2024", tmp_path, source=path)
+    assert [row["answer"] for row in rows(tmp_path, "aime_2024", "test")] == ["2", "33", "1, 2", "0.5", "x"]
+    assert card["counts"]["without an answer"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", b"", "is empty"),
+        ("empty.csv", b"", "cannot be read as csv"),
+        ("header.csv", b"problem,answer\n", "no usable row among 0 read"),
+        ("broken.jsonl", b'{"problem": "a", "answer": "1"}\n{"problem": "b\n', "cannot be read as json"),
+        ("latin.csv", "problem,answer\ncaf\u00e9?,1\n".encode("latin-1"), "cannot be read as csv: UnicodeDecodeError"),
+        ("plain.csv.gz", b"problem,answer\na?,1\n", "cannot be read as csv: BadGzipFile"),
+        ("text.parquet", b"hello", "cannot be read as parquet"),
+        (
+            "wrapped.json",
+            b'{"data": [{"problem": "a", "answer": "1"}]}',
+            r"'problem' is missing.*\['data'\].*dataset.problem=",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        made("aime_2024", tmp_path, source=tmp_path / name)
 
 
 def test_a_folder_gives_the_files_of_its_split(tmp_path):
@@ -301,7 +344,7 @@ def test_no_network_names_the_local_option(tmp_path):
     ("overrides", "message"),
     [
         (["source=/nowhere/at/all"], "does not exist"),
-        ([f"source={SETS / 'math_500'}"], r"column 'final_answer' is missing.*'answer'.*'problem'"),
+        ([f"source={SETS / 'math_500'}"], r"column 'final_answer' is missing.*'answer'.*'problem'.*dataset.answer="),
         ([f"source={ROOT / 'setup.py'}"], "no .parquet"),
         ([f"source={SETS / 'olympiadbench'}", "conflicts=ask"], "conflicts=ask: must be drop or first"),
         ([f"source={SETS / 'olympiadbench'}", "contamination.ngram=1"], "ngram=1: must be at least 3"),
@@ -364,6 +407,27 @@ def test_validation_finds_what_is_wrong_row_by_row(tmp_path):
     assert "bad.parquet row 4: reference_disagrees: gold '3', reference '5'" in result.stdout
     everything = sorted({check for _, check in findings})
     assert command(*words, *limits, f"ignore=[{','.join(everything)}]").returncode == 0
+
+
+def test_validation_survives_files_of_other_origin():
+    from recipes.data.validate import text_findings, well_typed
+
+    good = {
+        "data_source": "x", "prompt": [{"role": "user", "content": "q"}], "ability": "math", "problem": "p",
+        "reward_model": {"ground_truth": "1"}, "solution": "\\boxed{1}", "answer": "1", "extra_info": None,
+    }  # fmt: skip
+
+    def found(**changes) -> list[str]:
+        row, of_types = well_typed({**good, **changes})
+        return [check for check, _ in [*of_types, *text_findings(row)]]
+
+    assert found() == []
+    assert found(problem=5) == ["wrong_type", "empty_problem"]
+    assert found(solution=float("nan")) == found(solution=["a"]) == found(answer=1.0) == ["wrong_type"]
+    assert found(reward_model="1") == ["wrong_type", "missing_answer"]
+    assert found(reward_model={"ground_truth": {"a": 1}}) == ["missing_answer"]
+    for prompt in ("q", None, [], [None], [{"role": "user", "content": None}], [{"role": "user", "content": [{}]}]):
+        assert found(prompt=prompt) == ["empty_prompt"]
 
 
 def test_validation_passes_what_prepare_makes(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.common.console import warnings_of
 from rewards.components import overlong_component
 from rewards.extract import extract_answer, last_answer_line, last_boxed
 from rewards.grader import gold_text, shared_grader
@@ -94,6 +94,12 @@ def test_extraction_is_linear(text):
     assert time.process_time() - begin < 2.0
 
 
+def test_of_megabytes_only_the_end_is_read():
+    assert extract_answer("\\boxed{1}" + "x" * 10**6) is None
+    assert extract_answer("{" * 10**7 + "\\boxed{1}" + "}" * 1000) == "1"
+    assert compute_score("t", "\\boxed{2}" * 10**6 + "\\boxed{1}", "1")["acc"] == 1.0
+
+
 # --- equivalence ---
 
 
@@ -139,7 +145,26 @@ def test_text_verdicts_never_fail(one, other):
 
 
 @pytest.mark.parametrize(
-    "unit", ["9", "1,", "1 ", "1\\,", "a ", "\\text{", "{", "$", ".,", "\\!", "0.1\\overline{", "e1"]
+    "unit",
+    [
+        "9",
+        "1,",
+        "1 ",
+        "1\\,",
+        "a ",
+        "\\text{",
+        "{",
+        "$",
+        ".,",
+        "\\!",
+        "0.1\\overline{",
+        "e1",
+        "√(",
+        "1 days ",
+        "\\text{1 ",
+        "5^{\\text{th",
+        "² ",
+    ],
 )
 def test_text_verdicts_are_fast_on_anything(unit):
     text = unit * (20_000 // len(unit))
@@ -249,19 +274,36 @@ def test_what_verl_passes_of_its_own_is_accepted():
     assert result["score"] == 1.0
 
 
-def test_metrics_of_a_batch(caplog):
+def test_metrics_of_a_batch():
     batch = [score("6", "6")] * 90 + [compute_score("t", "none", "6")] * 8
     timed_out = {**score("5", "6"), "status": "timeout", "timeout": 1.0}
-    with caplog.at_level(logging.WARNING):
-        metrics = reward_metrics(batch + [timed_out] * 2, prefix="reward/")
+    metrics = reward_metrics(batch + [timed_out] * 2)
     assert metrics["reward/correct_rate"] == pytest.approx(0.9)
     assert metrics["reward/timeout_rate"] == pytest.approx(0.02)
     assert metrics["reward/timeout_rate_graded"] == pytest.approx(2 / 92)
     assert metrics["reward/acc"] == pytest.approx(0.9)
-    assert "cpu_s" in caplog.text
-    caplog.clear()
     assert reward_metrics([]).keys() == reward_metrics(batch).keys()
-    assert not caplog.records
+
+
+def test_a_person_is_told_of_timeouts_past_one_percent_and_of_every_error():
+    right, none = score("6", "6"), compute_score("t", "none", "6")
+    timed_out = {**right, "status": "timeout", "acc": 0.0}
+
+    def kinds(batch: list[dict]) -> list[str]:
+        return [kind for kind, _ in warnings_of({"step": 3, **reward_metrics(batch)})]
+
+    assert kinds([right] * 99 + [timed_out]) == []
+    assert kinds([right] * 98 + [timed_out]) == ["grading timeouts"]
+    assert kinds([right] * 50 + [none] * 49 + [timed_out]) == ["grading timeouts"]  # of what had an answer to grade
+    assert kinds([right] * 199 + [score("6", None)]) == ["grading errors"]
+    assert kinds([]) == warnings_of({"step": 3}) == []
+    assert kinds([]) == [
+        kind for kind, _ in warnings_of({"val-aux/aime/timeout/mean@8": 0.01, "val-core/aime/acc": 0.5})
+    ]
+    [(_, sentence)] = warnings_of({"val-aux/aime/timeout/mean@8": 0.02})
+    assert "2.0% of the answers to aime" in sentence
+    [(_, sentence)] = warnings_of(reward_metrics([right] * 49 + [timed_out]))
+    assert "2.0%" in sentence and "cpu_s" in sentence
 
 
 def test_cached_verdicts_are_not_computed_again():

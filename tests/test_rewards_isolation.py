@@ -141,6 +141,29 @@ def test_killed_processes_are_replaced(grader):
         assert one.grade(f"{number}\\sqrt{{2}}", f"\\sqrt{{2}}\\cdot {number}").status == "correct"
 
 
+def test_children_killed_while_idle_cost_no_verdict(grader):
+    one = grader(children=3, deadline_s=60.0)
+    with ThreadPoolExecutor(3) as threads:  # three at once, so that all three are there
+        list(threads.map(lambda n: one.grade(f"{n}\\sqrt{{6}}", f"\\sqrt{{6}}\\cdot {n}"), range(2, 30)))
+    children = processes_of(one)[1:]
+    assert len(children) == 3
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not any(map(alive, children)), 10.0)
+    assert one.grade("5\\sqrt{7}", "\\sqrt{175}").status == "correct"
+
+
+def test_a_death_and_a_second_try_share_one_deadline(grader):
+    one = grader(children=1, deadline_s=2.0, cpu_s=60.0)
+    child = processes_of(one)[1]
+    killer = threading.Timer(1.0, os.kill, (child, signal.SIGKILL))
+    killer.start()
+    verdict = one.grade(*TOWERS[0])
+    killer.join()
+    assert verdict.status == "timeout"
+    assert 1.9 < verdict.seconds < 2.0 + SLACK_S
+
+
 def test_a_child_that_dies_of_its_item_is_an_error_and_leaves_no_trace(grader):
     one = grader(children=1, deadline_s=20.0, cpu_s=20.0)
     done = threading.Event()

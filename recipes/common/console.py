@@ -20,6 +20,7 @@ from rich.table import Table
 
 from advantage import correction_warning
 from recipes.common import run_dir as files
+from rewards.metrics import reward_warnings
 
 
 def plan(cfg: DictConfig, run_dir: Path) -> Table:
@@ -62,6 +63,19 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
     return table
 
 
+def progress_line(console: Console, interactive: bool) -> Progress:
+    """The line that is rewritten in place; tasks carry the fields ``stage`` and ``numbers``."""
+    return Progress(
+        TextColumn("{task.fields[stage]:<22}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not interactive,
+    )
+
+
 class RunConsole:
     """Shows one run on the descriptor of a terminal or file; a context manager around the training call."""
 
@@ -91,15 +105,7 @@ class RunConsole:
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> RunConsole:
-        self._progress = Progress(
-            TextColumn("{task.fields[stage]:<22}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=not self.interactive,
-        )
+        self._progress = progress_line(self.console, self.interactive)
         self._task = self._progress.add_task(
             "", total=self._total, completed=self._start_step, stage="starting", numbers=""
         )
@@ -228,6 +234,7 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     correction = correction_warning({k: v for k, v in record.items() if v is not None})
     if correction:
         found.append(("correction", correction))
+    found += reward_warnings(record)
     if record.get("training/rollouts_missing"):
         found.append(
             ("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log")

@@ -42,7 +42,7 @@ def launch(cfg: DictConfig) -> int:
             cfg.ray_kwargs.ray_init.address = "local"  # never join somebody else's cluster by accident
     files.write_atomically(run_dir / files.CONFIG, OmegaConf.to_yaml(cfg))
 
-    with _output_into(run_dir / files.LOG) as terminal:
+    with output_into(run_dir / files.LOG) as terminal:
         console = RunConsole(cfg, run_dir, terminal, resumed_from=resumed_from)
         code, ending, reason = 0, files.DONE, ""
         with console, _signals(run_dir, console), reaper():
@@ -132,7 +132,7 @@ def root_cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _output_into(log: Path) -> Iterator[int]:
+def output_into(log: Path) -> Iterator[int]:
     """Send the process's output, and that of whatever it starts, to a file; yields a descriptor of the terminal."""
     sys.stdout.flush()
     sys.stderr.flush()

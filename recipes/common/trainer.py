@@ -36,6 +36,7 @@ from recipes.common.settings import needed_signals, uses_teacher
 from recipes.common.teacher import PrivilegedPrompts, attach_teacher, problem_of, score_with_teacher, teacher_batch
 from recipes.common.token_weights import token_weights
 from recipes.common.validation import validation_metrics
+from rewards.metrics import reward_metrics
 from workers.distill_params import TRAILING_WEIGHTS, loss_params, teacher_weights
 from workers.packing import WEIGHTS
 from workers.worker import SelfDistillWorker
@@ -352,6 +353,15 @@ class SelfDistillTrainer(PPOTrainerSync):
             if inner in timing_raw:
                 timing_raw[stage] -= timing_raw[inner]
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        metrics.update(reward_metrics(self._graded(batch)))
+
+    @staticmethod
+    def _graded(batch: KVBatchMeta) -> list[dict[str, Any]]:
+        """What `rewards.math` said of each rollout; [] where another reward function, without statuses, is used."""
+        keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        graded = [extra.get("reward_extra_info", {}) for extra in list(fields["extra_fields"])]
+        return graded if all("status" in result for result in graded) else []
 
     # ------------------------------------------------------------------ checkpoints
 

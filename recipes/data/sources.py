@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+# The suffixes that are read, and what reads them.
+FORMATS = {
+    ".parquet": "parquet",
+    **{suffix + packed: kind for suffix, kind in ((".jsonl", "json"), (".json", "json"), (".csv", "csv"))
+       for packed in ("", ".gz")},
+}  # fmt: skip
 _BATCH = 1000
 _SPLIT_WORD = re.compile(r"(?<![a-z])(?:train|test|validation)(?![a-z])")
 
@@ -50,6 +55,12 @@ def _digest(file: Any) -> str:  # Python 3.10
     return digest.hexdigest()
 
 
+def _suffix(path: Path) -> str:
+    """ ".jsonl" of x.jsonl, ".jsonl.gz" of x.jsonl.gz; "" where no format has it."""
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    return suffix if suffix in FORMATS else ""
+
+
 def local_files(source: Path, split: str) -> list[Path]:
     """Data files of a local source: the file itself, or a folder's files of the split (by name, as the hub does).
 
@@ -58,10 +69,10 @@ def local_files(source: Path, split: str) -> list[Path]:
     if not source.exists():
         raise DataError(f"source={source} does not exist; give a file or a folder of {', '.join(FORMATS)} files")
     if source.is_file():
-        if source.suffix not in FORMATS:
+        if not _suffix(source):
             raise DataError(f"source={source} is no {', '.join(FORMATS)} file; convert it to one of these")
         return [source]
-    files = {path: path.relative_to(source) for path in sorted(source.rglob("*")) if path.suffix in FORMATS}
+    files = {path: path.relative_to(source) for path in sorted(source.rglob("*")) if _suffix(path)}
     files = {path: where for path, where in files.items() if not any(part.startswith(".") for part in where.parts)}
     if not files:
         raise DataError(f"source={source} holds no {', '.join(FORMATS)} file; is it the dataset's folder?")
@@ -71,7 +82,7 @@ def local_files(source: Path, split: str) -> list[Path]:
         raise DataError(
             f"source={source} holds {[str(where) for where in files.values()]}, none of split {split!r}; name the file"
         )
-    suffixes = {path.suffix for path in chosen}
+    suffixes = {_suffix(path) for path in chosen}
     if len(suffixes) > 1:
         raise DataError(f"source={source} mixes {sorted(suffixes)} files of split {split!r}; name one of them")
     return chosen
@@ -88,18 +99,9 @@ def identity(spec: DatasetSpec, source: str | None, revision: str | None) -> dic
 def read_rows(spec: DatasetSpec, source: str | None, revision: str | None) -> Iterator[dict[str, Any]]:
     """Rows of the dataset in order.  Raises DataError where it cannot be had, naming the local-file option."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
     if source is not None:
-        files = [str(path) for path in local_files(Path(source), spec.split)]
-        kind = FORMATS[Path(files[0]).suffix]
-        try:
-            if kind == "parquet":
-                yield from _parquet_rows(files)
-            else:
-                yield from _rows(load_dataset(kind, data_files={spec.split: files}, split=spec.split, streaming=True))
-        except (DatasetGenerationError, ValueError, OSError) as error:
-            raise DataError(f"{files[0]} cannot be read as {kind}: {_reason(error)}") from error
+        yield from _local_rows(spec, local_files(Path(source), spec.split))
         return
     try:
         dataset = load_dataset(spec.hub, split=spec.split, revision=revision)
@@ -109,6 +111,31 @@ def read_rows(spec: DatasetSpec, source: str | None, revision: str | None) -> It
             f"`hf download {spec.hub} --repo-type dataset --local-dir DIR`, and run again with source=DIR"
         ) from error
     yield from _rows(dataset)
+
+
+def _local_rows(spec: DatasetSpec, files: list[Path]) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset, logging
+    from datasets.exceptions import DatasetGenerationError
+
+    kind, names = FORMATS[_suffix(files[0])], [str(file) for file in files]
+    # Text as it stands: guessing types would make numbers of answers ("0.50"), and nothing of "None" or "NA".
+    texts = {
+        "converters": {name: str for name in (spec.problem, spec.answer, spec.solution) if name},
+        "keep_default_na": False,
+    }
+    logging.set_verbosity(logging.CRITICAL)  # it would say everything twice
+    try:
+        if kind == "parquet":
+            yield from _parquet_rows(names)
+        else:
+            options = texts if kind == "csv" else {}
+            yield from _rows(
+                load_dataset(kind, data_files={spec.split: names}, split=spec.split, streaming=True, **options)
+            )
+    except StopIteration as error:  # how the reader of JSON takes an empty file
+        raise DataError(f"{files[0]} is empty") from error
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise DataError(f"{files[0]} cannot be read as {kind}: {_reason(error)}") from error
 
 
 def _parquet_rows(files: list[str]) -> Iterator[dict[str, Any]]:
@@ -140,8 +167,8 @@ def field(row: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             raise DataError(
-                f"column {name!r} is missing; the rows have {sorted(row)}. Is this the dataset that config/dataset "
-                "describes?"
+                f"column {name!r} is missing; the rows have {sorted(row)}. Is this the right dataset? If columns have "
+                "other names here, say so: dataset.problem=… dataset.answer=… dataset.solution=… (null for none)"
             )
         value = value[part]
     return value

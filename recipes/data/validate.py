@@ -28,6 +28,7 @@ from rewards.normalize import simple_fraction, tidy
 
 CHECKS = {
     "missing_column": "a column that verl or the privileged prompt needs is not there",
+    "wrong_type": "a value is no text (reward_model: no mapping) where the privileged prompt and the reward need one",
     "empty_prompt": "the prompt is no chat with a user turn, so nothing can be asked",
     "empty_problem": "the problem is empty, so the privileged prompt would ask nothing",
     "missing_answer": "there is no ground truth, so no response can be graded",
@@ -113,14 +114,29 @@ class Lengths:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def well_typed(row: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The row with None in place of values of a wrong type, and (check, detail) of each of these."""
+    row, found = dict(row), []
+    for column, kind in (("problem", str), ("solution", str), ("answer", str), ("reward_model", dict)):
+        value = row.get(column)
+        if value is not None and not isinstance(value, kind):
+            found.append(("wrong_type", f"{column} is {type(value).__name__} {str(value)[:80]!r}"))
+            row[column] = None
+    return row, found
+
+
+def _asks(turn: Any) -> bool:
+    content = turn.get("content") if isinstance(turn, dict) and turn.get("role") == "user" else None
+    return isinstance(content, str) and bool(content.strip())
+
+
 def text_findings(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(check, detail) of what plain reading finds in a row."""
+    """(check, detail) of what plain reading finds in a well-typed row."""
     missing = [column for column in COLUMNS if column not in row]
     if missing:
         yield "missing_column", f"{missing}; the row has {sorted(row)}"
     prompt = row.get("prompt")
-    turns = [turn for turn in prompt or [] if isinstance(turn, dict)] if isinstance(prompt, list) else []
-    if not any(turn.get("role") == "user" and (turn.get("content") or "").strip() for turn in turns):
+    if not (isinstance(prompt, list) and any(map(_asks, prompt))):
         yield "empty_prompt", f"prompt is {str(prompt)[:80]!r}"
     if "problem" in row and not (row["problem"] or "").strip():
         yield "empty_problem", ""
@@ -161,8 +177,9 @@ def answer_findings(row: dict[str, Any], grader: Grader) -> list[tuple[str, str]
 
 def length_findings(row: dict[str, Any], cfg: ValidateConfig, lengths: Lengths) -> Iterator[tuple[str, str]]:
     """(check, detail) of prompts over their limits."""
-    if cfg.max_prompt_length is not None and row.get("prompt"):
-        count = lengths(row["prompt"])
+    prompt = row.get("prompt")
+    if cfg.max_prompt_length is not None and isinstance(prompt, list) and any(map(_asks, prompt)):
+        count = lengths(prompt)
         if count > cfg.max_prompt_length:
             yield "long_prompt", f"{count} tokens, limit {cfg.max_prompt_length}"
     if cfg.max_teacher_prompt_length is not None:
@@ -191,10 +208,10 @@ def validate(cfg: ValidateConfig) -> tuple[list[Finding], int]:
     try:
         for path in parquet_files(cfg.file):
             with ThreadPoolExecutor(4) as threads:
-                rows = list(read_rows(path))
-                graded = threads.map(lambda row: answer_findings(row, grader), rows)
-                for number, (row, of_answer) in enumerate(zip(rows, graded, strict=True)):
-                    found = [*text_findings(row), *of_answer]
+                rows = [well_typed(row) for row in read_rows(path)]
+                graded = threads.map(lambda item: answer_findings(item[0], grader), rows)
+                for number, ((row, of_types), of_answer) in enumerate(zip(rows, graded, strict=True)):
+                    found = [*of_types, *text_findings(row), *of_answer]
                     key = problem_key(row.get("problem") or "")
                     if key and key in seen:
                         found.append(("duplicate_problem", f"as in {seen[key]}"))

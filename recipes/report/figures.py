@@ -87,7 +87,7 @@ def curves(
     with matplotlib.rc_context(_STYLE):
         axes = _axes()
         for line in lines:
-            _draw(axes, line)
+            _draw(axes, line, smooth=limit is None)  # a mean would hide for how long a limit was passed
         values = [v for line in lines for v in line.y]
         if limit is not None and values and max(values) > limit / 3:
             axes.axhline(limit, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -145,7 +145,7 @@ def _colour(index: int) -> str:
     return _COLOURS[index] if index < SERIES else _REST
 
 
-def _draw(axes: Axes, line: Line) -> None:
+def _draw(axes: Axes, line: Line, *, smooth: bool) -> None:
     colour = _colour(line.colour)
     if line.low is not None and line.high is not None:
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
@@ -155,7 +155,7 @@ def _draw(axes: Axes, line: Line) -> None:
         axes.plot(line.x, line.y, color=colour, linewidth=1, alpha=0.35)
         return
     y = np.asarray(line.y)
-    if len(y) >= SMOOTH_FROM and not line.markers and not line.dashed:
+    if smooth and len(y) >= SMOOTH_FROM and not line.markers and not line.dashed:
         axes.plot(line.x, y, color=colour, linewidth=1, alpha=0.3)
         y = smoothed(y)
     axes.plot(

@@ -1,0 +1,1 @@
+"""Evaluation: sampling, grading, accuracy with intervals, reasoning health."""

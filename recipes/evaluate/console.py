@@ -1,0 +1,251 @@
+"""What a person sees of an evaluation: a plan, progress, tables.
+
+On a terminal the progress line is rewritten in place; elsewhere a line is printed from time to time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import TaskID
+from rich.table import Table
+
+from recipes.common.console import duration, progress_line
+from recipes.evaluate.plan import Member, Plan
+from recipes.evaluate.results import ResultsFile, corrupt_file
+
+SECONDS_BETWEEN_LINES = 10.0
+# Metric -> (heading, factor, digits).
+EXPLORATION = {
+    "e_per_1k": ("E(y)/1k", 1.0, 2),
+    "e_per_response": ("E(y)/response", 1.0, 2),
+    "rev_rate": ("RevRate", 1.0, 2),
+    "dist_3": ("Dist-3", 1.0, 2),
+    "length": ("tokens", 1.0, 0),
+    "truncated": ("truncated %", 100.0, 1),
+}
+EXECUTION = {
+    "step_acc": ("StepAcc %", 100.0, 1),
+    "csr": ("CSR %", 100.0, 1),
+    "fes": ("FES", 1.0, 1),
+    "error_free": ("error-free %", 100.0, 1),
+}
+
+
+def plan_table(plan: Plan) -> Table:
+    """What will be evaluated, on what, and how."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for member in plan.members:
+        located = member.located
+        step = "" if located.step is None else f", step {located.step}"
+        table.add_row("model", escape(f"{member.label}  ({located.kind}{step}: {located.path})"))
+    for s in plan.sets:
+        table.add_row("data", escape(f"{s.name}  ({len(s.problems)} problems: {s.file})"))
+    p = plan.params
+    top_k = f", top-k {p.top_k}" if p.top_k > 0 else ""
+    table.add_row(
+        "samples",
+        f"{plan.samples} a problem, temperature {p.temperature:g}, top-p {p.top_p:g}{top_k}, at most {p.max_tokens} "
+        f"tokens, seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}",
+    )
+    device = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}" if plan.gpus else "CPU"
+    table.add_row("engine", f"{plan.engine}, {plan.workers} worker{'s' * (plan.workers > 1)}, {device}")
+    table.add_row("output", escape(str(plan.directory)))
+    return table
+
+
+class EvaluationConsole:
+    """Progress on the descriptor of a terminal or file."""
+
+    def __init__(self, descriptor: int):
+        self._stream = os.fdopen(os.dup(descriptor), "w", buffering=1)
+        self.interactive = self._stream.isatty()
+        self.console = Console(file=self._stream, width=None if self.interactive else 120, highlight=False)
+        self._progress = progress_line(self.console, self.interactive)
+        self._task: TaskID | None = None
+        self._began, self._last_line = time.time(), 0.0
+        self.done = self.total = self._tokens = self._correct = self._responses = 0
+
+    def begin(self, plan: Plan, results: ResultsFile) -> None:
+        """Show the plan, and what is left of it where an evaluation goes on."""
+        self.console.print(plan_table(plan))
+        if results.corrupt:
+            self.console.print(
+                f"[yellow]warning[/] {results.corrupt} corrupt line{'s' * (results.corrupt > 1)} of "
+                f"{results.path.name} moved to {corrupt_file(results.path).name}; these problems are done again"
+            )
+        left = sum(len(plan.tasks(member, results.done)) for member in plan.members)
+        every = len(plan.members) * len(plan.seeds) * sum(len(s.problems) for s in plan.sets)
+        if left < every:
+            self.console.print(f"[bold]resuming[/] {every - left} of {every} problems are done")
+        self._progress.start()
+
+    def member(self, member: Member, problems: int) -> None:
+        """A model's turn begins."""
+        self.done, self.total = 0, problems
+        self._tokens = self._correct = self._responses = 0
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("", total=problems, stage=escape(member.label), numbers="loading")
+        if problems and not self.interactive:
+            self.console.print(f"{escape(member.label)}: {problems} problems to sample")
+
+    def problem_done(self, record: Mapping[str, Any], seconds: float) -> None:
+        """A problem was written down; ``seconds`` since the model's first."""
+        self.done += 1
+        self._responses += len(record["responses"])
+        self._tokens += sum(r["tokens"] for r in record["responses"])
+        self._correct += sum(r["status"] == "correct" for r in record["responses"])
+        numbers = f"correct {self._correct / self._responses:.3f}  tokens/s {self._tokens / max(seconds, 1e-9):,.0f}"
+        self._advance("", numbers)
+
+    def step_scoring(self, prm: str, problems: int) -> None:
+        """The process reward model's turn begins."""
+        self.done, self.total = 0, problems
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("", total=problems, stage="step scores", numbers="")
+        if problems and not self.interactive:
+            self.console.print(f"{escape(prm)}: steps of {problems} problems to score")
+
+    def problem_scored(self) -> None:
+        """A problem's steps were written down."""
+        self.done += 1
+        self._advance("steps scored", "")
+
+    def _advance(self, what: str, numbers: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=self.done, numbers=numbers)
+        if self.interactive:
+            return
+        if self.done == self.total or time.time() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.time()
+            self.console.print(f"  {what} {self.done}/{self.total}  {numbers}".rstrip())
+
+    def finished(self, summary: Mapping[str, Any], plan: Plan) -> None:
+        """The tables, the warnings, and where everything is."""
+        self._progress.stop()
+        self.console.print()
+        for table in tables(summary):
+            self.console.print(table)
+        for warning in summary["warnings"]:
+            self.console.print(f"[yellow]warning[/] {escape(warning)}")
+        self.console.print(f"done in {duration(time.time() - self._began)}; summary.json, results.jsonl: "
+                           f"{escape(str(plan.directory))}")  # fmt: skip
+
+    def stopped(self, reason: str, plan: Plan) -> None:
+        """An early end, and how to go on."""
+        self._progress.stop()
+        self.console.print(reason)
+        self.console.print(
+            f"what is complete is kept; start again with hydra.run.dir={escape(str(plan.directory))} to go on"
+        )
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Accuracy, reasoning health and paired differences as tables."""
+    rows = summary["metrics"]
+    accuracy = {name: (name.capitalize(), 100.0, 1) for name in accuracy_names(rows)}
+    found = [
+        _grid("Accuracy, % (± 95 % over problems; sd over seeds)", rows, accuracy, spread=True),
+        _grid("Reasoning health: exploration", rows, EXPLORATION),
+    ]
+    if any(row["metric"] in EXECUTION for row in rows):
+        found.append(_grid("Reasoning health: execution", rows, EXECUTION))
+    if summary["differences"]:
+        found.append(difference_table(summary["differences"]))
+    return found
+
+
+def accuracy_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Avg@n, Pass@k by k, Maj@n, as far as they occur; without Pass@1, which is Avg@n."""
+    split = {tuple(row["metric"].split("@")) for row in rows if "@" in row["metric"]}
+    order = ("avg", "pass", "maj")
+    names = sorted((order.index(kind), int(k)) for kind, k in split if (kind, k) != ("pass", "1"))
+    return [f"{order[kind]}@{k}" for kind, k in names]
+
+
+def _cell(row: Mapping[str, Any] | None, factor: float, digits: int, sign: bool = False) -> str:
+    if row is None:
+        return "–"
+    text = f"{factor * row['value']:{'+' if sign else ''}.{digits}f}"
+    if row["ci95"] is not None:
+        text += f" ±{factor * row['ci95']:.{digits}f}"
+    return text
+
+
+def _spread(row: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+    return f" (sd {factor * row['std']:.{digits}f})" if row is not None and "std" in row else ""
+
+
+def _grid(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, tuple[str, float, int]],
+    *,
+    spread: bool = False,
+) -> Table:
+    """A line for each (label, set); a column for each metric that occurs: (heading, factor, digits).
+
+    ``spread``: show the standard deviation over seeds too; summary.json has it of every metric.
+    """
+    present = {row["metric"] for row in rows}
+    columns = [(metric, *look) for metric, look in metrics.items() if metric in present]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("model", overflow="fold")
+    table.add_column("data", no_wrap=True)
+    table.add_column("problems", justify="right")
+    for _, heading, _, _ in columns:
+        table.add_column(heading, justify="right")
+    previous = None
+    for (label, data), group in groupby(rows, key=lambda row: (row["label"], row["data"])):
+        cells = {row["metric"]: row for row in group}
+        if previous not in (None, label):
+            table.add_section()
+        table.add_row(
+            escape(label) if label != previous else "",
+            escape(data),
+            str(next(iter(cells.values()))["problems"]),
+            *(
+                _cell(cells.get(metric), factor, digits) + _spread(cells.get(metric), factor, digits) * spread
+                for metric, _, factor, digits in columns
+            ),
+        )
+        previous = label
+    return table
+
+
+def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Avg@n, the last Pass@k and Maj@n of every pair, in points; * where the interval leaves out 0."""
+    names = accuracy_names(rows)
+    passes = [name for name in names if name.startswith("pass@")]
+    shown = [name for name in names if name not in passes[:-1]]
+    table = Table(title="Paired differences, points (* the 95 % interval leaves out 0)", title_justify="left",
+                  title_style="bold")  # fmt: skip
+    table.add_column("models", overflow="fold")
+    table.add_column("data")
+    table.add_column("problems", justify="right")
+    for metric in shown:
+        table.add_column(metric.capitalize(), justify="right")
+    for (a, b, data), group in groupby(rows, key=lambda row: (row["a"], row["b"], row["data"])):
+        cells = {row["metric"]: row for row in group}
+        table.add_row(
+            escape(f"{a} − {b}"),
+            escape(data),
+            str(next(iter(cells.values()))["problems"]),
+            *(_cell(cells.get(m), 100, 1, sign=True) + _star(cells.get(m)) for m in shown),
+        )
+    return table
+
+
+def _star(row: Mapping[str, Any] | None) -> str:
+    known = row is not None and row["low"] is not None
+    return " *" if known and row is not None and (row["low"] > 0 or row["high"] < 0) else ""

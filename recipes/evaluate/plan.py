@@ -1,0 +1,284 @@
+"""From a configuration to what exactly will be done, or to a list of everything that is wrong with it.
+
+Nothing is started and no weights are loaded here, so a mistake costs seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from recipes.common.prompts import render
+from recipes.common.run_dir import write_atomically
+from recipes.common.settings import SettingsError
+from recipes.evaluate.metrics import default_ks
+from recipes.evaluate.models import Located, fingerprint, load_tokenizer, locate
+from recipes.evaluate.problems import Problem, ProblemSet, load_sets
+from rewards.options import RewardOptions
+from workers.generation import SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SETTINGS = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an evaluation.  Members with the same ``label`` are seeds of one method."""
+
+    label: str
+    located: Located
+    fingerprint: str
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an evaluation needs; ``settings`` is what its results depend on apart from models, sets and seeds."""
+
+    directory: Path
+    members: tuple[Member, ...]
+    sets: tuple[ProblemSet, ...]
+    seeds: tuple[int, ...]
+    samples: int
+    params: SamplingParams
+    template_kwargs: dict[str, Any]
+    reward_kwargs: dict[str, Any]
+    ks: tuple[int, ...]
+    engine: str
+    workers: int
+    dtype: str
+    gpus: int
+    settings: dict[str, Any]
+    compare: tuple[Path, ...]
+
+    def prompt(self, member: Member, problem: Problem) -> list[int]:
+        """A problem's prompt as the member reads it: token ids up to where the assistant speaks."""
+        return render(member.tokenizer, problem.messages, self.template_kwargs)
+
+    def tasks(self, member: Member, done: set[Any]) -> list[tuple[int, ProblemSet, Problem]]:
+        """(seed, set, problem) still to be sampled by a member; ``done`` holds keys as `result_key` makes them."""
+        return [
+            (seed, problem_set, problem)
+            for seed in self.seeds
+            for problem_set in self.sets
+            for problem in problem_set.problems
+            if (member.fingerprint, seed, problem_set.name, problem.id) not in done
+        ]
+
+
+def result_key(record: dict[str, Any]) -> tuple:
+    """What a record of results.jsonl answers."""
+    return record["model"], record["seed"], record["data"], record["id"]
+
+
+def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
+    """Check the configuration and everything it points to.
+
+    Args:
+        directory: where the evaluation writes.
+        gpus: of this machine.
+
+    Raises:
+        SettingsError: listing every problem found.
+    """
+    problems = list(_value_problems(cfg, gpus))
+    sets: list[ProblemSet] = []
+    members: list[Member] = []
+    try:
+        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit)
+    except SettingsError as error:
+        problems += error.problems
+    for label, name in named_models(cfg.model):
+        try:
+            located = locate(name, cfg.base)
+            members.append(Member(label, located, "", load_tokenizer(located, cfg.tokenizer)))
+        except SettingsError as error:
+            problems += error.problems
+    problems += [
+        f"compare={place}: no {SETTINGS} and results there; give the directory of an evaluation"
+        for place in _texts(cfg.compare)
+        if not ((Path(place) / SETTINGS).exists() and (Path(place) / "results.jsonl").exists())
+    ]
+    if problems:
+        raise SettingsError(problems)
+
+    engine = cfg.engine if cfg.engine != "auto" else ("vllm" if gpus else "transformers")
+    settings = {
+        **{key: cfg[key] for key in ("samples", "temperature", "top_p", "top_k", "max_tokens", "tokenizer")},
+        "template_kwargs": _plain(cfg.template_kwargs),
+        "reward_kwargs": _plain(cfg.reward_kwargs),
+        "engine": engine,
+        "dtype": cfg.dtype if cfg.dtype != "auto" or gpus else "float32",
+    }
+    plan = Plan(
+        directory=directory,
+        members=tuple(Member(m.label, m.located, fingerprint(m.located), m.tokenizer) for m in members),
+        sets=tuple(sets),
+        seeds=tuple(cfg.seeds),
+        samples=cfg.samples,
+        params=SamplingParams(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_tokens, logprobs=False),
+        template_kwargs=settings["template_kwargs"],
+        reward_kwargs=settings["reward_kwargs"],
+        ks=tuple(cfg.k) if cfg.k is not None else tuple(default_ks(cfg.samples)),
+        engine=engine,
+        workers=cfg.workers or max(1, gpus // (cfg.vllm.tensor_parallel_size if engine == "vllm" else 1)),
+        dtype=settings["dtype"],
+        gpus=gpus,
+        settings=settings,
+        compare=tuple(Path(place) for place in _texts(cfg.compare)),
+    )
+    problems = [*_duplicates(plan), *_length_problems(plan), *_differs_from_before(plan)]
+    if problems:
+        raise SettingsError(problems)
+    return plan
+
+
+def named_models(model: Any) -> list[tuple[str, str]]:
+    """(label, name) of every model of ``model=``: a text, a list, or a mapping of labels to texts or lists.
+
+    Where the labels are not given they are the ends of the names, as long as it takes to tell them apart.
+    """
+    if isinstance(model, DictConfig | dict):
+        return [(str(label), name) for label, names in model.items() for name in _texts(names)]
+    names = _texts(model)
+    parts = [Path(name).parts or (name,) for name in names]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(set(names)):
+        depth += 1
+    return [("/".join(part[-depth:]), name) for part, name in zip(parts, names, strict=True)]
+
+
+def _texts(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(v) for v in value] if isinstance(value, ListConfig | list | tuple) else [str(value)]
+
+
+def _plain(node: DictConfig | None) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(node, resolve=True) if node else {}
+    return dict(plain)
+
+
+def _value_problems(cfg: DictConfig, gpus: int) -> Iterator[str]:
+    if cfg.samples < 1:
+        yield f"samples={cfg.samples}: must be at least 1"
+    for k in cfg.k or []:
+        if not 1 <= k <= cfg.samples:
+            yield f"k={k} with samples={cfg.samples}: Pass@k needs 1 <= k <= samples; set samples={k} or leave it out"
+    try:
+        SamplingParams(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_tokens)
+    except ValueError as error:
+        yield str(error)
+    if cfg.temperature == 0 and cfg.samples > 1:
+        yield f"temperature=0 with samples={cfg.samples}: greedy samples are all the same; set samples=1"
+    try:
+        RewardOptions.from_kwargs(_plain(cfg.reward_kwargs))
+    except (ValueError, TypeError) as error:
+        yield str(error)
+    seeds = list(cfg.seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        yield f"seeds={seeds}: needs at least one seed, each once"
+    if not 0 < cfg.prm_threshold < 1:
+        yield f"prm_threshold={cfg.prm_threshold}: a probability, between 0 and 1"
+    if cfg.limit is not None and cfg.limit < 1:
+        yield f"limit={cfg.limit}: must be at least 1, or null for all problems"
+    if cfg.batch_size < 1:
+        yield f"batch_size={cfg.batch_size}: must be at least 1"
+    if cfg.workers is not None and cfg.workers < 1:
+        yield f"workers={cfg.workers}: must be at least 1, or null"
+    if cfg.engine not in ("auto", "vllm", "transformers"):
+        yield f"engine={cfg.engine}: must be auto, vllm or transformers"
+    elif cfg.engine == "vllm" and not gpus:
+        yield "engine=vllm, but this machine has no GPU that torch can use; set engine=transformers"
+    for key, names in (("data", _texts(cfg.data)), ("model", [n for _, n in named_models(cfg.model)])):
+        if not names:
+            yield f"{key}= is empty: give at least one"
+
+
+def _duplicates(plan: Plan) -> Iterator[str]:
+    seen: dict[str, Member] = {}
+    for member in plan.members:
+        first = seen.setdefault(member.fingerprint, member)
+        if first is not member:
+            yield (
+                f"model={member.located.name} has the same weights as {first.located.name}: it would be compared with "
+                "itself; leave one out"
+            )
+
+
+def _length_problems(plan: Plan) -> Iterator[str]:
+    """Prompt and response must fit into what the model was made for."""
+    for member in plan.members:
+        limit = context_of(member.located)
+        longest = max(
+            ((len(plan.prompt(member, p)), s.name, p.index) for s in plan.sets for p in s.problems), default=None
+        )
+        if limit is not None and longest is not None and longest[0] + plan.params.max_tokens > limit:
+            length, name, index = longest
+            room = limit - length
+            yield (
+                f"max_tokens={plan.params.max_tokens}: the prompt of {name}, row {index}, has {length} tokens, and "
+                f"model={member.located.name} reads {limit} in all; "
+                + (f"set max_tokens to at most {room}" if room > 0 else "its prompts do not fit")
+            )
+
+
+def context_of(located: Located) -> int | None:
+    """Tokens that a model can read, prompt and response together; None where its configuration does not say."""
+    from transformers import AutoConfig
+
+    while located.base is not None:
+        located = located.base
+    path = str(Path(located.path) / "huggingface") if located.kind == "verl" else located.path
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _differs_from_before(plan: Plan) -> Iterator[str]:
+    """An evaluation goes on only with the settings it was begun with."""
+    before = read_settings(plan.directory)
+    if before is None:
+        return
+    for key, value in plan.settings.items():
+        if before["settings"].get(key) != value:
+            yield (
+                f"{key}={value}, but {plan.directory} was begun with {before['settings'].get(key)}; go on with that, "
+                "or choose another hydra.run.dir"
+            )
+    for problem_set in plan.sets:
+        known = before["data"].get(problem_set.name)
+        if known and known["sha256"] != problem_set.sha256:
+            yield (
+                f"{problem_set.file} is not the file that {plan.directory} was begun with under the name "
+                f"{problem_set.name}; restore it, or choose another hydra.run.dir"
+            )
+
+
+def read_settings(directory: Path) -> dict[str, Any] | None:
+    """What an evaluation directory was begun with, or None where there is none."""
+    path = directory / SETTINGS
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_settings(plan: Plan) -> None:
+    """Note settings, sets and models for those who go on with, or compare with, this evaluation."""
+    before = read_settings(plan.directory) or {"data": {}, "models": {}}
+    data = {s.name: {"file": s.file, "sha256": s.sha256} for s in plan.sets}
+    models = {
+        m.fingerprint: {"label": m.label, "name": m.located.name, "kind": m.located.kind, "step": m.located.step}
+        for m in plan.members
+    }
+    content = {
+        "settings": plan.settings,
+        "data": {**before["data"], **data},
+        "models": {**before["models"], **models},
+    }
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(plan.directory / SETTINGS, json.dumps(content, indent=2) + "\n")

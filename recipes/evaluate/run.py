@@ -1,0 +1,222 @@
+"""Carrying out a plan: sample what is missing, grade it, write each problem down as soon as it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from omegaconf import DictConfig
+
+from recipes.common.reaper import reaper
+from recipes.evaluate import health, process_reward
+from recipes.evaluate.metrics import majority_vote
+from recipes.evaluate.models import materialize
+from recipes.evaluate.plan import Member, Plan, result_key, write_settings
+from recipes.evaluate.problems import Problem, ProblemSet
+from recipes.evaluate.results import RESULTS, STEPS, ResultsFile, read_records
+from recipes.evaluate.sampling import (
+    SAMPLERS,
+    EngineOptions,
+    Response,
+    run_on_workers,
+    seeds_of,
+    start_workers,
+    stop_workers,
+)
+from rewards.grader import shared_grader
+from rewards.math import compute_score
+from workers.generation import stop_token_ids
+
+if TYPE_CHECKING:
+    from recipes.evaluate.console import EvaluationConsole
+
+MERGED = "merged"  # folder of joined checkpoints
+RAY_STARTS = 3
+GRADING_THREADS = 8  # they wait for the grading children
+Graded = tuple[Member, int, ProblemSet, Problem]
+
+
+def evaluate(cfg: DictConfig, plan: Plan, console: EvaluationConsole) -> dict[str, int]:
+    """Sample, grade and score steps; returns the number of corrupt lines set aside in each results file.
+
+    Raises:
+        SettingsError: the directory is in use, a checkpoint cannot be merged, the process reward model cannot be read.
+        ray.exceptions.RayError: a worker failed.  All that was complete before is on disk.
+    """
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    corrupt = {}
+    with ResultsFile(plan.directory / RESULTS, result_key) as results:
+        corrupt[RESULTS] = results.corrupt
+        write_settings(plan)
+        console.begin(plan, results)
+        if cfg.prm is not None:
+            process_reward.check(cfg.prm)  # before hours of sampling, not after
+        if cfg.prm is None and not any(plan.tasks(member, results.done) for member in plan.members):
+            return corrupt
+        with _ray(plan):
+            for member in plan.members:
+                _sample_member(cfg, plan, member, results, console)
+            if cfg.prm is not None:
+                with ResultsFile(plan.directory / STEPS, lambda r: (r["prm"], *result_key(r))) as steps:
+                    corrupt[STEPS] = steps.corrupt
+                    _score_steps(cfg, plan, results.path, steps, console)
+    return corrupt
+
+
+@contextlib.contextmanager
+def _ray(plan: Plan) -> Iterator[None]:
+    """Ray for the time of the evaluation: the one that runs already in this process, the cluster of RAY_ADDRESS, or
+    processes of its own on this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": plan.workers + 1, "num_gpus": plan.gpus}
+    if "RAY_ADDRESS" in os.environ:
+        options = {}
+    else:
+        options["address"] = "local"  # never join somebody else's cluster by accident
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with reaper():
+        _start_ray(options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(options: dict[str, Any]) -> None:
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception:  # on a busy machine its processes miss Ray's fixed half minute
+            ray.shutdown()
+            if attempt == RAY_STARTS:
+                raise
+    # A scheduler's SIGTERM ends an evaluation as Ctrl-C does, in order; Ray has just put a handler of its own there.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _threads(plan: Plan) -> int:
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", 0)) or (os.cpu_count() or 1) // plan.workers)
+
+
+def _sample_member(
+    cfg: DictConfig, plan: Plan, member: Member, results: ResultsFile, console: EvaluationConsole
+) -> None:
+    tasks = plan.tasks(member, results.done)
+    console.member(member, len(tasks))
+    if not tasks:
+        return
+    from transformers import GenerationConfig
+
+    folder = materialize(member.located, plan.directory / MERGED / member.fingerprint)
+    generation_config = None
+    with contextlib.suppress(OSError):  # not every model has one
+        generation_config = GenerationConfig.from_pretrained(folder)
+    tokenizer = member.tokenizer
+    stops = stop_token_ids(tokenizer, generation_config)
+    prompts = {(s.name, p.id): plan.prompt(member, p) for _, s, p in tasks}
+    options = EngineOptions(
+        engine=plan.engine,
+        dtype=plan.dtype,
+        max_model_len=max(map(len, prompts.values())) + plan.params.max_tokens,
+        tensor_parallel_size=cfg.vllm.tensor_parallel_size if plan.engine == "vllm" else 1,
+        gpu_memory_utilization=cfg.vllm.gpu_memory_utilization,
+        max_num_seqs=cfg.vllm.max_num_seqs,
+        batch_size=cfg.batch_size,
+        gpus=min(1, plan.gpus),
+        threads=_threads(plan),
+    )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0] if stops else 0
+    count = min(plan.workers, len(tasks))
+    workers = start_workers(SAMPLERS[plan.engine], count, options, (folder, stops, pad, plan.params, options))
+    calls = ((task, (prompts[task[1].name, task[2].id], seeds_of(task[0], task[2].id, plan.samples))) for task in tasks)
+    # Two calls wait at each worker, so that none idles while a result is graded; vLLM is kept full.
+    in_flight = max(2, 2 * options.max_num_seqs // plan.samples) if plan.engine == "vllm" else 2
+    began = time.time()
+    with ThreadPoolExecutor(GRADING_THREADS) as graders:
+        for (seed, problem_set, problem), responses in run_on_workers(workers, "sample", calls, in_flight):
+            record = grade(plan, member, problem, responses, graders)
+            results.append({"model": member.fingerprint, "seed": seed, "data": problem_set.name, **record})
+            console.problem_done(record, time.time() - began)
+    stop_workers(workers)
+
+
+def grade(
+    plan: Plan, member: Member, problem: Problem, responses: list[Response], threads: ThreadPoolExecutor
+) -> dict[str, Any]:
+    """A problem's record: its responses with their verdicts, and the vote among them."""
+    texts = [str(member.tokenizer.decode(ids, skip_special_tokens=True)) for ids, _ in responses]
+
+    def score(number: int) -> dict[str, Any]:
+        extra = {"response_length": len(responses[number][0])}
+        return compute_score(problem.source, texts[number], problem.gold, extra, **plan.reward_kwargs)
+
+    verdicts = list(threads.map(score, range(len(texts))))
+    # A response without an answer is INVALID; so is nothing else.
+    answers = [None if v["status"] == "no_answer" else v["extracted"] for v in verdicts]
+    winner = majority_vote(answers, _equivalent)
+    return {
+        "index": problem.index,
+        "id": problem.id,
+        "problem": problem.text,
+        "source": problem.source,
+        "gold": problem.gold,
+        "responses": [
+            {
+                "text": text,
+                "tokens": len(ids),
+                "stop": stop,
+                "status": verdict["status"],
+                "extracted": verdict["extracted"],
+            }
+            for text, (ids, stop), verdict in zip(texts, responses, verdicts, strict=True)
+        ],
+        "majority": winner,
+    }
+
+
+def _equivalent(one: str, other: str) -> bool:
+    return shared_grader().grade(one, other).status == "correct"
+
+
+def _score_steps(cfg: DictConfig, plan: Plan, results: Path, steps: ResultsFile, console: EvaluationConsole) -> None:
+    """Judge the steps of every response of the plan with the process reward model."""
+    wanted = {(m.fingerprint, seed, s.name) for m in plan.members for seed in plan.seeds for s in plan.sets}
+
+    def todo() -> Iterator[tuple[dict[str, Any], tuple]]:
+        for record in read_records(results):
+            if record is None or (record["model"], record["seed"], record["data"]) not in wanted:
+                continue
+            if (cfg.prm, *result_key(record)) not in steps.done:
+                yield record, (record["problem"], [health.split_steps(r["text"]) for r in record["responses"]])
+
+    total = sum(1 for _ in todo())
+    console.step_scoring(cfg.prm, total)
+    if not total:
+        return
+    gpus = min(1, plan.gpus)
+    options = EngineOptions("transformers", "bfloat16" if gpus else "float32", None, gpus=gpus)
+    workers = start_workers(
+        process_reward.ProcessRewardScorer,
+        min(plan.workers, total),
+        options,
+        (cfg.prm, options.dtype, gpus, _threads(plan)),
+    )
+    for record, scores in run_on_workers(workers, "score", todo(), 2):
+        lengths = [len(health.split_steps(r["text"])) for r in record["responses"]]
+        unscored = sum(lengths) - sum(map(len, scores))
+        key = {name: record[name] for name in ("model", "seed", "data", "id")}
+        steps.append({**key, "prm": cfg.prm, "scores": scores, "unscored": unscored})
+        console.problem_scored()
+    stop_workers(workers)

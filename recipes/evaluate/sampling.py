@@ -1,0 +1,189 @@
+"""Sampling the responses of an evaluation: one engine for each Ray worker, any number of workers.
+
+A call answers one problem with all of its samples.  Every response has its own seed, and with the transformers engine
+a problem is a batch of its own, so a result depends neither on how many workers there are nor on what was done before
+an interruption.  vLLM batches across problems, whose kernels may then differ in the last bits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import ray
+
+from workers.generation import SamplingParams, generate_batch, response_seed
+
+Task = TypeVar("Task")
+Response = tuple[list[int], str]  # token ids (the stop token included), "completed" or "length"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is loaded and batched; nothing here is meant to change what is sampled."""
+
+    engine: str  # "vllm" or "transformers"
+    dtype: str
+    max_model_len: int | None
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int = 256
+    batch_size: int = 64
+    gpus: int = 0  # for each worker
+    threads: int = 1
+
+
+def seeds_of(seed: int, problem_id: str, samples: int) -> list[int]:
+    """The samples' seeds: equal for all models, so that they answer a problem with the same random numbers."""
+    return [response_seed("evaluate", seed, problem_id, number) for number in range(samples)]
+
+
+class TransformersSampler:
+    """A Ray actor around `workers.generation`, on a CPU or a GPU."""
+
+    def __init__(self, model: str, stop_ids: list[int], pad_id: int, params: SamplingParams, options: EngineOptions):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(options.threads)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=options.dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
+        self.model = loaded.to("cuda" if options.gpus else "cpu").eval()
+        self.params, self.options, self.stop_ids, self.pad_id = params, options, stop_ids, pad_id
+
+    def ready(self) -> None:
+        """Returns once the model is loaded."""
+
+    def close(self) -> None:
+        """Nothing outlives the actor."""
+
+    def sample(self, prompt: list[int], seeds: list[int]) -> list[Response]:
+        """One response for each seed."""
+        responses: list[Response] = []
+        for start in range(0, len(seeds), self.options.batch_size):
+            part = seeds[start : start + self.options.batch_size]
+            generated = generate_batch(
+                self.model,
+                [prompt] * len(part),
+                self.params,
+                part,
+                stop_token_ids=self.stop_ids,
+                pad_token_id=self.pad_id,
+            )
+            responses += [(g.token_ids, g.stop_reason) for g in generated]
+        return responses
+
+
+class VLLMSampler:
+    """A Ray actor around vLLM's asynchronous engine: many problems are in flight at once."""
+
+    def __init__(self, model: str, stop_ids: list[int], pad_id: int, params: SamplingParams, options: EngineOptions):
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            model=model,
+            dtype=options.dtype,
+            max_model_len=options.max_model_len,
+            tensor_parallel_size=options.tensor_parallel_size,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            max_num_seqs=options.max_num_seqs,
+            skip_tokenizer_init=True,  # token ids in, token ids out
+            trust_remote_code=False,
+            enable_log_requests=False,
+        )
+        self.engine = AsyncLLM.from_engine_args(arguments)
+        self.params, self.stop_ids = asdict(params), stop_ids
+        self._number = itertools.count()
+
+    async def ready(self) -> None:
+        """Returns once the model is loaded."""
+
+    async def close(self) -> None:
+        """End vLLM's own processes, which hold the GPU's memory that the next model needs."""
+        self.engine.shutdown()
+
+    async def sample(self, prompt: list[int], seeds: list[int]) -> list[Response]:
+        """One response for each seed."""
+        return list(await asyncio.gather(*(self._one(prompt, seed) for seed in seeds)))
+
+    async def _one(self, prompt: list[int], seed: int) -> Response:
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import SamplingParams as VLLMParams
+
+        params = VLLMParams(
+            temperature=self.params["temperature"],
+            top_p=self.params["top_p"],
+            top_k=self.params["top_k"],
+            max_tokens=self.params["max_tokens"],
+            seed=seed,
+            stop_token_ids=self.stop_ids,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = None
+        tokens = TokensPrompt(prompt_token_ids=prompt)
+        async for output in self.engine.generate(tokens, params, str(next(self._number))):
+            final = output
+        if final is None:
+            raise RuntimeError("vLLM ended a request without an output")
+        completion = final.outputs[0]
+        return list(completion.token_ids), "length" if completion.finish_reason == "length" else "completed"
+
+
+SAMPLERS = {"vllm": VLLMSampler, "transformers": TransformersSampler}
+
+
+def start_workers(actor: type, count: int, options: EngineOptions, arguments: Sequence[Any]) -> list[Any]:
+    """``count`` Ray actors, loaded and ready.  Raises what the first one that could not start raised."""
+    gpus = options.gpus * options.tensor_parallel_size
+    remote: Any = ray.remote(actor)
+    remote = remote.options(num_gpus=gpus, num_cpus=1, max_concurrency=_concurrency(options))
+    workers = [remote.remote(*arguments) for _ in range(count)]
+    ray.get([worker.ready.remote() for worker in workers])
+    return workers
+
+
+def stop_workers(workers: Sequence[Any]) -> None:
+    """Give back what the workers hold."""
+    ray.get([worker.close.remote() for worker in workers])
+    for worker in workers:
+        ray.kill(worker)
+
+
+def _concurrency(options: EngineOptions) -> int:
+    # vLLM is kept full whatever the samples of a problem; a transformers worker does one problem after the other.
+    return options.max_num_seqs if options.engine == "vllm" else 1
+
+
+def run_on_workers(
+    workers: Sequence[Any], method: str, tasks: Iterable[tuple[Task, tuple]], in_flight: int
+) -> Iterator[tuple[Task, Any]]:
+    """Call ``method`` once for each task, at most ``in_flight`` at a time on a worker; yields results as they come.
+
+    Args:
+        tasks: (task, arguments of the call).
+
+    Raises:
+        ray.exceptions.RayError: a call failed, or its worker died; what was yielded before stands.
+    """
+    waiting = iter(tasks)
+    running: dict[Any, tuple[Task, Any]] = {}
+    free = deque(worker for _ in range(in_flight) for worker in workers)
+    while True:
+        while free and (item := next(waiting, None)) is not None:
+            task, arguments = item
+            worker = free.popleft()
+            running[getattr(worker, method).remote(*arguments)] = (task, worker)
+        if not running:
+            return
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        task, worker = running.pop(done)
+        free.append(worker)
+        yield task, ray.get(done)
