@@ -16,7 +16,7 @@ COMMANDS = {
     "diagnose_branches": ("branch_viability", branch_viability, figures.branch_viability),
     "diagnose_exposure": ("exposure_sweep", exposure_sweep, figures.exposure_sweep),
 }
-SMALL = ("problems=4", "rollouts=2", "chunk=2", "seeds=[1]", "summary.resamples=100", "max_tokens=60")
+SMALL = ("limit=4", "rollouts=2", "chunk=2", "seeds=[1]", "summary.resamples=100", "max_tokens=60")
 
 
 def run(config, out, *overrides):

@@ -86,7 +86,8 @@ def load_model(name: str, *, device: str, dtype: str, tokens_per_pass: int) -> E
         raise SettingsError([f"model={name} has no chat template, so its prompts cannot be rendered"])
     stops = stop_token_ids(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Engine(model.to(device).eval(), tokenizer, stops, pad, tokens_per_pass)
+    model = model.to(device).eval()  # type: ignore[arg-type]
+    return Engine(model, tokenizer, stops, pad, tokens_per_pass)
 
 
 def load_problems(path: str, count: int | None, engine: Engine, template_kwargs: dict[str, Any]) -> list[Problem]:
