@@ -394,8 +394,8 @@ def test_the_readme_names_every_estimator_parameter_and_default():
         assert f"| `{name}` |" in text
         for field in dataclasses.fields(chosen.params):
             assert f"`{field.name}`" in text, f"{name}.{field.name}"
-    assert "| `dasd`, `pw_opsd`, `atesd` | `beta` | 0.1 |" in text
+    assert "| `dasd`; `pw_opsd`, `atesd` | `beta` | 0.02; 0.1 |" in text
     assert "| | `gap_eps`, `entropy_eps` | 1.0, 0.1 |" in text
     defaults = DasdParams()
-    assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.1, 1.0, 0.1)
+    assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.02, 1.0, 0.1)
     assert defaults.mask_zero_variance_groups and "| | `mask_zero_variance_groups` | true |" in text
