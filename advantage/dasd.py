@@ -243,8 +243,8 @@ class DasdParams(AdditiveParams):
     """Parameters of `algorithm.dasd`; see `direction_coefficient` for their meaning.
 
     `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
-    groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind these
-    values are in recipes/dasd/README.md.
+    groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
+    these values are in recipes/dasd/README.md.
     """
 
     beta: float = 0.02
