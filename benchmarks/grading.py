@@ -285,25 +285,27 @@ def measure(
     process.stdin.write(json.dumps({"tasks": tasks, "warm_up": list(warm_up)}).encode() + b"\n")
     process.stdin.flush()
     outcome, buffer, begin, end = Outcome(), b"", None, time.monotonic() + 300
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while time.monotonic() < end:
-            if not selector.select(max(end - time.monotonic(), 0)):
-                break
-            chunk = os.read(process.stdout.fileno(), 1 << 16)
-            if not chunk:
-                break
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for reply in map(json.loads, lines):
-                if reply == ["ready"]:
-                    begin = time.monotonic()
-                    end = begin + limit_s
-                else:
-                    outcome.verdicts[reply[0]], outcome.seconds[reply[0]] = reply[1:]
-    outcome.wall_s = time.monotonic() - (begin or time.monotonic())
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while time.monotonic() < end:
+                if not selector.select(max(end - time.monotonic(), 0)):
+                    break
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    break
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for reply in map(json.loads, lines):
+                    if reply == ["ready"]:
+                        begin = time.monotonic()
+                        end = begin + limit_s
+                    else:
+                        outcome.verdicts[reply[0]], outcome.seconds[reply[0]] = reply[1:]
+        outcome.wall_s = time.monotonic() - (begin or time.monotonic())
+    finally:  # Ctrl-C too: a grader that hangs would hang on
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return outcome
 
 

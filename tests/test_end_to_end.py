@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes.common import prompts
 from recipes.common import run_dir as files
 from recipes.common.settings import STARTER
+from rewards.math import STATUSES
 from tests.conftest import start, train, wait_for_step
 
 pytestmark = pytest.mark.slow
@@ -90,6 +91,9 @@ def test_every_step_reports_its_credit_its_teacher_and_its_seconds(two_workers):
         ):
             assert record[key] is not None and math.isfinite(record[key]), key
         assert record["training/rollouts_missing"] == 0
+        assert sum(record[f"reward/{status}_rate"] for status in STATUSES) == pytest.approx(1.0)
+        assert record["reward/score"] == pytest.approx(record["critic/score/mean"])
+        assert record["reward/timeout_rate_graded"] == 0.0
         assert 0 <= record["credit/omega/positive_share"] <= 1
         # verl recomputes what the rollout server sampled: same weights, same tokens, same log-probs
         assert record["training/rollout_probs_diff_max"] < 1e-3

@@ -23,6 +23,7 @@ from tests.conftest import ROOT, Run, start, wait_for_step
 
 pytestmark = pytest.mark.slow
 
+LONG = 600.0  # seconds; for a machine with much else to do, where it takes a tenth of that otherwise
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -103,15 +104,19 @@ def story(tmp_path_factory):
         try:
             cluster.join(2)
             process = start("dasd", directory, *overrides)
-            wait_for_step(directory, 2, process)
-            cluster.nodes.pop().kill()
-            first = ended(process, directory, timeout=180)
+            try:
+                wait_for_step(directory, 2, process, timeout=LONG)
+                cluster.nodes.pop().kill()
+                first = ended(process, directory, timeout=LONG)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
             saved = files.checkpointed_step(directory)
             shards = {
                 p.name for p in (directory / files.CHECKPOINTS / f"global_step_{saved}" / "actor").glob("model_*")
             }
             cluster.join(2)
-            second = ended(start("dasd", directory, *overrides), directory, timeout=300)
+            second = ended(start("dasd", directory, *overrides), directory, timeout=LONG)
         finally:
             cluster.end()
     return Story(first, saved, shards, second)

@@ -24,6 +24,9 @@ from recipes.common.console import RunConsole
 from recipes.common.reaper import reaper
 from recipes.common.settings import SettingsError
 
+# A running cluster lacks the environment of whoever starts a run on it. No secrets here: config.yaml has them all.
+PASSED_ON = ("WANDB_MODE", "WANDB_ENTITY", "HF_HOME", "HF_HUB_OFFLINE")
+
 
 def launch(cfg: DictConfig) -> int:
     """Train as configured; returns the process's exit code (0 done, 1 failed, 130 stopped at once)."""
@@ -86,6 +89,7 @@ def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
         "WANDB_DIR": str(run_dir),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "HYDRA_FULL_ERROR": "1",
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
     }
     if cfg.trainer.device == "cpu":
         environment |= {
