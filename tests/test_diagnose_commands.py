@@ -80,7 +80,7 @@ def test_a_second_seed_is_added_to_the_first(tmp_path):
         ("diagnose_dasd", "interventions.alpha=2", "must be in [0, 1]"),
         ("diagnose_dasd", "seeds=[1,1]", "each once"),
         ("diagnose_dasd", "temperature=0", "all alike"),
-        ("diagnose_dasd", "model=/nowhere", "cannot be loaded"),
+        ("diagnose_dasd", "model=/nowhere", "model=/nowhere"),
         ("diagnose_branches", "candidates.children=1", "at least 2"),
         ("diagnose_branches", "dropout.rate=1.0", "between 0 and 1"),
         ("diagnose_exposure", "exposures=[1.0,0.5]", "ascending"),

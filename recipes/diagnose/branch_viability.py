@@ -44,8 +44,8 @@ from recipes.diagnose.engine import (
     Problem,
     Response,
     as_response,
+    engine_of,
     grade,
-    load_model,
     load_problems,
     respond,
     response_logits,
@@ -90,7 +90,7 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"candidates.min_probability={c.min_probability}: must be in [0, 1) (paper: 0.05)")
     if wrong:
         raise SettingsError(wrong)
-    engine = load_model(cfg.model, device=cfg.device, dtype=cfg.dtype, tokens_per_pass=cfg.tokens_per_pass)
+    engine = engine_of(cfg)
     kwargs = dict(cfg.template_kwargs)
     problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
     teacher = teacher_prompts(

@@ -28,8 +28,8 @@ from recipes.diagnose.engine import (
     Engine,
     Problem,
     as_response,
+    engine_of,
     grade,
-    load_model,
     load_problems,
     respond,
     response_logits,
@@ -63,7 +63,7 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"interventions.per_bucket={cfg.interventions.per_bucket}: must be at least 0 (0: left out)")
     if wrong:
         raise SettingsError(wrong)
-    engine = load_model(cfg.model, device=cfg.device, dtype=cfg.dtype, tokens_per_pass=cfg.tokens_per_pass)
+    engine = engine_of(cfg)
     kwargs = dict(cfg.template_kwargs)
     problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
     teacher = teacher_prompts(
