@@ -135,6 +135,7 @@ def ended(process: subprocess.Popen, directory: Path, timeout: float) -> Run:
 
 def test_a_lost_node_ends_the_run_and_leaves_a_complete_checkpoint(story):
     assert story.first.code == 1 and "failed" in story.first.console, story.first.console
+    assert "NodeLost: lost" in story.first.console and "same hydra.run.dir" in story.first.console
     assert story.saved >= 1
     assert story.shards == {f"model_world_size_2_rank_{rank}.pt" for rank in (0, 1)}
 
