@@ -36,15 +36,16 @@ def free_port() -> int:
 class Node:
     """`ray start --block` with one logical GPU; `kill` is the machine losing power."""
 
-    def __init__(self, *arguments: str):
+    def __init__(self, log: Path, *arguments: str):
+        self.log = log
         common = ("--block", "--num-gpus=1", "--num-cpus=8", "--object-store-memory=200000000", "--disable-usage-stats")
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self.process = subprocess.Popen(
             [RAY, "start", *common, *arguments],
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
 
@@ -65,18 +66,22 @@ class Node:
 class Cluster:
     """Two nodes under one secret, as cluster/train.sbatch starts them; RAY_ADDRESS names the head."""
 
-    def __init__(self, patch: pytest.MonkeyPatch):
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch):
+        self.folder = folder
         self.address = f"127.0.0.1:{free_port()}"
         patch.setenv("RAY_ADDRESS", self.address)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        self.nodes = [Node("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false")]
+        self.nodes: list[Node] = []
 
-    def join(self, expected: int) -> None:
-        waiter = [sys.executable, "-m", "recipes.common.ray_nodes"]
-        subprocess.run([*waiter, "1", "120"], cwd=ROOT, check=True)
-        self.nodes.append(Node(f"--address={self.address}"))
-        subprocess.run([*waiter, str(expected), "120"], cwd=ROOT, check=True)
+    def join(self) -> None:
+        """Start a node, the head if it is the first, and wait until it is there."""
+        head = ("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false")
+        arguments = (f"--address={self.address}",) if self.nodes else head
+        self.nodes.append(Node(self.folder / f"node{time.monotonic_ns()}.log", *arguments))
+        waiter = [sys.executable, "-m", "recipes.common.ray_nodes", str(len(self.nodes)), "180"]
+        if subprocess.run(waiter, cwd=ROOT).returncode:
+            pytest.fail("\n".join(node.log.read_text()[-3000:] for node in self.nodes))
 
     def end(self) -> None:
         for node in reversed(self.nodes):
@@ -100,9 +105,10 @@ def story(tmp_path_factory):
     overrides += ("trainer.logger=[tensorboard,wandb]",)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        cluster = Cluster(patch)
+        cluster = Cluster(directory.parent, patch)
         try:
-            cluster.join(2)
+            cluster.join()
+            cluster.join()
             process = start("dasd", directory, *overrides)
             try:
                 wait_for_step(directory, 2, process, timeout=LONG)
@@ -115,7 +121,7 @@ def story(tmp_path_factory):
             shards = {
                 p.name for p in (directory / files.CHECKPOINTS / f"global_step_{saved}" / "actor").glob("model_*")
             }
-            cluster.join(2)
+            cluster.join()
             second = ended(start("dasd", directory, *overrides), directory, timeout=LONG)
         finally:
             cluster.end()
@@ -135,6 +141,7 @@ def ended(process: subprocess.Popen, directory: Path, timeout: float) -> Run:
 
 def test_a_lost_node_ends_the_run_and_leaves_a_complete_checkpoint(story):
     assert story.first.code == 1 and "failed" in story.first.console, story.first.console
+    assert "NodeLost: lost" in story.first.console and "same hydra.run.dir" in story.first.console
     assert story.saved >= 1
     assert story.shards == {f"model_world_size_2_rank_{rank}.pt" for rank in (0, 1)}
 
