@@ -44,9 +44,11 @@ def lost_nodes(busy: set[str]) -> list[str]:
 def nodes_watched(seconds: float = SECONDS) -> Iterator[None]:
     """Raise `NodeLost` in the block, which must run in the main thread, soon after a busy node has gone.
 
-    The exception arrives through SIGALRM, since the block waits inside Ray. Idle nodes may come and go.
+    The block waits inside Ray, which lets KeyboardInterrupt through and swallows what else a handler of signals raises:
+    so SIGALRM raises that, and it is exchanged here.  Idle nodes may come and go.
     """
     ended, lost = threading.Event(), []
+    waiting = threading.get_ident()
 
     def watch() -> None:
         busy: set[str] = set()
@@ -55,21 +57,25 @@ def nodes_watched(seconds: float = SECONDS) -> Iterator[None]:
                 continue
             lost.extend(lost_nodes(busy))
             if lost:
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+                signal.pthread_kill(waiting, signal.SIGALRM)
                 return
             busy |= busy_nodes()
 
     def stop(number: int, frame: object) -> None:
-        raise NodeLost(
-            f"lost {' and '.join(lost)}, where a part of the run was. Start again with the same hydra.run.dir when the "
-            "cluster has its nodes, to go on from the last checkpoint"
-        )
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, stop)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if not lost:
+            raise
+        raise NodeLost(
+            f"lost {' and '.join(lost)}, where a part of the run was. Start again with the same hydra.run.dir when the "
+            "cluster has its nodes, to go on from the last checkpoint"
+        ) from None
     finally:
         ended.set()
         thread.join(timeout=30)
