@@ -243,9 +243,11 @@ class DasdParams(AdditiveParams):
     """Parameters of `algorithm.dasd`; see `direction_coefficient` for their meaning.
 
     `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
-    groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors.
+    groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
+    these values are in recipes/dasd/README.md.
     """
 
+    beta: float = 0.02
     router: str = "entropy"
     router_quantile: float = 0.2
     direction: str = "tanh"

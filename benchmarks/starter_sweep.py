@@ -49,7 +49,7 @@ NO_CLIP = "self_distill.loss.clip_mode=none"
 EXPOSURES = (0, 0.25, 0.5, 0.75, 1)
 SETTINGS: dict[str, list[str]] = {
     **{method: [f"method={method}"] for method in METHODS},
-    "dasd_beta_0.02": ["method=dasd", "algorithm.dasd.beta=0.02"],
+    "dasd_beta_0.1": ["method=dasd", "algorithm.dasd.beta=0.1"],
     "dasd_beta_0.5": ["method=dasd", "algorithm.dasd.beta=0.5"],
     "dasd_beta_2": ["method=dasd", "algorithm.dasd.beta=2"],
     "dasd_literal": LITERAL,

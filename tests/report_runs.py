@@ -37,17 +37,19 @@ def write_run(
     ending: str | None = files.DONE,
     reason: str = "",
     seed: int | None = None,
+    experiment: str = "starter",
+    protocol: str = "dasd",
 ) -> Path:
-    """A run directory as a training command leaves it."""
+    """A run directory as a training command leaves it. `protocol` is what it says of its choice, and no more."""
     directory.mkdir(parents=True)
-    config = _config(f"method={method}", "experiment=starter", *overrides).copy()
+    config = _config(f"method={method}", f"experiment={experiment}", *overrides).copy()
     config.self_distill.run_dir = str(directory)
     config.trainer.default_local_dir = f"{directory}/checkpoints"
     if seed is not None:
         config.data.seed = config.actor_rollout_ref.rollout.seed = seed
     (directory / files.CONFIG).write_text(OmegaConf.to_yaml(config))
     (directory / ".hydra").mkdir()
-    choices = {"method": method, "experiment": "starter"}
+    choices = {"method": method, "experiment": experiment, "protocol": protocol}
     (directory / ".hydra" / "hydra.yaml").write_text(
         OmegaConf.to_yaml({"hydra": {"runtime": {"choices": choices}, "run": {"dir": "${now:%Y}"}}})
     )

@@ -213,7 +213,7 @@ def test_the_literal_epsilon_explodes_where_most_gaps_are_tiny():
     gap[0, 50] = -2.0
     inputs = make_inputs(0, 1, 99, response_mask=torch.ones(1, 99, dtype=torch.bool), log_prob_gap=gap)
     inputs = dataclasses.replace(inputs, group_advantage=torch.ones(1, 99))
-    literal = run("dasd", inputs, gap_eps=1e-6, entropy_eps=1e-6, direction="constant").metrics
+    literal = run("dasd", inputs, beta=0.1, gap_eps=1e-6, entropy_eps=1e-6, direction="constant").metrics
     assert literal["credit/correction_ratio"] > 1000 and correction_warning(literal)
     assert run("dasd", inputs, direction="constant").metrics["credit/correction_ratio"] < 0.01
 
@@ -394,8 +394,8 @@ def test_the_readme_names_every_estimator_parameter_and_default():
         assert f"| `{name}` |" in text
         for field in dataclasses.fields(chosen.params):
             assert f"`{field.name}`" in text, f"{name}.{field.name}"
-    assert "| `dasd`, `pw_opsd`, `atesd` | `beta` | 0.1 |" in text
+    assert "| `dasd`; `pw_opsd`, `atesd` | `beta` | 0.02; 0.1 |" in text
     assert "| | `gap_eps`, `entropy_eps` | 1.0, 0.1 |" in text
     defaults = DasdParams()
-    assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.1, 1.0, 0.1)
+    assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.02, 1.0, 0.1)
     assert defaults.mask_zero_variance_groups and "| | `mask_zero_variance_groups` | true |" in text

@@ -16,7 +16,7 @@ COMMANDS = {
     "diagnose_branches": ("branch_viability", branch_viability, figures.branch_viability),
     "diagnose_exposure": ("exposure_sweep", exposure_sweep, figures.exposure_sweep),
 }
-SMALL = ("problems=4", "rollouts=2", "chunk=2", "seeds=[1]", "summary.resamples=100", "max_tokens=60")
+SMALL = ("limit=4", "rollouts=2", "chunk=2", "seeds=[1]", "summary.resamples=100", "max_tokens=60")
 
 
 def run(config, out, *overrides):
@@ -80,7 +80,7 @@ def test_a_second_seed_is_added_to_the_first(tmp_path):
         ("diagnose_dasd", "interventions.alpha=2", "must be in [0, 1]"),
         ("diagnose_dasd", "seeds=[1,1]", "each once"),
         ("diagnose_dasd", "temperature=0", "all alike"),
-        ("diagnose_dasd", "model=/nowhere", "cannot be loaded"),
+        ("diagnose_dasd", "model=/nowhere", "model=/nowhere"),
         ("diagnose_branches", "candidates.children=1", "at least 2"),
         ("diagnose_branches", "dropout.rate=1.0", "between 0 and 1"),
         ("diagnose_exposure", "exposures=[1.0,0.5]", "ascending"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -25,11 +28,13 @@ from workers.divergence import sampled_token_gap, token_log_probs
 from workers.generation import SamplingParams
 
 KWARGS = {"enable_thinking": False}
+STARTER_MODEL = str(STARTER / "model")
+NOWHERE = Path("/nowhere")  # nothing has to be merged
 
 
 @pytest.fixture(scope="module")
 def engine():
-    return load_model(str(STARTER / "model"), device="cpu", dtype="float32", tokens_per_pass=2048)
+    return load_model(STARTER_MODEL, merged=NOWHERE, device="cpu", dtype="float32", tokens_per_pass=2048)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +103,14 @@ def test_bad_input_is_refused(engine, tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
     with pytest.raises(SettingsError, match="cannot be read as parquet"):
         load_problems(str(tmp_path / "broken.parquet"), 4, engine, KWARGS)
+    with pytest.raises(SettingsError, match="name the folder that holds one"):
+        load_model(str(tmp_path), merged=NOWHERE, device="cpu", dtype="float32", tokens_per_pass=1)
+    shutil.copytree(STARTER_MODEL, tmp_path / "cut")
+    (tmp_path / "cut/model.safetensors").write_bytes(b"cut short")
     with pytest.raises(SettingsError, match=r"model=.*cannot be loaded"):
-        load_model(str(tmp_path), device="cpu", dtype="float32", tokens_per_pass=1)
+        load_model(str(tmp_path / "cut"), merged=NOWHERE, device="cpu", dtype="float32", tokens_per_pass=1)
     with pytest.raises(SettingsError, match="must be one of"):
-        load_model(str(STARTER / "model"), device="cpu", dtype="int8", tokens_per_pass=1)
+        load_model(STARTER_MODEL, merged=NOWHERE, device="cpu", dtype="int8", tokens_per_pass=1)
     found = load_problems(str(STARTER / "data/val.parquet"), 2, engine, KWARGS)
     found[1].row["solution"] = None
     with pytest.raises(SettingsError, match="1 of 2 rows have no solution.*row 1"):

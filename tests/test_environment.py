@@ -83,6 +83,31 @@ def test_metadata_of_a_real_package_is_read():
     assert list(environment._mismatches("verl", version("verl"))) == []
 
 
+def test_wandb_without_a_key(starter_config, monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert list(environment.logging(starter_config)) == []
+    starter_config.trainer.logger = ["tensorboard", "wandb"]
+    (problem,) = environment.logging(starter_config)
+    assert "WANDB_MODE=offline" in problem
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password not-a-key")
+    assert list(environment.logging(starter_config)) == []
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert list(environment.logging(starter_config)) == []
+
+
+def test_secrets_are_not_passed_on_where_config_yaml_shows_them(starter_config, monkeypatch, tmp_path):
+    from recipes.common.launch import process_environment
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    environment_of_workers = process_environment(starter_config, tmp_path)
+    assert environment_of_workers["WANDB_MODE"] == "offline" and "secret" not in environment_of_workers.values()
+
+
 def test_what_does_not_fit_is_refused_with_what_would(compose_config):
     cfg = compose_config("method=dasd", "experiment=qwen3_8b_dapo", "hardware=1xh100", "dry_run=true")
     assert list(environment.capacity(cfg)) == []

@@ -17,7 +17,7 @@ from recipes.report.figures import Line, curves, smoothed
 from recipes.report.heat import heat, level
 from recipes.report.page import comparison_page, run_page, write_report
 from recipes.report.panels import mean_curve, run_panels, stage_panel
-from recipes.report.preset import NoPreset, compare_with_preset, method_values
+from recipes.report.preset import NoPreset, compare_with_preset, sourced_values
 from recipes.report.run_data import NotARun, find_runs, load_run, status, validations, warnings
 from tests.report_runs import record, response, validated, write_run
 
@@ -122,7 +122,7 @@ def test_the_changes_are_exactly_the_overrides(tmp_path):
     found = compare_with_preset(directory, load_run(directory).config)
     assert {s.key: (s.preset, s.value) for s in found.changed} == {
         "actor_rollout_ref.actor.optim.lr": ("5e-05", "1e-06"),
-        "algorithm.dasd.beta": ("0.1", "0.5"),
+        "algorithm.dasd.beta": ("0.02", "0.5"),
     }
     method = {s.key: s for s in found.method}
     assert method["algorithm.dasd.router_quantile"].source == "rho, §5 and Table 11"
@@ -139,11 +139,24 @@ def test_the_preset_is_composed_within_a_running_command_too(tmp_path):
 
 
 def test_a_bundle_built_on_another_has_the_values_of_both():
-    values = method_values("pw_opsd")
+    values = sourced_values("method", "pw_opsd")
     assert values["self_distill.loss.clip"] == (0.05, "each vocabulary entry, from above")  # of opsd
     assert values["self_distill.loss.weighting"][0] == "position"  # its own, over opsd's "uniform"
     assert values["algorithm.pw_opsd.floor"] == (None, "null: the schedule's")
     assert "defaults" not in values
+    assert sourced_values("protocol", "opsd")["actor_rollout_ref.model.lora_rank"] == (64, "OPSD")
+
+
+def test_a_protocols_values_have_their_source_where_they_are_in_force(tmp_path):
+    directory = write_run(tmp_path / "run", [record(1)], "trainer.save_freq=3", experiment="qwen3_1_7b_openthoughts")
+    found = compare_with_preset(directory, load_run(directory).config)
+    assert [(s.key, s.preset, s.value, s.source) for s in found.changed] == [("trainer.save_freq", "20", "3", "ours")]
+    sources = {s.key: s.source for s in found.method}
+    assert sources["actor_rollout_ref.rollout.n"] == "App. F: G" and sources["algorithm.dasd.router_quantile"]
+    # The starter has a rollout count of its own: whatever the protocol's comment says, it is not of that number.
+    starter = write_run(tmp_path / "starter", [record(1)], protocol="opsd")
+    sources = {s.key: s.source for s in compare_with_preset(starter, load_run(starter).config).method}
+    assert sources["actor_rollout_ref.rollout.n"] == ""
 
 
 def test_a_preset_that_is_not_known_is_said_so(tmp_path):
@@ -287,7 +300,7 @@ def test_seeds_of_one_setting_are_one_group(tmp_path):
     runs = _seeds(tmp_path, "a", {1: 0.5, 2: 0.6}) + _seeds(tmp_path, "b", {1: 0.7}, "algorithm.dasd.beta=0.5")
     runs += _seeds(tmp_path, "g", {1: 0.8}, "trainer.val_before_train=false", method="grpo")
     groups = compare.group_runs(runs)
-    assert [g.label for g in groups] == ["grpo", "dasd (dasd.beta=0.1)", "dasd (dasd.beta=0.5)"]
+    assert [g.label for g in groups] == ["grpo", "dasd (dasd.beta=0.02)", "dasd (dasd.beta=0.5)"]
     assert [[r.seed for r in g.runs] for g in groups] == [[1], [1, 2], [1]]
 
 
@@ -417,7 +430,7 @@ def test_a_page_holds_what_the_run_did(tmp_path):
         "Validation mean@16, step 2 70.0 ± 5.0 60.0 at step 1, best 70.0 at step 2",
         "Reward 0.600 0.500 at step 1",
         "Divergence −0.0041",
-        "algorithm.dasd.beta 0.1 0.5 ours",
+        "algorithm.dasd.beta 0.02 0.5 ours",
         "What is 7+8?",
         "reward 0",
     ):

@@ -9,20 +9,25 @@ import os
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
+from recipes.common import node_watch
 from recipes.common import run_dir as files
 from tests.conftest import ROOT, Run, start, wait_for_step
 
 pytestmark = pytest.mark.slow
 
+LONG = 600.0  # seconds; for a machine with much else to do, where it takes a tenth of that otherwise
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -35,15 +40,16 @@ def free_port() -> int:
 class Node:
     """`ray start --block` with one logical GPU; `kill` is the machine losing power."""
 
-    def __init__(self, *arguments: str):
+    def __init__(self, log: Path, *arguments: str):
+        self.log = log
         common = ("--block", "--num-gpus=1", "--num-cpus=8", "--object-store-memory=200000000", "--disable-usage-stats")
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self.process = subprocess.Popen(
             [RAY, "start", *common, *arguments],
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
 
@@ -64,18 +70,22 @@ class Node:
 class Cluster:
     """Two nodes under one secret, as cluster/train.sbatch starts them; RAY_ADDRESS names the head."""
 
-    def __init__(self, patch: pytest.MonkeyPatch):
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch):
+        self.folder = folder
         self.address = f"127.0.0.1:{free_port()}"
         patch.setenv("RAY_ADDRESS", self.address)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        self.nodes = [Node("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false")]
+        self.nodes: list[Node] = []
 
-    def join(self, expected: int) -> None:
-        waiter = [sys.executable, "-m", "recipes.common.ray_nodes"]
-        subprocess.run([*waiter, "1", "120"], cwd=ROOT, check=True)
-        self.nodes.append(Node(f"--address={self.address}"))
-        subprocess.run([*waiter, str(expected), "120"], cwd=ROOT, check=True)
+    def join(self) -> None:
+        """Start a node, the head if it is the first, and wait until it is there."""
+        head = ("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false")
+        arguments = (f"--address={self.address}",) if self.nodes else head
+        self.nodes.append(Node(self.folder / f"node{time.monotonic_ns()}.log", *arguments))
+        waiter = [sys.executable, "-m", "recipes.common.ray_nodes", str(len(self.nodes)), "180"]
+        if subprocess.run(waiter, cwd=ROOT).returncode:
+            pytest.fail("\n".join(node.log.read_text()[-3000:] for node in self.nodes))
 
     def end(self) -> None:
         for node in reversed(self.nodes):
@@ -99,19 +109,24 @@ def story(tmp_path_factory):
     overrides += ("trainer.logger=[tensorboard,wandb]",)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        cluster = Cluster(patch)
+        cluster = Cluster(directory.parent, patch)
         try:
-            cluster.join(2)
+            cluster.join()
+            cluster.join()
             process = start("dasd", directory, *overrides)
-            wait_for_step(directory, 2, process)
-            cluster.nodes.pop().kill()
-            first = ended(process, directory, timeout=180)
+            try:
+                wait_for_step(directory, 2, process, timeout=LONG)
+                cluster.nodes.pop().kill()
+                first = ended(process, directory, timeout=LONG)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
             saved = files.checkpointed_step(directory)
             shards = {
                 p.name for p in (directory / files.CHECKPOINTS / f"global_step_{saved}" / "actor").glob("model_*")
             }
-            cluster.join(2)
-            second = ended(start("dasd", directory, *overrides), directory, timeout=300)
+            cluster.join()
+            second = ended(start("dasd", directory, *overrides), directory, timeout=LONG)
         finally:
             cluster.end()
     return Story(first, saved, shards, second)
@@ -128,8 +143,28 @@ def ended(process: subprocess.Popen, directory: Path, timeout: float) -> Run:
     return Run(directory, process.returncode, console, time.time() - began)
 
 
+def test_waiting_inside_ray_ends_when_a_node_is_gone(monkeypatch):
+    """Ray lets nothing but KeyboardInterrupt out of ray.get: the one thing here that a cluster of one node can show."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    monkeypatch.setattr(node_watch, "lost_nodes", lambda busy: ["host (address)"] if busy else [])
+
+    @ray.remote(num_cpus=0, num_gpus=1)
+    def never() -> None:
+        time.sleep(3600)
+
+    try:
+        with pytest.raises(node_watch.NodeLost, match=r"lost host \(address\)"), node_watch.nodes_watched(seconds=0.5):
+            ray.get(never.remote(), timeout=120)
+    finally:
+        ray.shutdown()
+
+
 def test_a_lost_node_ends_the_run_and_leaves_a_complete_checkpoint(story):
     assert story.first.code == 1 and "failed" in story.first.console, story.first.console
+    said = " ".join(story.first.console.split())
+    assert "NodeLost: lost" in said and "the same hydra.run.dir" in said, said
     assert story.saved >= 1
     assert story.shards == {f"model_world_size_2_rank_{rank}.pt" for rank in (0, 1)}
 
@@ -144,7 +179,6 @@ def test_the_run_goes_on_when_the_cluster_has_its_nodes_again(story):
 def test_tensorboard_and_wandb_have_the_metrics_that_the_file_has(story):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     key, records = "critic/score/mean", story.second.steps
     shown = {}
@@ -155,12 +189,28 @@ def test_tensorboard_and_wandb_have_the_metrics_that_the_file_has(story):
 
     offline = sorted((story.second.directory / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(offline) == 2  # one for each start
-    store, logged = DataStore(), {}
-    store.open_for_scan(str(offline[-1]))
-    while (data := store.scan_data()) is not None:
+    logged = {}
+    for data in wandb_records(offline[-1]):
         record = Record()
         record.ParseFromString(data)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         if key in items:
             logged[record.history.step.num] = float(items[key])
     assert logged == pytest.approx({step: r[key] for step, r in records.items() if step > story.saved})
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """Records of W&B's offline file: LevelDB's log format, after a header of 7 bytes within the first block."""
+    data, position, parts = path.read_bytes(), 7, b""
+    block, header = 32_768, 7  # of a chunk: checksum 4, length 2, kind 1 (whole, first, middle, last)
+    while position + header <= len(data):
+        left = block - position % block
+        if left < header:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        parts += data[position + header : position + header + length]
+        position += header + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""

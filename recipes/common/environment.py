@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -82,6 +83,30 @@ def software(cfg: DictConfig) -> Iterator[str]:
             )
         else:
             yield from _mismatches("vllm", installed)
+
+
+def logging(cfg: DictConfig) -> Iterator[str]:
+    """Whether Weights & Biases can log: it would say so only when all workers are there."""
+    loggers = cfg.trainer.logger
+    if cfg.dry_run or "wandb" not in ([loggers] if isinstance(loggers, str) else loggers):
+        return
+    if find_spec("wandb") is None:
+        yield "trainer.logger has wandb, which is not installed: pip install wandb (extra 'wandb')"
+    elif os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not _has_wandb_key():
+        yield (
+            "trainer.logger has wandb, and there is no API key: `wandb login`, or set WANDB_API_KEY (with RAY_ADDRESS, "
+            "where Ray was started), or WANDB_MODE=offline"
+        )
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
 
 
 def _version(package: str) -> str | None:
@@ -233,4 +258,4 @@ def _resumed_folder(cfg: DictConfig, run_dir: Path) -> Path | None:
     return checkpoints / f"global_step_{step or 0}"
 
 
-CHECKS = (parallelism, software, capacity, output)
+CHECKS = (parallelism, software, logging, capacity, output)

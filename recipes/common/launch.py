@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from recipes.common import run_dir as files
 from recipes.common.console import RunConsole
 from recipes.common.reaper import reaper
 from recipes.common.settings import SettingsError
+
+# A running cluster lacks the environment of whoever starts a run on it. No secrets here: config.yaml has them all.
+PASSED_ON = ("WANDB_MODE", "WANDB_ENTITY", "HF_HOME", "HF_HUB_OFFLINE")
 
 
 def launch(cfg: DictConfig) -> int:
@@ -86,6 +89,7 @@ def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
         "WANDB_DIR": str(run_dir),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "HYDRA_FULL_ERROR": "1",
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
     }
     if cfg.trainer.device == "cpu":
         environment |= {
@@ -106,6 +110,7 @@ def _run(cfg: DictConfig) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
+    from recipes.common.node_watch import nodes_watched
     from recipes.common.task_runner import SelfDistillTaskRunner
 
     try:
@@ -113,7 +118,8 @@ def _run(cfg: DictConfig) -> None:
     except (AssertionError, ValueError) as error:
         raise SettingsError([str(error)]) from error
     try:
-        run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
+        with nodes_watched() if cfg.trainer.nnodes > 1 else nullcontext():
+            run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
     finally:
         ray.shutdown()
 

@@ -124,8 +124,7 @@ class Job:
 
 def job_of(cfg: DictConfig, gpu: Gpu | None) -> Job | None:
     """The job of a resolved configuration; None where the model's shape is not known here."""
-    from recipes.common.settings import loss_of, needed_signals, uses_teacher
-    from workers.distill_params import teacher_weights
+    from recipes.common.settings import loss_of, needed_signals, teacher_of, uses_teacher
 
     arr = cfg.actor_rollout_ref
     model = of_model(str(arr.model.path))
@@ -168,7 +167,7 @@ def job_of(cfg: DictConfig, gpu: Gpu | None) -> Job | None:
         scored="log_prob_gap" in needed_signals(cfg),
         divergence=loss.active,
         policy_loss=loss.ppo,
-        teacher_copy=uses_teacher(cfg) and teacher_weights(cfg.self_distill).needs_copy(lora=lora > 0),
+        teacher_copy=uses_teacher(cfg) and teacher_of(cfg).needs_copy(lora=lora > 0),
         teacher_prompt=cfg.self_distill.teacher.max_prompt_length,
     )
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
 from recipes.common import environment
 from recipes.common.exposure_loop import controller_config, exposure_params
-from workers.distill_params import LossParams, loss_params, teacher_weights
+from workers.distill_params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"
 TEACHER_CONTEXTS = ("solution", "answer")
@@ -51,6 +51,14 @@ def loss_of(cfg: DictConfig) -> LossParams:
         return loss_params(cfg.self_distill)
     except ValueError:
         return LossParams()
+
+
+def teacher_of(cfg: DictConfig) -> TeacherWeights:
+    """The weights' part of `self_distill.teacher`; its defaults where it is wrong, which `check` reports."""
+    try:
+        return teacher_weights(cfg.self_distill)
+    except ValueError:
+        return TeacherWeights()
 
 
 def uses_teacher(cfg: DictConfig) -> bool:
@@ -190,6 +198,16 @@ def _distillation(cfg: DictConfig) -> Iterator[str]:
 
 def _exposure(cfg: DictConfig) -> Iterator[str]:
     """ATESD's exposure: its own values, and whether there is a teacher with a reasoning to show in part."""
+    mode = f"self_distill.exposure.mode={cfg.self_distill.exposure.mode}"
+    if (
+        uses_teacher(cfg)
+        and cfg.self_distill.exposure.mode != "full"
+        and cfg.self_distill.teacher.context != "solution"
+    ):
+        yield (
+            f"{mode} with self_distill.teacher.context={cfg.self_distill.teacher.context}: there is no reasoning to "
+            "show in part; set self_distill.teacher.context=solution"
+        )
     try:
         params = exposure_params(cfg.self_distill)
         controller = controller_config(cfg.self_distill, total_steps=1) if params.active else None
@@ -203,16 +221,10 @@ def _exposure(cfg: DictConfig) -> Iterator[str]:
                 "exposure to condition; set self_distill.exposure.mode to fixed, random or learned"
             )
         return
-    mode = f"self_distill.exposure.mode={params.mode}"
     if not uses_teacher(cfg):
         yield (
             f"{mode}, but neither algorithm.adv_estimator={cfg.algorithm.adv_estimator} nor the loss uses a teacher: "
             "set it to full, or choose a method with one"
-        )
-    elif cfg.self_distill.teacher.context != "solution":
-        yield (
-            f"{mode} with self_distill.teacher.context={cfg.self_distill.teacher.context}: there is no reasoning to "
-            "show in part; set self_distill.teacher.context=solution"
         )
     if params.probe_file is not None and not Path(params.probe_file).expanduser().is_file():
         yield (

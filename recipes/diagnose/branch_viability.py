@@ -44,8 +44,8 @@ from recipes.diagnose.engine import (
     Problem,
     Response,
     as_response,
+    engine_of,
     grade,
-    load_model,
     load_problems,
     respond,
     response_logits,
@@ -90,9 +90,9 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"candidates.min_probability={c.min_probability}: must be in [0, 1) (paper: 0.05)")
     if wrong:
         raise SettingsError(wrong)
-    engine = load_model(cfg.model, device=cfg.device, dtype=cfg.dtype, tokens_per_pass=cfg.tokens_per_pass)
+    engine = engine_of(cfg)
     kwargs = dict(cfg.template_kwargs)
-    problems = load_problems(cfg.data, cfg.problems, engine, kwargs)
+    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
     teacher = teacher_prompts(
         engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
     )
@@ -199,7 +199,7 @@ def examine(
 def reasoning_end(engine: Engine, ids: Sequence[int]) -> int:
     """Number of tokens before the first ``</think>`` (phase C looks no further), all of them where there is none."""
     closing = engine.tokenizer.convert_tokens_to_ids("</think>")
-    return list(ids).index(closing) if closing in ids else len(ids)
+    return next((t for t, token in enumerate(ids) if token == closing), len(ids))
 
 
 def force(

@@ -28,8 +28,8 @@ from recipes.diagnose.engine import (
     Engine,
     Problem,
     as_response,
+    engine_of,
     grade,
-    load_model,
     load_problems,
     respond,
     response_logits,
@@ -63,9 +63,9 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"interventions.per_bucket={cfg.interventions.per_bucket}: must be at least 0 (0: left out)")
     if wrong:
         raise SettingsError(wrong)
-    engine = load_model(cfg.model, device=cfg.device, dtype=cfg.dtype, tokens_per_pass=cfg.tokens_per_pass)
+    engine = engine_of(cfg)
     kwargs = dict(cfg.template_kwargs)
-    problems = load_problems(cfg.data, cfg.problems, engine, kwargs)
+    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
     teacher = teacher_prompts(
         engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
     )
@@ -306,8 +306,8 @@ def effects(records: Records, draws: dict[str, int]) -> dict[str, Any]:
             "versus_unmodified_percent": percent,
             "versus_resampled": difference,
         }
-    for key, interval in zip(changed, intervals[3 * len(wanted) :], strict=True):
-        found["changed"]["/".join(key)] = interval
+    for pair, interval in zip(changed, intervals[3 * len(wanted) :], strict=True):
+        found["changed"]["/".join(pair)] = interval
     means = pivot.means(**draws)
     found["unmodified"] = {m: means[m, "", "unmodified"] for m in METRICS if (m, "", "unmodified") in at}
     return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from recipes.common.prompts import render, student_messages
@@ -63,30 +64,47 @@ class Problem:
         return self.row.get("answer") or (self.row.get("reward_model") or {}).get("ground_truth")
 
 
-def load_model(name: str, *, device: str, dtype: str, tokens_per_pass: int) -> Engine:
-    """A Hugging Face folder or hub name, ready to sample and to score.
+def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_pass: int) -> Engine:
+    """A model ready to sample and to score: all that `recipes.evaluate.models.locate` knows, so also run directories.
+
+    merged: where the whole weights of a checkpoint or an adapter are written; other models leave it alone.
 
     Raises:
         SettingsError: it cannot be loaded, its tokenizer has no chat template, or the device is not there.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    from recipes.evaluate.models import load_tokenizer, locate, materialize
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SettingsError([f"device={device}: this machine has no CUDA device; use device=cpu"])
     if dtype not in DTYPES:
         raise SettingsError([f"dtype={dtype}: must be one of {', '.join(DTYPES)}"])
+    located = locate(name)
+    tokenizer = load_tokenizer(located, None)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=DTYPES[dtype], attn_implementation="sdpa", trust_remote_code=False
+            materialize(located, merged), dtype=DTYPES[dtype], attn_implementation="sdpa", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except SettingsError:
+        raise
+    except Exception as error:  # corrupt weights raise whatever their parser raises
         raise SettingsError([f"model={name} cannot be loaded: {(str(error).splitlines() or [''])[0]}"]) from error
-    if not tokenizer.chat_template:
-        raise SettingsError([f"model={name} has no chat template, so its prompts cannot be rendered"])
     stops = stop_token_ids(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Engine(model.to(device).eval(), tokenizer, stops, pad, tokens_per_pass)
+    model = model.to(device).eval()  # type: ignore[arg-type]
+    return Engine(model, tokenizer, stops, pad, tokens_per_pass)
+
+
+def engine_of(cfg: DictConfig) -> Engine:
+    """The model that a diagnostic's configuration names."""
+    return load_model(
+        cfg.model,
+        merged=Path(cfg.out) / "model",
+        device=cfg.device,
+        dtype=cfg.dtype,
+        tokens_per_pass=cfg.tokens_per_pass,
+    )
 
 
 def load_problems(path: str, count: int | None, engine: Engine, template_kwargs: dict[str, Any]) -> list[Problem]:

@@ -31,8 +31,8 @@ from recipes.diagnose.distributions import top1_disagreement
 from recipes.diagnose.engine import (
     Engine,
     Problem,
+    engine_of,
     grade,
-    load_model,
     load_problems,
     respond,
     response_logits,
@@ -72,9 +72,9 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"summary.hard_below={low}, summary.easy_above={high}: need 0 <= hard_below <= easy_above <= 1")
     if wrong:
         raise SettingsError(wrong)
-    engine = load_model(cfg.model, device=cfg.device, dtype=cfg.dtype, tokens_per_pass=cfg.tokens_per_pass)
+    engine = engine_of(cfg)
     kwargs = dict(cfg.template_kwargs)
-    problems = load_problems(cfg.data, cfg.problems, engine, kwargs)
+    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
     teacher = teacher_prompts(
         engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
     )
@@ -166,7 +166,7 @@ def summarise(records: Records, cfg: DictConfig) -> Findings:
         str(seed): point_values([r for r in records if r["seed"] == seed], names)
         for seed in sorted({r["seed"] for r in records})
     }
-    results["replay"] = replayed(records, *(f"{alpha:g}" for alpha in cfg.replay), draws)
+    results["replay"] = replayed(records, f"{cfg.replay[0]:g}", f"{cfg.replay[1]:g}", draws)
     return Findings(tables(results, cfg), results, notes(counts))
 
 

@@ -128,7 +128,10 @@ def branch_viability(findings: Findings, records: Records, cfg: DictConfig) -> F
     groups = {name: [c["u"] for c in candidates if c["label"] == name] for name in (REAL_UNCERTAIN, DIVERSITY)}
     edges = np.linspace(0, 1, 11)
     middle.hist(
-        list(groups.values()), bins=edges, color=[RED, GREEN], label=[f"{k} ({len(v)})" for k, v in groups.items()]
+        list(groups.values()),
+        bins=edges.tolist(),
+        color=[RED, GREEN],
+        label=[f"{k} ({len(v)})" for k, v in groups.items()],
     )
     middle.set(xlim=(0, 1), xlabel="position on the spine, u", ylabel="candidates")
     middle.set_title("Where the labels lie", fontsize=10)

@@ -98,8 +98,8 @@ def check_common(cfg: DictConfig) -> None:
     for key in ("rollouts", "chunk", "max_tokens", "tokens_per_pass"):
         if cfg[key] < 1:
             wrong.append(f"{key}={cfg[key]}: must be at least 1")
-    if cfg.problems is not None and cfg.problems < 1:
-        wrong.append(f"problems={cfg.problems}: must be at least 1, or null for all")
+    if cfg.limit is not None and cfg.limit < 1:
+        wrong.append(f"limit={cfg.limit}: must be at least 1, or null for all")
     seeds = list(cfg.seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         wrong.append(f"seeds={seeds}: give at least one, each once")

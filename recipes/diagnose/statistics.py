@@ -85,7 +85,7 @@ def cluster_bootstrap(
         resamples: number of bootstrap draws; 0 gives values without intervals.
 
     Returns:
-        Q intervals; ``value`` is the statistic of all observations once.  A single cluster says nothing of it:
+        Q intervals; ``value`` is the statistic of all observations once.  A single cluster says nothing of the error:
         its bounds are NaN.
 
     Raises:

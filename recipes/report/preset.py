@@ -1,8 +1,8 @@
 """What a run changed: its configuration against the preset of its method and experiment, with each value's source.
 
 The preset is what Hydra composes today for the run's `method` and `experiment`, as the command line would without any
-override.  Where a value comes from stands as a comment beside it in config/method/*.yaml: a section of the paper, or
-"ours".
+override.  Where a value comes from stands as a comment beside it in config/method/*.yaml and config/protocol/*.yaml: a
+section of the paper, or "ours".
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`changed`: every key in which the run departs from its preset. `method`: every key of the method's bundle."""
+    """`changed`: every key in which the run departs from its preset. `method`: every key of the method and protocol."""
 
     name: str
     changed: list[Setting]
@@ -58,47 +58,49 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
     Raises:
         NoPreset: the run does not say which they were, or they do not exist any more.
     """
-    method, experiment = _choices(directory)
+    choices = _choices(directory)
     values = flat(config)
-    preset = _composed(method, experiment, values)
-    bundle = method_values(method)
-    sources = {key: source for key, (_, source) in bundle.items()}
+    preset = _composed(choices["method"], choices["experiment"], values)
+    bundle = sourced_values("protocol", choices["protocol"]) if "protocol" in choices else {}
+    bundle |= sourced_values("method", choices["method"])
 
     def setting(key: str) -> Setting:
-        return Setting(key, shown(key, preset), shown(key, values), sources.get(key, ""))
+        # An experiment may have set the key anew, and then the comment is not of this value.
+        of_bundle = key in bundle and shown(key, {key: bundle[key][0]}) == shown(key, preset)
+        return Setting(key, shown(key, preset), shown(key, values), bundle[key][1] if of_bundle else "")
 
     keys = [k for k in sorted({*preset, *values}) if not k.startswith(_PLACES)]
     return Comparison(
-        name=f"method={method} experiment={experiment}",
+        name=f"method={choices['method']} experiment={choices['experiment']}",
         changed=[s for s in map(setting, keys) if s.differs],
         method=[setting(key) for key in bundle],
     )
 
 
-def method_values(method: str, folder: Path = CONFIG_DIR / "method") -> dict[str, tuple[Any, str]]:
-    """Every key that a method's YAML sets, with its value and the comment beside it; bundles that it builds on first.
+def sourced_values(group: str, name: str) -> dict[str, tuple[Any, str]]:
+    """Every key that a YAML of a group sets, with its value and the comment beside it; those it builds on first.
 
     Raises:
         NoPreset: there is no such file.
     """
-    path = folder / f"{method}.yaml"
-    if Path(method).name != method or not path.exists():
-        raise NoPreset(f"there is no method {method!r} in config/method any more")
+    path = CONFIG_DIR / group / f"{name}.yaml"
+    if Path(name).name != name or not path.exists():
+        raise NoPreset(f"there is no {name!r} in config/{group} any more")
     text = path.read_text(encoding="utf-8")
     found: dict[str, tuple[Any, str]] = {}
     for base in (yaml.safe_load(text) or {}).get("defaults", []):
-        if base != "_self_":
-            found.update(method_values(base, folder))
+        if isinstance(base, str) and base != "_self_":  # the others choose from other groups
+            found.update(sourced_values(group, base))
     lines = text.splitlines()
 
     def walk(node: MappingNode, prefix: str) -> None:
         for key, value in node.value:
-            name = f"{prefix}{key.value}"
+            dotted = f"{prefix}{key.value}"
             if isinstance(value, MappingNode):
-                walk(value, f"{name}.")
-            elif name != "defaults" and isinstance(value, ScalarNode):
+                walk(value, f"{dotted}.")
+            elif dotted != "defaults" and isinstance(value, ScalarNode):
                 comment = lines[value.end_mark.line][value.end_mark.column :].partition("#")[2].strip()
-                found[name] = (yaml.safe_load(value.value) if value.style is None else value.value, comment)
+                found[dotted] = (yaml.safe_load(value.value) if value.style is None else value.value, comment)
 
     root = yaml.compose(text)
     if isinstance(root, MappingNode):
@@ -130,12 +132,13 @@ def shown(key: str, values: Mapping[str, Any]) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _choices(directory: Path) -> tuple[str, str]:
-    """The `method` and `experiment` that a run was started with, as Hydra wrote them down."""
+def _choices(directory: Path) -> dict[str, str]:
+    """What a run was started with, as Hydra wrote it down; `method` and `experiment` are among it."""
     path = directory / ".hydra" / "hydra.yaml"
     try:
         chosen = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["runtime"]["choices"]
-        return str(chosen["method"]), str(chosen["experiment"])
+        groups = ["method", "experiment"] + ["protocol"] * ("protocol" in chosen)
+        return {group: str(chosen[group]) for group in groups}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise NoPreset(f"{path} does not say which method and experiment the run was started with") from error
 
