@@ -24,7 +24,6 @@ import torch
 from omegaconf import DictConfig
 
 from recipes.common.entry import CONFIG_DIR
-from recipes.common.settings import SettingsError
 from recipes.diagnose import figures
 from recipes.diagnose.branches import (
     DIVERSITY,
@@ -44,13 +43,11 @@ from recipes.diagnose.engine import (
     Problem,
     Response,
     as_response,
-    engine_of,
     grade,
-    load_problems,
+    material,
     respond,
     response_logits,
     sample,
-    teacher_prompts,
 )
 from recipes.diagnose.mc_dropout import dropout_hooks
 from recipes.diagnose.runner import Findings, Records, execute, shown
@@ -88,14 +85,7 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"dropout.rate={d.rate}: must be between 0 and 1")
     if not 0 <= c.min_probability < 1:
         wrong.append(f"candidates.min_probability={c.min_probability}: must be in [0, 1) (paper: 0.05)")
-    if wrong:
-        raise SettingsError(wrong)
-    engine = engine_of(cfg)
-    kwargs = dict(cfg.template_kwargs)
-    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
-    teacher = teacher_prompts(
-        engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
-    )
+    engine, problems, teacher = material(cfg, wrong)
     allowed = valid_tokens(engine.tokenizer, engine.model.config.vocab_size, engine.stop_ids).to(engine.device)
     return problems, lambda seed, chunk: measure(engine, teacher, allowed, cfg, seed, chunk)
 

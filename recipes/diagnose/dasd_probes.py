@@ -21,20 +21,17 @@ from omegaconf import DictConfig
 from scipy.stats import spearmanr
 
 from recipes.common.entry import CONFIG_DIR
-from recipes.common.settings import SettingsError
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import entropy
 from recipes.diagnose.engine import (
     Engine,
     Problem,
     as_response,
-    engine_of,
     grade,
-    load_problems,
+    material,
     respond,
     response_logits,
     scoring_batches,
-    teacher_prompts,
 )
 from recipes.diagnose.health import measures
 from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, finish
@@ -61,14 +58,7 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"interventions.alpha={cfg.interventions.alpha}: must be in [0, 1] (paper: 0.5)")
     if cfg.interventions.per_bucket < 0:
         wrong.append(f"interventions.per_bucket={cfg.interventions.per_bucket}: must be at least 0 (0: left out)")
-    if wrong:
-        raise SettingsError(wrong)
-    engine = engine_of(cfg)
-    kwargs = dict(cfg.template_kwargs)
-    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
-    teacher = teacher_prompts(
-        engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
-    )
+    engine, problems, teacher = material(cfg, wrong)
     return problems, lambda seed, chunk: measure(engine, teacher, cfg, seed, chunk)
 
 

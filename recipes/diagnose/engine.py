@@ -107,6 +107,23 @@ def engine_of(cfg: DictConfig) -> Engine:
     )
 
 
+def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], Any]:
+    """The loaded model, the problems and the teacher's prompts of a diagnostic, after its own checks.
+
+    Raises:
+        SettingsError: what those checks found wrong, or what `load_problems` or `teacher_prompts` refuse.
+    """
+    if wrong:
+        raise SettingsError(wrong)
+    engine = engine_of(cfg)
+    kwargs = dict(cfg.template_kwargs)
+    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
+    teacher = teacher_prompts(
+        engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
+    )
+    return engine, problems, teacher
+
+
 def load_problems(path: str, count: int | None, engine: Engine, template_kwargs: dict[str, Any]) -> list[Problem]:
     """The first rows of a prepared parquet file (`recipes.data.prepare`).
 

@@ -25,19 +25,16 @@ import torch
 from omegaconf import DictConfig
 
 from recipes.common.entry import CONFIG_DIR
-from recipes.common.settings import SettingsError
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import top1_disagreement
 from recipes.diagnose.engine import (
     Engine,
     Problem,
-    engine_of,
     grade,
-    load_problems,
+    material,
     respond,
     response_logits,
     scoring_batches,
-    teacher_prompts,
 )
 from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
 from recipes.diagnose.statistics import Interval, Pivot, auroc, centered_within, cluster_bootstrap
@@ -70,14 +67,7 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
     low, high = cfg.summary.hard_below, cfg.summary.easy_above
     if not 0 <= low <= high <= 1:
         wrong.append(f"summary.hard_below={low}, summary.easy_above={high}: need 0 <= hard_below <= easy_above <= 1")
-    if wrong:
-        raise SettingsError(wrong)
-    engine = engine_of(cfg)
-    kwargs = dict(cfg.template_kwargs)
-    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
-    teacher = teacher_prompts(
-        engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
-    )
+    engine, problems, teacher = material(cfg, wrong)
     return problems, lambda seed, chunk: measure(engine, teacher, cfg, seed, chunk)
 
 
