@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ import ray
 from ray._private.state import available_resources_per_node
 
 SECONDS = 5.0
+DEATH_SECONDS = 15.0  # until Ray calls a node dead whose actors already are
 
 
 class NodeLost(RuntimeError):
@@ -45,13 +47,13 @@ def nodes_watched(seconds: float = SECONDS) -> Iterator[None]:
     """Raise `NodeLost` in the block, which must run in the main thread, soon after a busy node has gone.
 
     The block waits inside Ray, which lets KeyboardInterrupt through and swallows what else a handler of signals raises:
-    so SIGALRM raises that, and it is exchanged here.  Idle nodes may come and go.
+    so SIGALRM raises that, and it is exchanged here.  So is an error of the block itself that a lost node explains: the
+    actors of a dead node may fail before the node is known to be dead.  Idle nodes may come and go.
     """
-    ended, lost = threading.Event(), []
+    ended, busy, lost = threading.Event(), set[str](), list[str]()
     waiting = threading.get_ident()
 
     def watch() -> None:
-        busy: set[str] = set()
         while not ended.wait(seconds):
             if not ray.is_initialized():
                 continue
@@ -59,7 +61,7 @@ def nodes_watched(seconds: float = SECONDS) -> Iterator[None]:
             if lost:
                 signal.pthread_kill(waiting, signal.SIGALRM)
                 return
-            busy |= busy_nodes()
+            busy.update(busy_nodes())
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -72,11 +74,32 @@ def nodes_watched(seconds: float = SECONDS) -> Iterator[None]:
     except KeyboardInterrupt:
         if not lost:
             raise
-        raise NodeLost(
-            f"lost {' and '.join(lost)}, where a part of the run was. Start again with the same hydra.run.dir when the "
-            "cluster has its nodes, to go on from the last checkpoint"
-        ) from None
+        raise _node_lost(lost) from None
+    except ray.exceptions.RayError as error:
+        ended.set()
+        thread.join(timeout=30)  # no alarm from here on
+        if found := lost or _lost_within(busy, DEATH_SECONDS):
+            raise _node_lost(found) from error
+        raise
     finally:
         ended.set()
         thread.join(timeout=30)
         signal.signal(signal.SIGALRM, before)
+
+
+def _lost_within(busy: set[str], seconds: float) -> list[str]:
+    """The lost among several busy nodes, looked for until there is one or the time is over."""
+    deadline = time.monotonic() + (seconds if len(busy) > 1 else 0.0)
+    while ray.is_initialized():
+        found = lost_nodes(busy)
+        if found or time.monotonic() >= deadline:
+            return found
+        time.sleep(0.5)
+    return []
+
+
+def _node_lost(lost: list[str]) -> NodeLost:
+    return NodeLost(
+        f"lost {' and '.join(lost)}, where a part of the run was. Start again with the same hydra.run.dir when the "
+        "cluster has its nodes, to go on from the last checkpoint"
+    )
