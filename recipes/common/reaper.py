@@ -9,6 +9,7 @@ Linux only, as is the rest; processes on other nodes are Ray's to end.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MARK = "SELF_DISTILL_RUN_MARK"
+LOOK_SECONDS = 2.0  # between two looks at who belongs to the run
 SECONDS = 10.0  # how long processes are looked for: the dying start others
 
 
@@ -58,11 +60,11 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def kill_marked(mark: str) -> None:
-    """SIGKILL to all of them, until none is left for a second."""
+def kill_marked(mark: str, known: dict[int, str]) -> None:
+    """SIGKILL to all of them and to those known from before, until none is left for a second."""
     deadline, quiet_since = time.monotonic() + SECONDS, time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - quiet_since < 1.0:
-        for pid in marked(mark):
+        for pid in {*marked(mark), *(pid for pid, began in known.items() if started(pid) == began)}:
             quiet_since = time.monotonic()
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -71,6 +73,50 @@ def kill_marked(mark: str) -> None:
         time.sleep(0.1)
 
 
-if __name__ == "__main__":
+def started(pid: int) -> str | None:
+    """When a living process was started, in the kernel's ticks: with it a number that was given anew is told apart."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def children_of(pids: set[int]) -> set[int]:
+    """The given processes' descendants."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    found: set[int] = set()
+    waiting = list(pids)
+    while waiting:
+        for child in parents.get(waiting.pop(), []):
+            if child not in found:
+                found.add(child)
+                waiting.append(child)
+    return found
+
+
+def main(mark: str) -> None:
+    """Wait for the launcher's word or its death; remember meanwhile who belongs to the run.
+
+    A process that gives itself a title overwrites its environment, mark and all, as Ray's agents do: they are known by
+    their parents, which may be gone first.
+    """
+    known: dict[int, str] = {}
+    while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        own = set(marked(mark))
+        known = {pid: began for pid in own | children_of(own) if (began := started(pid))} | {
+            pid: began for pid, began in known.items() if started(pid) == began
+        }
     if not sys.stdin.buffer.read():
-        kill_marked(sys.argv[1])
+        kill_marked(mark, known)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
