@@ -337,7 +337,7 @@ def test_inside_ray_as_verl_calls_it():
     import ray
     from omegaconf import OmegaConf
 
-    ray.init(num_cpus=1, include_dashboard=False, ignore_reinit_error=True, logging_level="ERROR")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, ignore_reinit_error=True, logging_level="ERROR")
     try:
 
         @ray.remote(num_cpus=0)
