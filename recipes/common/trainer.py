@@ -33,7 +33,14 @@ from recipes.common import probe, samples
 from recipes.common import run_dir as files
 from recipes.common.exposure_loop import ExposureLoop, controller_config, exposure_params
 from recipes.common.settings import needed_signals, uses_teacher
-from recipes.common.teacher import PrivilegedPrompts, attach_teacher, problem_of, score_with_teacher, teacher_batch
+from recipes.common.teacher import (
+    PrivilegedPrompts,
+    attach_teacher,
+    plain,
+    problem_of,
+    score_with_teacher,
+    teacher_batch,
+)
 from recipes.common.token_weights import token_weights
 from recipes.common.validation import validation_metrics
 from rewards.metrics import reward_metrics
@@ -187,7 +194,7 @@ class SelfDistillTrainer(PPOTrainerSync):
     def _scores_and_groups(batch: KVBatchMeta) -> tuple[torch.Tensor, list[Any]]:
         """Rewards (B,) and the label of each response's group."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores", "uid"])
-        return data["rm_scores"].to_padded_tensor(0.0).sum(-1), [getattr(label, "data", label) for label in data["uid"]]
+        return data["rm_scores"].to_padded_tensor(0.0).sum(-1), [plain(label) for label in data["uid"]]
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._stage("advantages")
