@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may depend on a network
@@ -109,14 +110,28 @@ def console_of(process: subprocess.Popen, log: Path, timeout: float) -> str:
 
 def wait_for_step(directory: Path, step: int, process: subprocess.Popen, timeout: float = 240) -> None:
     """Return when metrics.jsonl has a record of that step."""
+    _wait(
+        lambda: any(r["step"] >= step and "training/global_step" in r for r in files.read_metrics(directory)),
+        f"step {step}",
+        process,
+        timeout,
+    )
+
+
+def wait_for_stage(directory: Path, stage: str, process: subprocess.Popen, timeout: float = 240) -> None:
+    """Return when the run says that it is in that stage."""
+    _wait(lambda: files.read_stage(directory).get("stage") == stage, f"stage {stage!r}", process, timeout)
+
+
+def _wait(reached: Callable[[], bool], what: str, process: subprocess.Popen, timeout: float) -> None:
     deadline = time.time() + timeout
     while time.time() < deadline:
-        if any(r["step"] >= step and "training/global_step" in r for r in files.read_metrics(directory)):
+        if reached():
             return
         if process.poll() is not None:
-            pytest.fail(f"ended with {process.returncode} before step {step}: {process.stdout.read()}")
+            pytest.fail(f"ended with {process.returncode} before {what}: {process.stdout.read()}")
         time.sleep(0.1)
-    pytest.fail(f"step {step} did not come within {timeout:.0f} s")
+    pytest.fail(f"{what} did not come within {timeout:.0f} s")
 
 
 def read_json_lines(path: Path) -> list[dict]:

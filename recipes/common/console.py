@@ -16,11 +16,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from advantage import correction_warning
 from recipes.common import run_dir as files
 from rewards.metrics import reward_warnings
+
+WIDE = 110  # columns of a terminal from which the progress line has a bar
 
 
 def plan(cfg: DictConfig, run_dir: Path) -> Table:
@@ -65,14 +67,21 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
 
 def progress_line(console: Console, interactive: bool) -> Progress:
     """The line that is rewritten in place; tasks carry the fields ``stage`` and ``numbers``."""
+    # On 80 columns the numbers matter more than the bar; what does not fit is cut from the numbers' end.
+    wide = console.width >= WIDE
+    whole, cut = Column(no_wrap=True, min_width=5), Column(no_wrap=True, overflow="ellipsis", ratio=1)
     return Progress(
-        TextColumn("{task.fields[stage]:<22}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(compact=True),
+        TextColumn(f"{{task.fields[stage]:<{22 if wide else 17}}}", table_column=Column(no_wrap=True)),
+        *([BarColumn(bar_width=24)] if wide else []),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn("{task.fields[numbers]}", table_column=cut),
+        TimeRemainingColumn(compact=True, table_column=whole),
         console=console,
+        expand=True,
         disable=not interactive,
+        # What others print belongs into the log: rich would take sys.stdout's text over and show it on the terminal.
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
 
 
@@ -140,7 +149,7 @@ class RunConsole:
         self._last = record
         step, numbers = record["step"], progress_numbers(record)
         if "training/global_step" in record:
-            self._progress.update(self._task, completed=step, numbers=numbers)
+            self._progress.update(self._task, completed=step, numbers=numbers.replace("  ", " "))
             if not self.interactive:
                 self.console.print(f"step {step}{f'/{self._total}' if self._total else ''}  {numbers}")
         accuracy = validation_accuracy(record)
@@ -212,7 +221,7 @@ def progress_numbers(record: dict[str, Any]) -> str:
         ("reward", record.get("critic/score/mean"), "{:.3f}"),
         ("entropy", record.get("actor/entropy"), "{:.3f}"),
         ("length", record.get("response_length/mean"), "{:.0f}"),
-        ("tokens/s", record.get("perf/throughput"), "{:,.0f}"),
+        ("tok/s", record.get("perf/throughput"), "{:,.0f}"),
         ("corr/adv", record.get("credit/correction_ratio"), "{:.2f}"),
         ("div", record.get("divergence/mean"), "{:.4f}"),
         ("exposure", record.get("exposure/alpha"), "{:.2f}"),

@@ -97,6 +97,8 @@ def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
             "VERL_USE_EXTERNAL_MODULES": "workers.cpu.platform",
             # One thread for each process: there are more processes than cores, and the matrices are small.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            # TransferQueue would ask torch for eight around every transfer, and warn of it thousands of times a run.
+            "TQ_NUM_THREADS": os.environ.get("TQ_NUM_THREADS", "1"),
         }
     return environment
 
