@@ -76,6 +76,7 @@ SETTINGS: dict[str, list[str]] = {
         ]
         for alpha in EXPOSURES
     },
+    "exposure_random": ["method=atesd", NO_CLIP, "self_distill.exposure.mode=random"],
 }
 
 

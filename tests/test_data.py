@@ -24,6 +24,7 @@ from recipes.data.convert import clean_answer
 from recipes.data.prepare import CONFIG_DIR, prepare
 from recipes.data.sources import DataError, local_files
 from rewards.math import compute_score
+from tests.data.hub import hub
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ROOT / "tests" / "data" / "sets"
@@ -327,6 +328,21 @@ def test_the_card_says_what_is_there(tmp_path):
 
 
 # --- errors ---
+
+
+def test_sets_come_from_the_hub_as_from_a_folder(tmp_path):
+    """The hub's protocol, spoken by a server on this machine: the same rows."""
+    names = ["math_500", "dapo_math_17k"]  # JSON lines and parquet; the evaluation set first, to be compared with
+    with hub({settings(name, tmp_path).dataset.hub: SETS / name for name in names}) as address:
+        words = ("recipes.data.prepare", "-m", f"dataset={','.join(names)}", f"out={tmp_path / 'hub'}", "probe_size=1")
+        found = command(*words, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "cache"))
+    assert found.returncode == 0, found.stderr
+    for name in names:
+        from_hub = store.read_card(tmp_path / "hub" / name)["files"]
+        from_folder = made(name, tmp_path / "folder")["files"]
+        assert {f: e["rows_sha256"] for f, e in from_hub.items()} == {
+            f: e["rows_sha256"] for f, e in from_folder.items()
+        }
 
 
 def test_no_network_names_the_local_option(tmp_path):
