@@ -26,12 +26,15 @@ train: install
 compare: install
 	$(RUN) -m benchmarks.starter_sweep --steps 20
 
+# Two files at a time: what starts Ray waits for its processes more than it works. tests/conftest.py puts these files first.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: install
-	$(RUN) -m pytest
+	$(RUN) $(PYTEST)
 
 # Without the tests that start Ray.
 test-fast: install
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) $(PYTEST) -m "not slow"
 
 lint: install
 	$(RUN) -m ruff check .
