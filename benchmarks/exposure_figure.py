@@ -97,9 +97,7 @@ def learned_exposure(runs: Path, steps: int, out: Path) -> None:
     ):
         for directory, shade in zip(sorted(found["learned"]), ("#012a4a", INK, "#61a5c2"), strict=False):
             points, seed = curve(directory, key, steps), directory.name.replace("_", " ")
-            axis.step(
-                range(1, len(points) + 1), points, where="mid", color=shade, label=directory.name.replace("_", " ")
-            )
+            axis.step(range(1, len(points) + 1), points, where="mid", color=shade, label=seed)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.set_ylim(0, 1)
