@@ -164,12 +164,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """Paired differences, a − b. `figure` shows those of the first metric, row by row, as far as `shown`."""
+    """Paired differences, a − b, of the metrics in `head`, the first `accuracies` of which are accuracies.
+
+    `figure` shows the first metric's, row by row.
+    """
 
     head: list[str]
+    accuracies: int
     rows: list[Difference]
     figure: Shown
-    shown: int
 
 
 def differences(summary: Row) -> Differences | None:
@@ -198,7 +201,7 @@ def differences(summary: Row) -> Differences | None:
         intervals(ranges),
         [],
     )
-    return Differences([h for h, _, _ in columns.values()], found, figure, len(ranges))
+    return Differences([h for h, _, _ in columns.values()], len(accuracy), found, figure)
 
 
 def _apart(row: Row | None) -> bool:
