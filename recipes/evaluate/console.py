@@ -164,7 +164,7 @@ def _cell(row: Mapping[str, Any] | None, factor: float, digits: int, sign: bool 
 
 
 def _spread(row: Mapping[str, Any] | None, factor: float, digits: int) -> str:
-    return f" (sd {factor * row['std']:.{digits}f})" if row is not None and "std" in row else ""
+    return f"\n(sd {factor * row['std']:.{digits}f})" if row is not None and "std" in row else ""
 
 
 def _grid(
