@@ -8,8 +8,8 @@ from typing import Any
 Columns = dict[str, tuple[str, float, int]]  # metric -> (heading, factor, digits)
 
 EXPLORATION: Columns = {
-    "e_per_1k": ("E(y)/1k", 1.0, 2),
-    "e_per_response": ("E(y)/response", 1.0, 2),
+    "e_per_1k": ("E(y) / 1k", 1.0, 2),
+    "e_per_response": ("E(y) / response", 1.0, 2),
     "rev_rate": ("RevRate", 1.0, 2),
     "dist_3": ("Dist-3", 1.0, 2),
     "length": ("tokens", 1.0, 0),

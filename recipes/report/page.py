@@ -109,28 +109,22 @@ def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
 
 
 def _evaluation_tiles(summary: dict[str, Any]) -> list[Tile]:
-    """Of one model its main numbers; of several, each one's Avg@n."""
-    labels, data = evaluation.labels_of(summary), evaluation.sets_of(summary)[:1]
-    if not data:
-        return []
-    rows = [row for row in summary["metrics"] if row["data"] == data[0]]
-    columns = accuracy_columns(rows)
-    names = main_metrics(rows)
-    if len(labels) > 1:
-        names = names[:1]
-    else:
-        columns |= EXPLORATION
-        names += ["e_per_1k", "length", "truncated"]
+    """Of one model its main numbers; of several, each one's Avg@n: on the average of the sets, or its first set."""
+    labels, sets = evaluation.labels_of(summary), evaluation.sets_of(summary)
+    columns = accuracy_columns(summary["metrics"]) | EXPLORATION
     tiles = []
-    for row in sorted(rows, key=lambda row: labels.index(row["label"])):
-        if row["metric"] in names:
-            heading, factor, digits = columns[row["metric"]]
-            value, _, half = evaluation.number(row, factor, digits).partition(" ")
-            label = f"{row['label']}, {heading}" if len(labels) > 1 else heading
-            tiles.append(
-                (names.index(row["metric"]), Tile(label, value, half, f"{data[0]}, {row['problems']} problems"))
-            )
-    return [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
+    for label in labels:
+        own = [row for row in summary["metrics"] if row["label"] == label]
+        first = min((row["data"] for row in own), key=sets.index)
+        cells = {row["metric"]: row for row in own if row["data"] == first}
+        names = main_metrics(cells.values())
+        names = names[:1] if len(labels) > 1 else [*names, "e_per_1k", "length", "truncated"]
+        for name in names:
+            heading, factor, digits = columns[name]
+            value, _, half = evaluation.number(cells.get(name), factor, digits).partition(" ")
+            note = f"{first}, {next(iter(cells.values()))['problems']} problems"
+            tiles.append(Tile(f"{label}, {heading}" if len(labels) > 1 else heading, value, half, note))
+    return tiles
 
 
 def comparison_page(runs: Sequence[Run], notices: Sequence[str] = ()) -> str:
