@@ -186,12 +186,19 @@ def sweep(jobs: list[Job], *, parallel: int, overrides: Sequence[str]) -> None:
         waiting: dict[Future[str], Job] = {pool.submit(train, job, children, overrides): job for job in jobs}
         whole = progress.add_task("[bold]runs", total=len(jobs), stage="")
         bars: dict[Job, TaskID] = {}
+        told = False
         while waiting:
+            if children.stopping and not told:
+                told = True
+                progress.console.print("stopping after the running step, with a checkpoint; once more: at once")
             for future, job in list(waiting.items()):
                 if future.done():
                     del waiting[future]
                     if job in bars:
                         progress.remove_task(bars.pop(job))
+                    if children.stopping and not finished(job.directory, job.steps):
+                        progress.console.print(future.result(), markup=False)
+                        continue
                     progress.update(whole, advance=1)
                     progress.console.print(f"[{len(jobs) - len(waiting)}/{len(jobs)}] {future.result()}", markup=False)
                 elif future.running():
@@ -244,7 +251,7 @@ def report(settings: list[str], seeds: list[int], steps: int, out: Path) -> str:
     """The table, in Markdown."""
     baseline = [a for s in seeds if (a := accuracy(out / "grpo" / f"seed_{s}", 0)) is not None]
     lines = [
-        f"Before training: {interval(baseline)} (step 0, {len(baseline)} seeds)",
+        f"Before training: {interval(baseline)} (step 0, {len(baseline)} seed{'s' * (len(baseline) != 1)})",
         "",
         f"| setting | seeds | Avg@16 at step {steps} | reward, last 3 steps | correction / advantage, median (max) | "
         "positive ω | entropy, last | s a step |",

@@ -103,6 +103,9 @@ def test_numbers_follow_from_the_responses(reference):
     split = sum(len(health.split_steps(r["text"])) for record in records.values() for r in record["responses"])
     assert sum(map(len, judged)) + unscored == split
     assert "Avg@4" in console and "StepAcc" in console and "6/6" in console and str(prm) in console
+    page = (directory / "report.html").read_text()
+    assert written["status"] == "done" and str(directory / "report.html") in console.replace("\n", "")
+    assert f"{100 * rows['avg@4']['value']:.1f} ± {100 * rows['avg@4']['ci95']:.1f}" in page
 
 
 @pytest.mark.slow
@@ -134,6 +137,25 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_results(reference, d
     whole = json.loads((reference[0] / "summary.json").read_text())
     accuracy = {row["metric"]: row for row in whole["metrics"] if "@" in row["metric"]}
     assert {row["metric"]: row for row in written["metrics"] if "@" in row["metric"]} == accuracy
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_stopped_reports_what_is_complete(data, tmp_path):
+    process = start(tmp_path, data, "limit=128", "samples=32")
+    path = tmp_path / "results.jsonl"
+    deadline = time.time() + 300
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+        assert time.time() < deadline and process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    code, console = finish(process, tmp_path)
+    assert code == 130 and "stopped" in console and f"hydra.run.dir={tmp_path}" in console.replace("\n", "")
+    written = json.loads((tmp_path / "summary.json").read_text())
+    complete = len(records_of(tmp_path))
+    assert written["status"] == "stopped" and written["preset"] == "starter" and 3 <= complete < 128
+    assert f"{complete} of 128 problems" in written["warnings"][0]
+    page = (tmp_path / "report.html").read_text()
+    assert written["warnings"][0] in page and 'class="badge stopped"' in page
 
 
 def test_a_refusal_ends_with_code_2_and_starts_nothing(tmp_path, capsys):

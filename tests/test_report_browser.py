@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.report.page import comparison_page, write_page, write_report
+from recipes.report.page import comparison_page, write_evaluation_report, write_page, write_report
 from recipes.report.run_data import load_run
+from tests.report_evaluations import answers, write_evaluation
+from tests.report_evaluations import response as answer
 from tests.report_runs import record, response, validated, write_run
-from tests.test_report import hostile_run
+from tests.test_report import HOSTILE, hostile_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
@@ -132,3 +134,14 @@ def test_hostile_text_does_not_run(tmp_path):
     compared = write_page(tmp_path / "compared.html", comparison_page([load_run(directory), other]))
     assert "2 runs" not in probed(compared, tmp_path, width=360)["title"]
     assert probed(compared, tmp_path, width=360)["overflow"] <= 0
+
+
+@pytest.mark.slow
+def test_an_evaluation_stays_within_a_phone_and_runs_nothing(tmp_path):
+    bad, image = HOSTILE[:2]
+    texts = [answer(text=bad * 40, extracted=image), answer("wrong", "y" * 500), *answers("tc")]
+    results = {label: {image: {1: [texts, answers("rrww")]}} for label in (bad, "z" * 200)}
+    page = write_evaluation_report(write_evaluation(tmp_path / "e", results, problem="x" * 300))
+    found = probed(page, tmp_path, width=360)
+    assert found["overflow"] <= 0 and found["panels"] > 2
+    assert found["title"].startswith("Evaluation") and bad in found["title"]

@@ -266,6 +266,10 @@ def discrimination(candidates: list[dict[str, Any]], *, residual: bool, resample
     return {name: {"auroc": area, "auprc": precision} for name, area, precision in halves}
 
 
+def _counted(value: int | dict[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in value.items()) if isinstance(value, dict) else str(value)
+
+
 def summarise(records: Records, cfg: DictConfig) -> Findings:
     """Labels, discrimination, and the failure rate of forced alternatives along the spine."""
     draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
@@ -283,7 +287,7 @@ def summarise(records: Records, cfg: DictConfig) -> Findings:
         "ungraded": sum(v is None for v in verdicts),
     }
     results: dict[str, Any] = {"counts": found}
-    tables = [("What was measured", ["", "number"], [[k, str(v)] for k, v in found.items()])]
+    tables = [("What was measured", ["", "number"], [[k.replace("_", " "), _counted(v)] for k, v in found.items()])]
     sentences = []
     if labels[DIVERSITY] and labels[REAL_UNCERTAIN]:
         results["residual"] = discrimination(candidates, residual=True, **draws)

@@ -73,6 +73,7 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
         SettingsError: it cannot be loaded, its tokenizer has no chat template, or the device is not there.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from recipes.evaluate.models import load_tokenizer, locate, materialize
 
@@ -80,6 +81,7 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
         raise SettingsError([f"device={device}: this machine has no CUDA device; use device=cpu"])
     if dtype not in DTYPES:
         raise SettingsError([f"dtype={dtype}: must be one of {', '.join(DTYPES)}"])
+    disable_progress_bar()  # of the weights: on the starter it is most of the console
     located = locate(name)
     tokenizer = load_tokenizer(located, None)
     try:

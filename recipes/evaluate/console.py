@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,25 +17,11 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from recipes.common.console import duration, progress_line
+from recipes.evaluate.names import EXECUTION, EXPLORATION, accuracy_columns, main_metrics
 from recipes.evaluate.plan import Member, Plan
 from recipes.evaluate.results import ResultsFile, corrupt_file
 
 SECONDS_BETWEEN_LINES = 10.0
-# Metric -> (heading, factor, digits).
-EXPLORATION = {
-    "e_per_1k": ("E(y)/1k", 1.0, 2),
-    "e_per_response": ("E(y)/response", 1.0, 2),
-    "rev_rate": ("RevRate", 1.0, 2),
-    "dist_3": ("Dist-3", 1.0, 2),
-    "length": ("tokens", 1.0, 0),
-    "truncated": ("truncated %", 100.0, 1),
-}
-EXECUTION = {
-    "step_acc": ("StepAcc %", 100.0, 1),
-    "csr": ("CSR %", 100.0, 1),
-    "fes": ("FES", 1.0, 1),
-    "error_free": ("error-free %", 100.0, 1),
-}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -141,6 +127,10 @@ class EvaluationConsole:
         self.console.print(f"done in {duration(time.time() - self._began)}; summary.json, results.jsonl: "
                            f"{escape(str(plan.directory))}")  # fmt: skip
 
+    def report(self, text: str) -> None:
+        """Where the report is, or why there is none."""
+        self.console.print(f"report: {escape(text)}", soft_wrap=True)
+
     def stopped(self, reason: str, plan: Plan) -> None:
         """An early end, and how to go on."""
         self._progress.stop()
@@ -153,9 +143,8 @@ class EvaluationConsole:
 def tables(summary: Mapping[str, Any]) -> list[Table]:
     """Accuracy, reasoning health and paired differences as tables."""
     rows = summary["metrics"]
-    accuracy = {name: (name.capitalize(), 100.0, 1) for name in accuracy_names(rows)}
     found = [
-        _grid("Accuracy, % (± 95 % over problems; sd over seeds)", rows, accuracy, spread=True),
+        _grid("Accuracy, % (± 95 % over problems; sd over seeds)", rows, accuracy_columns(rows), spread=True),
         _grid("Reasoning health: exploration", rows, EXPLORATION),
     ]
     if any(row["metric"] in EXECUTION for row in rows):
@@ -163,14 +152,6 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     if summary["differences"]:
         found.append(difference_table(summary["differences"]))
     return found
-
-
-def accuracy_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Avg@n, Pass@k by k, Maj@n, as far as they occur; without Pass@1, which is Avg@n."""
-    split = {tuple(row["metric"].split("@")) for row in rows if "@" in row["metric"]}
-    order = ("avg", "pass", "maj")
-    names = sorted((order.index(kind), int(k)) for kind, k in split if (kind, k) != ("pass", "1"))
-    return [f"{order[kind]}@{k}" for kind, k in names]
 
 
 def _cell(row: Mapping[str, Any] | None, factor: float, digits: int, sign: bool = False) -> str:
@@ -183,7 +164,7 @@ def _cell(row: Mapping[str, Any] | None, factor: float, digits: int, sign: bool 
 
 
 def _spread(row: Mapping[str, Any] | None, factor: float, digits: int) -> str:
-    return f" (sd {factor * row['std']:.{digits}f})" if row is not None and "std" in row else ""
+    return f"\n(sd {factor * row['std']:.{digits}f})" if row is not None and "std" in row else ""
 
 
 def _grid(
@@ -225,9 +206,7 @@ def _grid(
 
 def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Avg@n, the last Pass@k and Maj@n of every pair, in points; * where the interval leaves out 0."""
-    names = accuracy_names(rows)
-    passes = [name for name in names if name.startswith("pass@")]
-    shown = [name for name in names if name not in passes[:-1]]
+    shown = main_metrics(rows)
     table = Table(title="Paired differences, points (* the 95 % interval leaves out 0)", title_justify="left",
                   title_style="bold")  # fmt: skip
     table.add_column("models", overflow="fold")

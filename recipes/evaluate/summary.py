@@ -30,6 +30,7 @@ from recipes.starter.corpus import DATA_SOURCE as STARTER_SOURCE
 
 AVERAGE = "average"  # the name of the mean over sets
 FORMAT = 1
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,23 @@ def _row(estimate: Estimate, values: Sequence[float], **where: str) -> dict[str,
     return row
 
 
-def summary_of(plan: Plan, prm: str | None, threshold: float, corrupt: Mapping[str, int]) -> dict[str, Any]:
-    """Everything that summary.json holds."""
+def summary_of(
+    plan: Plan,
+    prm: str | None,
+    threshold: float,
+    corrupt: Mapping[str, int],
+    *,
+    status: str = "done",
+    preset: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that summary.json holds.
+
+    Args:
+        corrupt: lines that were set aside, by file.
+        status: "done", or "stopped" or "failed" where results may be missing.
+        preset, config: what the evaluation was started with, for its report.
+    """
     labels = {(m.fingerprint, seed): m.label for m in plan.members for seed in plan.seeds}
     ids = {s.name: {p.id for p in s.problems} for s in plan.sets}
     evaluations = read_evaluations(plan.directory, labels, ids, plan.ks, prm, threshold)
@@ -239,6 +255,9 @@ def summary_of(plan: Plan, prm: str | None, threshold: float, corrupt: Mapping[s
     warnings += _warnings(counts, expected, corrupt)
     return {
         "format": FORMAT,
+        "status": status,
+        "preset": preset,
+        "config": dict(config or {}),
         "settings": plan.settings,
         "data": [{"name": s.name, "file": s.file, "sha256": s.sha256, "problems": len(s.problems)} for s in plan.sets],
         "prm": prm,

@@ -62,7 +62,8 @@ class Line:
         low, high: ends of the band, or None.
         faint: drawn behind the others, thin: one of several that another line sums up.
         dashed: a bound or quantile beside the main line.
-        markers: a dot at each point: few and measured, not one each step.
+        markers: a mark at each point: few and measured, not one each step.
+        symbol: matplotlib's name of the mark.
     """
 
     x: Sequence[float]
@@ -73,16 +74,23 @@ class Line:
     faint: bool = False
     dashed: bool = False
     markers: bool = False
+    symbol: str = "o"
 
 
 def curves(
-    lines: Sequence[Line], *, percent: bool = False, limit: float | None = None, from_zero: bool = False
+    lines: Sequence[Line],
+    *,
+    percent: bool = False,
+    limit: float | None = None,
+    from_zero: bool = False,
+    doubling: Sequence[int] = (),
 ) -> Markup:
     """Lines over steps.
 
     percent: y is a share, shown in per cent.
     limit: a dashed level across the figure, shown only if the curves come near it.
     from_zero: the axis begins at zero.
+    doubling: the x that get a tick, on an axis where each doubling is as long as the next; empty: an even axis.
     """
     with matplotlib.rc_context(_STYLE):
         axes = _axes()
@@ -95,11 +103,17 @@ def curves(
             axes.set_ylim(bottom=min(0.0, *values))
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, -0.03), min(top, 1.03))  # room for half a mark, not for a share above 1
         places = {x for line in lines for x in line.x}
-        if len(places) == 1:
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(list(doubling), [str(x) for x in doubling])
+        elif len(places) == 1:
             (x,) = places
             axes.set_xlim(x - 1, x + 1)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        if not doubling:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         return _svg(axes)
 
@@ -124,6 +138,27 @@ def stacked_bars(steps: Sequence[int], parts: Mapping[int, np.ndarray], *, most:
         return _svg(axes)
 
 
+def intervals(rows: Sequence[tuple[float, float | None, float | None]]) -> Markup:
+    """Values with the ends of their intervals, from top to bottom and numbered from 1, against a line at zero.
+
+    Those whose interval leaves out zero are in colour. Without an interval: the value alone.
+    """
+    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        axes = _axes(height=0.6 + 0.3 * max(2, len(rows)))
+        axes.axvline(0, color=_INK, linewidth=1)
+        for number, (value, low, high) in enumerate(rows, 1):
+            apart = low is not None and high is not None and (low > 0 or high < 0)
+            colour = _colour(0) if apart else _INK
+            if low is not None and high is not None:
+                axes.hlines(number, low, high, color=colour, linewidth=2)
+            axes.plot([value], [number], color=colour, marker="o", markersize=6, markeredgecolor=_BACK)
+        axes.set_ylim(len(rows) + 0.6, 0.4)
+        axes.set_yticks(range(1, len(rows) + 1))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda points, _: f"{points:+.4g}".replace("-", "−")))
+        return _svg(axes)
+
+
 def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Centred running mean over a tenth of the points; at the ends over the neighbours that there are."""
     window = max(3, len(values) // 10) | 1
@@ -131,8 +166,8 @@ def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def _axes() -> Axes:
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+def _axes(height: float = HEIGHT) -> Axes:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0.0)
     axes = figure.subplots()
@@ -165,8 +200,8 @@ def _draw(axes: Axes, line: Line, *, smooth: bool) -> None:
         linewidth=1.2 if line.dashed else 2,
         linestyle=(0, (3, 2)) if line.dashed else "solid",
         solid_capstyle="round",
-        marker="o" if line.markers or len(y) == 1 else None,
-        markersize=5,
+        marker=line.symbol if line.markers or len(y) == 1 else None,
+        markersize=5 if line.symbol == "o" else 6,
         markeredgecolor=_BACK,
         markeredgewidth=1,
     )

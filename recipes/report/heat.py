@@ -109,12 +109,12 @@ def _response(sample: Mapping[str, Any], fields: Sequence[tuple[Field, float]]) 
             step = level(value, scale)
             if step:
                 classes.append(f"f{index}{'p' if step > 0 else 'n'}{abs(step)}")
-        tokens.append(Token(_visible(text), " ".join(classes), "  ".join(title)))
+        tokens.append(Token(visible(text), " ".join(classes), "  ".join(title)))
     omitted = sample.get("omitted") or 0
     return Response(sample["problem"], sample["reward"], tokens, _gap_index(tokens) if omitted else None, omitted)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Line breaks as marks, and one break for several: a page of blank lines hides the answer."""
     return re.sub(r"\n+", lambda breaks: "↵" * len(breaks[0]) + "\n", text)
 

@@ -15,7 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from recipes.common import run_dir as files
 from recipes.common.console import duration
-from recipes.report import compare
+from recipes.evaluate.names import EXPLORATION, accuracy_columns, main_metrics
+from recipes.report import compare, evaluation
+from recipes.report.answers import asked
 from recipes.report.figures import SERIES, SMOOTH_FROM
 from recipes.report.heat import LEVELS, heat
 from recipes.report.panels import PANELS, group_panels, run_panels, stage_panel
@@ -44,6 +46,15 @@ def write_report(directory: Path) -> Path:
     return write_page(directory / files.REPORT, run_page(load_run(directory)))
 
 
+def write_evaluation_report(directory: Path) -> Path:
+    """Write an evaluation's ``report.html`` into its directory; returns its path.
+
+    Raises:
+        NotARun: the directory holds no summary of an evaluation.
+    """
+    return write_page(directory / files.REPORT, evaluation_page(directory, evaluation.load_evaluation(directory)))
+
+
 def write_page(path: Path, page: str) -> Path:
     """Write a page in one step. What is no Unicode (half a surrogate pair in a model's text) becomes "?"."""
     files.write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
@@ -70,6 +81,50 @@ def run_page(run: Run) -> str:
             numbers=_numbers(run),
         )
     )
+
+
+def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
+    """The report of an evaluation: its summary, and responses of the results in its directory."""
+    accuracy, health = evaluation.grids(summary)
+    return (
+        _environment()
+        .get_template("evaluation.html")
+        .render(
+            directory=directory,
+            summary=summary,
+            status=summary.get("status", "done"),
+            labels=evaluation.labels_of(summary),
+            sets=evaluation.sets_of(summary),
+            facts=evaluation.facts_of(summary),
+            tiles=_evaluation_tiles(summary),
+            panels=evaluation.accuracy_panels(summary),
+            accuracy=accuracy,
+            health=health,
+            differences=evaluation.differences(summary),
+            outcomes=evaluation.outcomes(summary),
+            asked=asked(directory, summary),
+            preset=evaluation.preset_of(summary),
+        )
+    )
+
+
+def _evaluation_tiles(summary: dict[str, Any]) -> list[Tile]:
+    """Of one model its main numbers; of several, each one's Avg@n: on the average of the sets, or its first set."""
+    labels, sets = evaluation.labels_of(summary), evaluation.sets_of(summary)
+    columns = accuracy_columns(summary["metrics"]) | EXPLORATION
+    tiles = []
+    for label in labels:
+        own = [row for row in summary["metrics"] if row["label"] == label]
+        first = min((row["data"] for row in own), key=sets.index)
+        cells = {row["metric"]: row for row in own if row["data"] == first}
+        names = main_metrics(cells.values())
+        names = names[:1] if len(labels) > 1 else [*names, "e_per_1k", "length", "truncated"]
+        for name in names:
+            heading, factor, digits = columns[name]
+            value, _, half = evaluation.number(cells.get(name), factor, digits).partition(" ")
+            note = f"{first}, {next(iter(cells.values()))['problems']} problems"
+            tiles.append(Tile(f"{label}, {heading}" if len(labels) > 1 else heading, value, half, note))
+    return tiles
 
 
 def comparison_page(runs: Sequence[Run], notices: Sequence[str] = ()) -> str:

@@ -20,7 +20,10 @@ from yaml.nodes import MappingNode, ScalarNode
 from recipes.common.entry import CONFIG_DIR
 
 # Where a run is, not what it does.
-_PLACES = ("self_distill.run_dir", "trainer.default_local_dir", "ray_kwargs.ray_init", "dry_run")
+_PLACES = (
+    *("self_distill.run_dir", "trainer.default_local_dir", "ray_kwargs.ray_init", "dry_run"),
+    *("model", "data_dir", "compare", "workers"),  # of an evaluation
+)
 _SECRET = re.compile(r"(api_?key|secret|password|passwd|(^|_)token)$")
 MISSING = "–"
 
@@ -60,10 +63,31 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
     """
     choices = _choices(directory)
     values = flat(config)
-    preset = _composed(choices["method"], choices["experiment"], values)
+    chosen = {group: choices[group] for group in ("method", "experiment")}
+    preset = _composed("train", chosen, values)
     bundle = sourced_values("protocol", choices["protocol"]) if "protocol" in choices else {}
     bundle |= sourced_values("method", choices["method"])
+    return _comparison(chosen, preset, values, bundle)
 
+
+def compare_evaluation(name: str, config: Mapping[str, Any]) -> Comparison:
+    """Compare an evaluation's configuration with the preset it was started with.
+
+    Raises:
+        NoPreset: it does not exist any more.
+    """
+    values = flat(config)
+    return _comparison(
+        {"preset": name}, _composed("evaluate", {"preset": name}, values), values, sourced_values("preset", name)
+    )
+
+
+def _comparison(
+    chosen: Mapping[str, str],
+    preset: Mapping[str, Any],
+    values: Mapping[str, Any],
+    bundle: Mapping[str, tuple[Any, str]],
+) -> Comparison:
     def setting(key: str) -> Setting:
         # An experiment may have set the key anew, and then the comment is not of this value.
         of_bundle = key in bundle and shown(key, {key: bundle[key][0]}) == shown(key, preset)
@@ -71,7 +95,7 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
 
     keys = [k for k in sorted({*preset, *values}) if not k.startswith(_PLACES)]
     return Comparison(
-        name=f"method={choices['method']} experiment={choices['experiment']}",
+        name=" ".join(f"{group}={choice}" for group, choice in chosen.items()),
         changed=[s for s in map(setting, keys) if s.differs],
         method=[setting(key) for key in bundle],
     )
@@ -143,7 +167,7 @@ def _choices(directory: Path) -> dict[str, str]:
         raise NoPreset(f"{path} does not say which method and experiment the run was started with") from error
 
 
-def _composed(method: str, experiment: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _composed(primary: str, chosen: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
     """The preset's values; what only Hydra's run can know (its output directory, its choices) is taken from the run."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -152,10 +176,11 @@ def _composed(method: str, experiment: str, values: Mapping[str, Any]) -> dict[s
     import recipes.common.settings  # noqa: F401  registers the resolver for the embedded files
 
     def composed() -> DictConfig:
-        return compose("train", overrides=[f"method={method}", f"experiment={experiment}"])
+        return compose(primary, overrides=overrides)
 
-    if not all(re.fullmatch(r"[\w-]+", name) for name in (method, experiment)):
-        raise NoPreset(f"method={method!r} experiment={experiment!r}: not names of configurations")
+    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+    if not all(re.fullmatch(r"[\w-]+", choice) for choice in chosen.values()):
+        raise NoPreset(f"{' '.join(overrides)}: not names of configurations")
     try:
         if GlobalHydra.instance().is_initialized():  # within a training command
             cfg = composed()
@@ -168,4 +193,4 @@ def _composed(method: str, experiment: str, values: Mapping[str, Any]) -> dict[s
                 OmegaConf.update(cfg, key, values.get(key))
         return flat(OmegaConf.to_container(cfg, resolve=True))
     except (HydraException, ValueError) as error:  # omegaconf's errors are ValueErrors
-        raise NoPreset(f"method={method} experiment={experiment} cannot be composed any more: {error}") from error
+        raise NoPreset(f"{' '.join(overrides)} cannot be composed any more: {error}") from error

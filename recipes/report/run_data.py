@@ -103,15 +103,17 @@ def load_run(directory: Path) -> Run:
     )
 
 
-def find_runs(path: Path) -> list[Path]:
+def find_runs(path: Path, *, needed: bool = True) -> list[Path]:
     """The run directories at or below a path, sorted.
 
     Raises:
-        NotARun: there is none.
+        NotARun: there is none, although one is needed.
     """
     found = [path] if (path / files.CONFIG).exists() else sorted(p.parent for p in path.rglob(files.METRICS))
-    if not found:
-        raise NotARun(f"{path}: no run here or below; a run directory holds {files.CONFIG} and {files.METRICS}")
+    if needed and not found:
+        raise NotARun(
+            f"{path}: no run here or below, and no evaluation; a run directory holds {files.CONFIG} and {files.METRICS}"
+        )
     return found
 
 

@@ -1,0 +1,308 @@
+"""The report of an evaluation: summary.json as tiles, figures and tables, and the evaluation's own responses.
+
+Numbers are taken as summary.json has them; nothing is computed anew, so page, console and JSON cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.evaluate.names import EXECUTION, EXPLORATION, Columns, accuracy_columns, main_metrics
+from recipes.evaluate.plan import SETTINGS
+from recipes.evaluate.summary import AVERAGE, FORMAT, SUMMARY
+from recipes.report.figures import SERIES, Line, curves, intervals, stacked_bars
+from recipes.report.panels import Shown
+from recipes.report.preset import Comparison, NoPreset, compare_evaluation
+from recipes.report.run_data import NotARun
+
+# Statuses of a graded response -> (heading, colour from 1), from the bottom of the figure up.
+STATUSES = {
+    "correct": ("right", 3),
+    "wrong": ("wrong", 2),
+    "no_answer": ("no answer", 4),
+    "timeout": ("grading timed out", 7),
+    "error": ("grading failed", 8),
+}
+MOST_ROWS = 40  # of a figure with numbered rows
+
+Row = Mapping[str, Any]
+
+
+def load_evaluation(directory: Path) -> dict[str, Any]:
+    """An evaluation's summary.
+
+    Raises:
+        NotARun: it has none, since it never ended, or one that cannot be read.
+    """
+    path = directory / SUMMARY
+    again = f"start the evaluation again with hydra.run.dir={directory}: what is complete is kept"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotARun(f"{directory} has no {SUMMARY}: the evaluation was killed, or still goes on; {again}") from None
+    except (OSError, ValueError) as error:
+        raise NotARun(f"{path} cannot be read ({error}); {again}") from error
+    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+        raise NotARun(f"{path} is not of format {FORMAT}; {again}")
+    return summary
+
+
+def find_evaluations(path: Path) -> list[Path]:
+    """The evaluation directories at or below a path, sorted."""
+    return [path] if (path / SETTINGS).exists() else sorted(p.parent for p in path.rglob(SETTINGS))
+
+
+def labels_of(summary: Row) -> list[str]:
+    """The models' labels in order; a label's place is its colour."""
+    return list(dict.fromkeys(row["label"] for row in summary["metrics"]))
+
+
+def sets_of(summary: Row) -> list[str]:
+    """The sets in order, their average first where there is one."""
+    found = list(dict.fromkeys(row["data"] for row in summary["metrics"]))
+    return sorted(found, key=lambda data: data != AVERAGE)
+
+
+def colour_of(summary: Row, label: str) -> int:
+    """Number of a label's colour, from 1; one more than there are for those that share the rest's."""
+    return min(labels_of(summary).index(label), SERIES) + 1
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as text, and a smaller text below it."""
+
+    text: str
+    below: str = ""
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """`colour`: of the label, from 1."""
+
+    label: str
+    colour: int
+    data: str
+    problems: int
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A line for each model and set, a column for each metric that occurs."""
+
+    head: list[str]
+    rows: list[GridRow]
+
+
+def number(row: Row | None, factor: float, digits: int, *, signed: bool = False) -> str:
+    """A value with half of its interval."""
+    if row is None:
+        return "–"
+    text = f"{factor * row['value']:{'+' if signed else ''}.{digits}f}"
+    half = "" if row["ci95"] is None else f" ± {factor * row['ci95']:.{digits}f}"
+    return text.replace("-", "−") + half
+
+
+def grid(summary: Row, metrics: Columns) -> Grid | None:
+    """The numbers of some metrics, or None where none of them occurs."""
+    present = {row["metric"] for row in summary["metrics"]}
+    columns = {name: look for name, look in metrics.items() if name in present}
+    if not columns:
+        return None
+    rows = []
+    for (label, data), cells in _by(summary["metrics"], "label", "data"):
+        texts = [
+            Cell(number(cells.get(m), factor, digits), _over_seeds(cells.get(m), factor, digits))
+            for m, (_, factor, digits) in columns.items()
+        ]
+        problems = next(iter(cells.values()))["problems"]
+        rows.append(GridRow(label, colour_of(summary, label), data, problems, texts))
+    return Grid([heading for heading, _, _ in columns.values()], rows)
+
+
+def grids(summary: Row) -> tuple[Grid | None, list[tuple[str, Grid]]]:
+    """Accuracy, and the tables of reasoning health with their names."""
+    health = (("Exploration", EXPLORATION), ("Execution", EXECUTION))
+    found = [(name, table) for name, metrics in health if (table := grid(summary, metrics))]
+    return grid(summary, accuracy_columns(summary["metrics"])), found
+
+
+def _over_seeds(row: Row | None, factor: float, digits: int) -> str:
+    if row is None or "std" not in row:
+        return ""
+    return f"sd {factor * row['std']:.{digits}f}, {len(row['seeds'])} seeds"
+
+
+def _by(rows: Sequence[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], dict[str, Row]]]:
+    """Rows that agree in the keys, as a mapping by metric, in order."""
+    for place, group in groupby(rows, key=lambda row: tuple(row[key] for key in keys)):
+        yield place, {row["metric"]: row for row in group}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One pair of models on one set: `cells` of the metrics, each with whether its interval leaves out zero."""
+
+    number: int
+    a: str
+    b: str
+    data: str
+    problems: int
+    cells: list[tuple[str, bool]]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Paired differences, a − b, of the metrics in `head`, the first `accuracies` of which are accuracies.
+
+    `figure` shows the first metric's, row by row.
+    """
+
+    head: list[str]
+    accuracies: int
+    rows: list[Difference]
+    figure: Shown
+
+
+def differences(summary: Row) -> Differences | None:
+    """Accuracy and reasoning health of each pair, or None with a single model."""
+    rows = summary["differences"]
+    accuracy = {name: (name.capitalize(), 100.0, 1) for name in main_metrics(rows)}
+    present = {row["metric"] for row in rows}
+    columns = {name: look for name, look in (accuracy | EXPLORATION | EXECUTION).items() if name in present}
+    if not columns:
+        return None
+    first, found, ranges = next(iter(columns)), [], []
+    for index, ((a, b, data), cells) in enumerate(_by(rows, "a", "b", "data"), 1):
+        problems = next(iter(cells.values()))["problems"]
+        texts = [
+            (number(cells.get(m), factor, digits, signed=True), _apart(cells.get(m)))
+            for m, (_, factor, digits) in columns.items()
+        ]
+        found.append(Difference(index, a, b, data, problems, texts))
+        row = cells.get(first)
+        if row is not None and index <= MOST_ROWS:
+            ranges.append(tuple(None if row[k] is None else 100 * row[k] for k in ("value", "low", "high")))
+    heading = columns[first][0]
+    figure = Shown(
+        f"Difference in {heading}",
+        "points, with 95 % intervals; rows are numbered as in the table, coloured where the interval leaves out 0",
+        intervals(ranges),
+        [],
+    )
+    return Differences([h for h, _, _ in columns.values()], len(accuracy), found, figure)
+
+
+def _apart(row: Row | None) -> bool:
+    return row is not None and row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def accuracy_panels(summary: Row) -> list[Shown]:
+    """For each set: Pass@k over k, a band of its interval, and Maj@n as a diamond to the right."""
+    labels = labels_of(summary)
+    panels = []
+    for data in sets_of(summary):
+        lines, ks, legend = [], set(), []
+        for place, label in enumerate(labels):
+            cells = {r["metric"]: r for r in summary["metrics"] if (r["label"], r["data"]) == (label, data)}
+            points = sorted((int(name[5:]), row) for name, row in cells.items() if name.startswith("pass@"))
+            if not points:
+                continue
+            ks |= {k for k, _ in points}
+            lines.append(_interval_line([k for k, _ in points], [row for _, row in points], place))
+            majority = [row for name, row in cells.items() if name.startswith("maj@")]
+            right = points[-1][0] * 2 ** (0.35 + 0.12 * place)
+            lines += [_interval_line([right], [row], place, symbol="D") for row in majority]
+            legend.append((label, min(place, SERIES) + 1, False))
+        if lines:
+            name = "Average of the sets" if data == AVERAGE else data
+            figure = curves(lines, percent=True, doubling=sorted(ks))
+            panels.append(Shown(name, "Pass@k over k; diamond: Maj@n", figure, legend if len(labels) > 1 else []))
+    return panels
+
+
+def _interval_line(x: Sequence[float], rows: Sequence[Row], colour: int, symbol: str = "o") -> Line:
+    known = all(row["low"] is not None for row in rows)
+    return Line(
+        x,
+        [row["value"] for row in rows],
+        colour=colour,
+        low=[max(0.0, row["low"]) for row in rows] if known else None,
+        high=[min(1.0, row["high"]) for row in rows] if known else None,
+        markers=True,
+        symbol=symbol,
+    )
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of the responses: the statuses that occur, and a line for each model, seed and set."""
+
+    head: list[str]
+    rows: list[tuple[int, int, Row, list[str]]]  # number, colour of the label, the counts, a text each status
+    figure: Shown
+
+
+def outcomes(summary: Row) -> Outcomes | None:
+    """Counts of every status, or None where nothing was answered."""
+    counts = summary["counts"]
+    if not counts:
+        return None
+    present = {status: look for status, look in STATUSES.items() if any(row.get(status) for row in counts)}
+    rows = [
+        (index, colour_of(summary, row["label"]), row, [f"{row.get(status, 0):,}" for status in present])
+        for index, row in enumerate(counts, 1)
+    ]
+    shown = counts[:MOST_ROWS]
+    parts = {
+        colour - 1: np.array([100 * row.get(status, 0) / max(1, row["responses"]) for row in shown])
+        for status, (_, colour) in present.items()
+    }
+    figure = Shown(
+        "Outcomes",
+        "per cent of the responses; columns are numbered as the table's rows",
+        stacked_bars(list(range(1, len(shown) + 1)), parts),
+        [(heading, colour, False) for heading, colour in present.values()],
+    )
+    return Outcomes([heading for heading, _ in present.values()], rows, figure)
+
+
+# ---------------------------------------------------------------------- what was asked
+
+
+def preset_of(summary: Row) -> Comparison | str:
+    """The differences from the preset, or why they are not known."""
+    if not summary.get("preset"):
+        return f"{SUMMARY} does not say which preset the evaluation was started with"
+    try:
+        return compare_evaluation(summary["preset"], summary["config"])
+    except NoPreset as error:
+        return str(error)
+
+
+def facts_of(summary: Row) -> list[str]:
+    """What every number of the page depends on, in a few words."""
+    s = summary["settings"]
+    top_k = [f"top-k {s['top_k']}"] if s["top_k"] > 0 else []
+    return [
+        f"{s['samples']} samples a problem",
+        f"temperature {s['temperature']:g}",
+        f"top-p {s['top_p']:g}",
+        *top_k,
+        f"at most {s['max_tokens']:,} tokens",
+        f"{s['engine']}, {s['dtype']}",
+    ]
