@@ -173,8 +173,7 @@ class TransformersReplica(RolloutReplica):
         if self.world_size != 1:
             raise ValueError(
                 f"rollout.tensor_model_parallel_size × data_parallel_size = {self.world_size}: the transformers "
-                "rollout "
-                "keeps a whole model in each server; set both to 1, or use rollout.name=vllm"
+                "rollout keeps a whole model in each server; set both to 1, or use rollout.name=vllm"
             )
         node_id, device = await self.workers[0].__ray_call__.remote(
             lambda worker: (

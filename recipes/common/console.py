@@ -261,8 +261,7 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 "truncated",
                 f"{record['teacher/prompt_truncated']:.0%} of the references did not fit into the teacher's "
-                "prompt and were "
-                "cut; raise self_distill.teacher.max_prompt_length",
+                "prompt and were cut; raise self_distill.teacher.max_prompt_length",
             )
         )
     return found

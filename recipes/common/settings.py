@@ -105,8 +105,7 @@ def _device(cfg: DictConfig, gpus: int) -> Iterator[str]:
     if gpus == 0:
         yield (
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but this machine has no GPU that torch can use. "
-            "Without "
-            "one, run the embedded experiment: add experiment=starter"
+            "Without one, run the embedded experiment: add experiment=starter"
         )
     elif trainer.n_gpus_per_node > gpus:
         yield (
@@ -139,8 +138,7 @@ def _credit(cfg: DictConfig) -> Iterator[str]:
     if cfg.actor_rollout_ref.rollout.n < 2 and loss_of(cfg).ppo:
         yield (
             f"actor_rollout_ref.rollout.n={cfg.actor_rollout_ref.rollout.n}: a group advantage compares at least "
-            "2 rollouts "
-            "of a problem; the papers take 8"
+            "2 rollouts of a problem; the papers take 8"
         )
 
 
@@ -254,14 +252,12 @@ def _precision(cfg: DictConfig) -> Iterator[str]:
     if "entropy" in needed_signals(cfg) and not arr.actor.entropy_from_logits_with_chunking:
         yield (
             "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false: entropies would be bfloat16, off "
-            "by up to "
-            "0.18 nat, and they decide the direction; set it to true"
+            "by up to 0.18 nat, and they decide the direction; set it to true"
         )
     if cfg.algorithm.rollout_correction.get("bypass_mode", False):
         yield (
             "algorithm.rollout_correction.bypass_mode=true: verl then skips the pass that gives the student's "
-            "log-probs "
-            "and entropies, which the teacher's are compared with; set it to false"
+            "log-probs and entropies, which the teacher's are compared with; set it to false"
         )
     if arr.actor.get("use_fused_kernels", False) or arr.model.use_fused_kernels:
         yield (
@@ -285,8 +281,7 @@ def _batches(cfg: DictConfig) -> Iterator[str]:
     if mini * n % workers:
         yield (
             f"ppo_mini_batch_size × rollout.n = {mini * n} rollouts cannot be dealt evenly to {workers} workers: "
-            "make it a "
-            "multiple of them"
+            "make it a multiple of them"
         )
 
 
@@ -386,8 +381,7 @@ def _model(cfg: DictConfig) -> Iterator[str]:
     if not tokenizer.chat_template and not cfg.actor_rollout_ref.model.custom_chat_template:
         yield (
             f"actor_rollout_ref.model.path={path}: its tokenizer has no chat template, so prompts cannot be "
-            "rendered; use an "
-            "instruction-tuned model, or set actor_rollout_ref.model.custom_chat_template"
+            "rendered; use an instruction-tuned model, or set actor_rollout_ref.model.custom_chat_template"
         )
 
 
@@ -444,8 +438,7 @@ def _columns(cfg: DictConfig, key: str, path: Path) -> Iterator[str]:
             rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
             yield (
                 f"data.{key}: {path} has an empty {context} in {len(empty)} of {len(column)} rows (rows {rows}), "
-                "and the "
-                f"teacher has nothing to show there: fill or remove them"
+                f"and the teacher has nothing to show there: fill or remove them"
             )
 
 

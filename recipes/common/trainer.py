@@ -277,8 +277,7 @@ class SelfDistillTrainer(PPOTrainerSync):
             if tensor.dtype != torch.float32 and self.scores_with_teacher:
                 raise RuntimeError(
                     f"{name} came back as {tensor.dtype}; dividing by their small median needs float32. On GPUs "
-                    "install "
-                    "flash-attn (extra 'gpu'), whose cross-entropy works in float32; see docs/precision.md"
+                    "install flash-attn (extra 'gpu'), whose cross-entropy works in float32; see docs/precision.md"
                 )
             bad = int((~tensor[mask].isfinite()).sum())
             if bad:
@@ -324,8 +323,7 @@ class SelfDistillTrainer(PPOTrainerSync):
             return "No checkpoint was saved before."
         return (
             f"The checkpoint of step {step} is complete; start again with hydra.run.dir={self.run_dir} to go on "
-            "from it, "
-            "with a lower learning rate or correction (algorithm.<method>.beta) if it happens again."
+            "from it, with a lower learning rate or correction (algorithm.<method>.beta) if it happens again."
         )
 
     # ------------------------------------------------------------------ around steps
