@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 import termios
+import time
 
 import pytest
 
@@ -58,3 +59,17 @@ def test_chatter_does_not_reach_the_terminal(compose_config, tmp_path, terminal,
     assert "WorkerDict" not in shown
     printed = capfd.readouterr()
     assert "WorkerDict" in printed.out and "WorkerDict" in printed.err
+
+
+def test_a_run_that_stands_still_is_named_with_its_stage_once(compose_config, tmp_path, terminal):
+    ours, theirs = terminal
+    cfg = compose_config("experiment=starter", "method=dasd", "self_distill.stall_minutes=0.01")
+    console = RunConsole(cfg, tmp_path, theirs, resumed_from=None)
+    with console:
+        files.set_stage(tmp_path, "rollout", 3)
+        time.sleep(0.4)
+        before = everything(ours)
+        time.sleep(1.2)
+    after = everything(ours)
+    assert "no progress" not in before
+    assert after.count("no progress") == 1 and "step 3, stage rollout" in " ".join(after.split())

@@ -99,6 +99,8 @@ class RunConsole:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._warned: set[str] = set()
+        self._stall_minutes = cfg.self_distill.stall_minutes
+        self._stalls: set[float] = set()
         self._last: dict[str, Any] = {}
         self._began = time.time()
         self.ended_early = False
@@ -134,6 +136,17 @@ class RunConsole:
             stage = files.read_stage(self.run_dir)
             if stage and stage["time"] >= self._began:
                 self._progress.update(self._task, stage=stage["stage"])
+                self._warn_of_stall(stage)
+
+    def _warn_of_stall(self, stage: dict[str, Any]) -> None:
+        minutes = (time.time() - stage["time"]) / 60
+        if minutes > self._stall_minutes and stage["time"] not in self._stalls:
+            self._stalls.add(stage["time"])  # once for each stage that lasts
+            self.console.print(
+                f"[yellow]warning[/] no progress for {minutes:.0f} min: step {stage['step']}, stage "
+                f"{escape(stage['stage'])}. {escape(str(self.run_dir / files.LOG))} has what the workers said last; "
+                "Ctrl-C twice ends the run, and the same command goes on from its last checkpoint"
+            )
 
     def _read(self) -> None:
         path = self.run_dir / files.METRICS
