@@ -70,8 +70,9 @@ def fixed_exposures(runs: Path, steps: int, out: Path) -> None:
         values = [[scale * measure(d) for d in directories] for directories in found.values()]
         means = [sum(v) / len(v) for v in values]
         axis.errorbar(list(found), means, yerr=[half_width(v) for v in values], marker="o", capsize=3, color=INK)
-        for alpha, points in zip(found, values, strict=True):
-            axis.plot([alpha] * len(points), points, ".", color=PALE, zorder=0)
+        for seed in {d.name for directories in found.values() for d in directories}:  # what differs is the problems
+            line = {a: scale * measure(d) for a, directories in found.items() for d in directories if d.name == seed}
+            axis.plot(list(line), list(line.values()), ".-", color=PALE, linewidth=1, zorder=0)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("exposure α: share of the reasoning shown")
         axis.set_xticks(list(found))
