@@ -235,7 +235,7 @@ def progress_numbers(record: dict[str, Any]) -> str:
         ("entropy", record.get("actor/entropy"), "{:.3f}"),
         ("length", record.get("response_length/mean"), "{:.0f}"),
         ("tok/s", record.get("perf/throughput"), "{:,.0f}"),
-        ("corr/adv", record.get("credit/correction_ratio"), "{:.2f}"),
+        ("corr/adv", record.get("credit/correction_ratio"), "{:.2g}"),
         ("div", record.get("divergence/mean"), "{:.4f}"),
         ("exposure", record.get("exposure/alpha"), "{:.2f}"),
     ]
