@@ -26,15 +26,12 @@ train: install
 compare: install
 	$(RUN) -m benchmarks.starter_sweep --steps 20
 
-# Two files at a time: what starts Ray waits for its processes more than it works. tests/conftest.py puts these files first.
-PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-
 test: install
-	$(RUN) $(PYTEST)
+	$(RUN) -m pytest
 
 # Without the tests that start Ray.
 test-fast: install
-	$(RUN) $(PYTEST) -m "not slow"
+	$(RUN) -m pytest -m "not slow"
 
 lint: install
 	$(RUN) -m ruff check .

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,12 +49,6 @@ def del_hydra(cfg: DictConfig) -> None:
 def compose_config(tmp_path):
     """`composed` with a run directory of the test's own."""
     return lambda *overrides: composed(*overrides, run_dir=tmp_path / "run")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: of two processes none should end long before the other."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])  # stable: within a file, and among the fast ones, order stays
 
 
 class Run:

@@ -32,9 +32,14 @@ def start(directory, data, *overrides):
         sys.executable, "-m", "recipes.evaluate.main", "preset=starter", f"data=[{data}]", f"samples={SAMPLES}",
         f"limit={PROBLEMS}", f"hydra.run.dir={directory}", *overrides,
     ]  # fmt: skip
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    # A runner in the background passes on that Ctrl-C is ignored; a person's terminal does not.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def finish(process, directory):
