@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.common.models import Located
 from recipes.common.run_dir import write_atomically
-from recipes.evaluate.models import Located
 from recipes.evaluate.plan import Member, Plan, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
 from recipes.evaluate.results import RESULTS, encode

@@ -65,7 +65,7 @@ class Problem:
 
 
 def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_pass: int) -> Engine:
-    """A model ready to sample and to score: all that `recipes.evaluate.models.locate` knows, so also run directories.
+    """A model ready to sample and to score: all that `recipes.common.models.locate` knows, so also run directories.
 
     merged: where the whole weights of a checkpoint or an adapter are written; other models leave it alone.
 
@@ -75,7 +75,7 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from recipes.evaluate.models import load_tokenizer, locate, materialize
+    from recipes.common.models import load_tokenizer, locate, materialize
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SettingsError([f"device={device}: this machine has no CUDA device; use device=cpu"])

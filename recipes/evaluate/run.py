@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 from omegaconf import DictConfig
 
+from recipes.common.models import materialize
 from recipes.common.reaper import reaper
 from recipes.evaluate import health, process_reward
 from recipes.evaluate.metrics import majority_vote
-from recipes.evaluate.models import materialize
 from recipes.evaluate.plan import Member, Plan, result_key, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
 from recipes.evaluate.results import RESULTS, STEPS, ResultsFile, read_records

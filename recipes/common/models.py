@@ -1,11 +1,11 @@
-"""What ``model=`` may name, and how each becomes a folder that an engine can load.
+"""What ``model=`` (or ``checkpoint=``) may name, and how each becomes a folder that an engine can load.
 
 hugging face     a folder with config.json and weights, or a name on the hub
 adapter          a folder with adapter_config.json (PEFT LoRA): merged into its base
 verl checkpoint  FSDP shards: `…/global_step_N/actor`, `…/global_step_N`; or a run directory, whose last complete
                  checkpoint is meant. verl's own merger joins the shards; it writes bfloat16.
 
-`locate` is quick and says everything that is wrong; `materialize` does the work, once an evaluation has been accepted.
+`locate` is quick and says everything that is wrong; `materialize` does the work, once a command has been accepted.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 ADAPTER = "adapter_config.json"
+LORA_FOLDER = "lora_adapter"  # where verl's merger puts an adapter
 
 
 @dataclass(frozen=True)
 class Located:
     """A model that exists: ``kind`` is "folder", "hub", "adapter" or "verl"; ``path`` its folder or hub name.
 
-    ``step`` is the training step of a verl checkpoint, ``tokenizer`` where its tokenizer is, ``base`` an adapter's.
+    ``step`` is the training step of a verl checkpoint, ``tokenizer`` where its tokenizer is, ``base`` an adapter's;
+    ``option`` the command's key that named it, for messages.
     """
 
     name: str
@@ -41,48 +43,53 @@ class Located:
     tokenizer: str
     step: int | None = None
     base: Located | None = None
+    option: str = "model"
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.name}"
 
 
-def locate(name: str, base: str | None = None) -> Located:
+def locate(name: str, base: str | None = None, option: str = "model") -> Located:
     """Find out what a model's name means.
 
     Args:
         base: base model of LoRA adapters; by default the one their adapter_config.json names.
+        option: the command's key that named it.
 
     Raises:
         SettingsError: it is not there, or is not complete; says what was looked for and how to put it right.
     """
     path = Path(name)
     if not path.exists():
-        return _hub(name)
+        return _hub(name, option)
     if path.is_file():
-        raise SettingsError([f"model={name} is a file; give the folder that holds the model"])
+        raise SettingsError([f"{option}={name} is a file; give the folder that holds the model"])
     for checkpoints in (path / CHECKPOINTS, path):
         if (checkpoints / TRACKER).exists():
-            return _run(name, checkpoints)
+            return _run(name, checkpoints, option)
     if (path / "actor").is_dir():
         path = path / "actor"
     if _shards(path):
-        return _verl(name, path)
+        return _verl(name, path, option)
     if (path / ADAPTER).exists():
-        return _adapter(name, path, base)
+        return _adapter(name, path, base, option)
     if (path / "config.json").exists():
         if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-            raise SettingsError([f"model={name} has a config.json but no weights (*.safetensors) beside it"])
-        return Located(name, "folder", str(path), _tokenizer_folder(name, path))
+            raise SettingsError([f"{option}={name} has a config.json but no weights (*.safetensors) beside it"])
+        return Located(name, "folder", str(path), _tokenizer_folder(path), option=option)
     if (path / "metrics.jsonl").exists() or (path / CHECKPOINTS).exists():
         raise SettingsError(
-            [f"model={name} is a run directory without a complete checkpoint; train on until trainer.save_freq"]
+            [f"{option}={name} is a run directory without a complete checkpoint; train on until trainer.save_freq"]
         )
     raise SettingsError(
         [
-            f"model={name} is a folder, but none of a model (config.json), an adapter ({ADAPTER}), a verl checkpoint "
-            f"(model_world_size_*.pt) or a run directory ({CHECKPOINTS}/{TRACKER}); name the folder that holds one"
+            f"{option}={name} is a folder, but none of a model (config.json), an adapter ({ADAPTER}), a verl "
+            f"checkpoint (model_world_size_*.pt) or a run directory ({CHECKPOINTS}/{TRACKER}); name the folder that holds one"
         ]
     )
 
 
-def _hub(name: str) -> Located:
+def _hub(name: str, option: str) -> Located:
     from transformers import AutoConfig
 
     try:
@@ -91,72 +98,78 @@ def _hub(name: str) -> Located:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise SettingsError(
             [
-                f"model={name} is no folder here, and the hub does not give it ({type(error).__name__}: {reason}). "
+                f"{option}={name} is no folder here, and the hub does not give it ({type(error).__name__}: {reason}). "
                 "Check the spelling; without a network, fetch it elsewhere with `hf download` and give its folder"
             ]
         ) from error
-    return Located(name, "hub", name, name)
+    return Located(name, "hub", name, name, option=option)
 
 
-def _run(name: str, checkpoints: Path) -> Located:
+def _run(name: str, checkpoints: Path, option: str) -> Located:
     if checkpoints.name == CHECKPOINTS:
         try:
             step = checkpointed_step(checkpoints.parent)
         except ValueError as error:
-            raise SettingsError([f"model={name}: {error}"]) from error
+            raise SettingsError([f"{option}={name}: {error}"]) from error
     else:  # a plain verl run keeps its tracker wherever default_local_dir says
         text = (checkpoints / TRACKER).read_text().strip()
         step = int(text) if text.isdigit() else None
     if step is None:
-        raise SettingsError([f"model={name}: {checkpoints / TRACKER} names no complete checkpoint"])
+        raise SettingsError([f"{option}={name}: {checkpoints / TRACKER} names no complete checkpoint"])
     actor = checkpoints / f"global_step_{step}" / "actor"
     if not _shards(actor):
-        raise SettingsError([f"model={name}: its last complete checkpoint is step {step}, but {actor} holds no shards"])
-    return _verl(name, actor)
+        raise SettingsError(
+            [f"{option}={name}: its last complete checkpoint is step {step}, but {actor} holds no shards"]
+        )
+    return _verl(name, actor, option)
 
 
 def _shards(actor: Path) -> list[Path]:
     return sorted(actor.glob("model_world_size_*_rank_*.pt"))
 
 
-def _verl(name: str, actor: Path) -> Located:
+def _verl(name: str, actor: Path, option: str) -> Located:
     shards = _shards(actor)
     world_sizes = {p.name.split("_")[3] for p in shards}
     if len(world_sizes) > 1:
-        raise SettingsError([f"model={name}: {actor} mixes shards of {sorted(world_sizes)} workers; keep one set"])
+        raise SettingsError([f"{option}={name}: {actor} mixes shards of {sorted(world_sizes)} workers; keep one set"])
     expected = int(world_sizes.pop())
     if len(shards) != expected:
         raise SettingsError(
-            [f"model={name}: {actor} has {len(shards)} of {expected} shards; copy those of the other nodes there"]
+            [f"{option}={name}: {actor} has {len(shards)} of {expected} shards; copy those of the other nodes there"]
         )
     for needed in ("fsdp_config.json", "huggingface/config.json"):
         if not (actor / needed).exists():
-            raise SettingsError([f"model={name}: {actor / needed} is missing, without which verl cannot merge shards"])
-    _, _, step = actor.parent.name.rpartition("_")
-    return Located(
-        name, "verl", str(actor), _tokenizer_folder(name, actor / "huggingface"), int(step) if step.isdigit() else None
-    )
+            raise SettingsError(
+                [f"{option}={name}: {actor / needed} is missing, without which verl cannot merge shards"]
+            )
+    _, _, last = actor.parent.name.rpartition("_")
+    step = int(last) if last.isdigit() else None
+    return Located(name, "verl", str(actor), _tokenizer_folder(actor / "huggingface"), step, option=option)
 
 
-def _adapter(name: str, path: Path, base: str | None) -> Located:
+def _adapter(name: str, path: Path, base: str | None, option: str) -> Located:
     named = base or json.loads((path / ADAPTER).read_text()).get("base_model_name_or_path")
     if not named:
-        raise SettingsError([f"model={name} is an adapter that names no base model; say which with base="])
+        raise SettingsError([f"{option}={name} is an adapter that names no base model; say which with base="])
     try:
         below = locate(named)
     except SettingsError as error:
         raise SettingsError(
-            [f"model={name} is an adapter of {named}, which cannot be used: {p}; or set base=" for p in error.problems]
+            [
+                f"{option}={name} is an adapter of {named}, which cannot be used: {p}; or set base="
+                for p in error.problems
+            ]
         ) from error
     tokenizer = str(path) if _has_tokenizer(path) else below.tokenizer
-    return Located(name, "adapter", str(path), tokenizer, base=below)
+    return Located(name, "adapter", str(path), tokenizer, base=below, option=option)
 
 
 def _has_tokenizer(path: Path) -> bool:
     return any((path / file).exists() for file in TOKENIZER_FILES)
 
 
-def _tokenizer_folder(name: str, path: Path) -> str:
+def _tokenizer_folder(path: Path) -> str:
     return str(path) if _has_tokenizer(path) else ""
 
 
@@ -168,7 +181,7 @@ def load_tokenizer(model: Located, override: str | None) -> PreTrainedTokenizerB
     if not where:
         raise SettingsError(
             [
-                f"model={model.name} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy its base model's files "
+                f"{model} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy its base model's files "
                 "beside it, or name the base model with tokenizer="
             ]
         )
@@ -176,10 +189,10 @@ def load_tokenizer(model: Located, override: str | None) -> PreTrainedTokenizerB
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # corrupt files raise whatever their parser raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise SettingsError([f"the tokenizer {where} of model={model.name} cannot be loaded: {reason}"]) from error
+        raise SettingsError([f"the tokenizer {where} of {model} cannot be loaded: {reason}"]) from error
     if not tokenizer.chat_template:
         raise SettingsError(
-            [f"the tokenizer {where} of model={model.name} has no chat template; name one that has with tokenizer="]
+            [f"the tokenizer {where} of {model} has no chat template; name one that has with tokenizer="]
         )
     return tokenizer
 
@@ -224,36 +237,87 @@ def materialize(model: Located, folder: Path) -> str:
 
 
 def _merge_shards(model: Located, folder: Path) -> None:
-    from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
-    actor = Path(model.path)
-    merger = FSDPModelMerger(
-        ModelMergerConfig(
-            operation="merge",
-            backend="fsdp",
-            local_dir=str(actor),
-            target_dir=str(folder),
-            hf_model_config_path=str(actor / "huggingface"),
-            trust_remote_code=False,
-        )
-    )
-    merger.merge_and_save()
-    adapter = folder / "lora_adapter"
+    FSDPModelMerger(_merger_config(model, folder)).merge_and_save()
+    adapter = folder / LORA_FOLDER
     if adapter.exists():  # trained with LoRA: the merger keeps base and adapter apart
-        if not json.loads((adapter / ADAPTER).read_text()).get("lora_alpha"):
-            raise SettingsError(
-                [
-                    f"model={model.name}: {actor / 'lora_train_meta.json'} does not say lora_alpha, without which the "
-                    "adapter would have no effect; write it there"
-                ]
-            )
+        lora_alpha(model)
         base = folder / "base"
         base.mkdir()
         for file in [f for f in folder.iterdir() if f.is_file()]:
             file.rename(base / file.name)
         _merge_adapter(str(base), adapter, folder)
         shutil.rmtree(base)
+
+
+def join_adapter(model: Located, folder: Path) -> Path:
+    """The PEFT adapter of a verl checkpoint that was trained with LoRA, alone; returns the folder below ``folder``."""
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    class AdapterMerger(FSDPModelMerger):
+        def save_hf_model_and_tokenizer(self, state_dict: dict[str, Any]) -> None:
+            self.save_lora_adapter(state_dict)
+
+    lora_alpha(model)
+    AdapterMerger(_merger_config(model, folder)).merge_and_save()
+    return folder / LORA_FOLDER
+
+
+def _merger_config(model: Located, folder: Path) -> Any:
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+
+    return ModelMergerConfig(
+        operation="merge",
+        backend="fsdp",
+        local_dir=model.path,
+        target_dir=str(folder),
+        hf_model_config_path=str(Path(model.path) / "huggingface"),
+        trust_remote_code=False,
+    )
+
+
+def lora_alpha(model: Located) -> int:
+    """Alpha of the adapter in a verl checkpoint.  Raises SettingsError where it is not written down."""
+    path = Path(model.path) / "lora_train_meta.json"
+    alpha = json.loads(path.read_text()).get("lora_alpha") if path.exists() else None
+    if not alpha:
+        raise SettingsError(
+            [f"{model}: {path} does not say lora_alpha, without which the adapter would have no effect; write it there"]
+        )
+    return int(alpha)
+
+
+@dataclass(frozen=True)
+class ShardContents:
+    """What FSDP shards hold: workers that wrote them, elements of the whole model and of a LoRA adapter (0: none)."""
+
+    workers: int
+    elements: int
+    adapter_elements: int
+
+
+def shard_contents(model: Located) -> ShardContents:
+    """Look into the shards of a verl checkpoint without reading the weights.
+
+    Raises:
+        SettingsError: a shard is cut off, or is no state dict of tensors.
+    """
+    import torch
+    import torch.distributed.tensor  # lets weights_only read DTensors
+
+    shards = _shards(Path(model.path))
+    elements = adapter = 0
+    for shard in shards:
+        try:  # the index stands at the end of the file: a shard that was not copied to its end has none
+            state = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+            counts = {name: tensor.numel() for name, tensor in state.items()}  # of a DTensor: the whole tensor's
+        except Exception as error:  # a file of any content
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise SettingsError([f"{model}: {shard} cannot be read ({reason}); copy it again"]) from error
+        adapter = sum(count for name, count in counts.items() if "lora_" in name)
+        elements = sum(counts.values()) - adapter
+    return ShardContents(len(shards), elements, adapter)
 
 
 def _merge_adapter(base: str, adapter: Path, folder: Path) -> None:
