@@ -25,19 +25,15 @@ from rewards.metrics import reward_warnings
 WIDE = 110  # columns of a terminal from which the progress line has a bar
 
 
-def plan(cfg: DictConfig, run_dir: Path) -> Table:
-    """What will run and where it writes, as a two-column table."""
+def method_rows(cfg: DictConfig) -> list[tuple[str, str]]:
+    """What is learned, as (part, value): method with its credit, and teacher and loss where they take part."""
     from recipes.common.exposure_loop import exposure_params
     from recipes.common.settings import loss_of, uses_teacher
 
-    rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     credit = cfg.algorithm.adv_estimator
     keys = cfg.algorithm.get(credit)
     shown = [f"{k}={keys[k]}" for k in ("beta", "gap_eps", "entropy_eps", "router_quantile") if keys and k in keys]
-    table.add_row("method", f"{cfg.self_distill.method}  ({', '.join([f'credit {credit}', *shown])})")
+    rows = [("method", f"{cfg.self_distill.method}  ({', '.join([f'credit {credit}', *shown])})")]
     if uses_teacher(cfg):
         teacher = cfg.self_distill.teacher
         exposure = exposure_params(cfg.self_distill)
@@ -45,12 +41,24 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
         if exposure.active:
             value = f" {cfg.self_distill.exposure.fixed_exposure:g}" if exposure.mode == "fixed" else ""
             part = f", exposure {exposure.mode}{value}"
-        table.add_row("teacher", f"{teacher.weights} weights, shown the {teacher.context}{part}")
+        rows.append(("teacher", f"{teacher.weights} weights, shown the {teacher.context}{part}"))
     loss = loss_of(cfg)
     if loss.active:
         clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
         beside = f"PPO clip + {loss.coefficient:g} × " if loss.ppo else ""
-        table.add_row("loss", f"{beside}{loss.kind}, full vocabulary{clip}, {loss.weighting} weights, {loss.reduction}")
+        value = f"{beside}{loss.kind}, full vocabulary{clip}, {loss.weighting} weights, {loss.reduction}"
+        rows.append(("loss", value))
+    return rows
+
+
+def plan(cfg: DictConfig, run_dir: Path) -> Table:
+    """What will run and where it writes, as a two-column table."""
+    rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for part, value in method_rows(cfg):
+        table.add_row(part, value)
     table.add_row("model", f"{cfg.actor_rollout_ref.model.path}")
     files_shown = data.train_files if isinstance(data.train_files, str) else ", ".join(data.train_files)
     table.add_row("data", files_shown)

@@ -84,7 +84,8 @@ def locate(name: str, base: str | None = None, option: str = "model") -> Located
     raise SettingsError(
         [
             f"{option}={name} is a folder, but none of a model (config.json), an adapter ({ADAPTER}), a verl "
-            f"checkpoint (model_world_size_*.pt) or a run directory ({CHECKPOINTS}/{TRACKER}); name the folder that holds one"
+            f"checkpoint (model_world_size_*.pt) or a run directory ({CHECKPOINTS}/{TRACKER}); name the folder "
+            "that holds one"
         ]
     )
 

@@ -55,7 +55,8 @@ def is_intact(folder: Path, card: dict[str, Any]) -> bool:
     )
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,12 +82,12 @@ def write_dataset(folder: Path, splits: dict[str, list[dict[str, Any]]], card: d
     (staging / "README.md").write_text(readme)
     (staging / CARD).write_text(json.dumps({**card, "files": files}, indent=2, ensure_ascii=False) + "\n")
     for path in staging.iterdir():
-        _sync(path)
+        sync(path)
     (folder / CARD).unlink(missing_ok=True)
     for stale in folder.glob("*.parquet"):
         if stale.name not in files:
             stale.unlink()
     for name in [*files, "README.md", CARD]:
         os.replace(staging / name, folder / name)
-    _sync(folder)
+    sync(folder)
     staging.rmdir()

@@ -25,7 +25,7 @@ _PLACES = (
     *("model", "data_dir", "compare", "workers"),  # of an evaluation
 )
 _SECRET = re.compile(r"(api_?key|secret|password|passwd|(^|_)token)$")
-MISSING = "–"
+MISSING, NOT_SHOWN = "–", "(not shown)"
 
 
 class NoPreset(ValueError):
@@ -144,13 +144,18 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def is_secret(key: str) -> bool:
+    """Whether a key's name says that its value is for its owner only."""
+    return bool(_SECRET.search(key.rpartition(".")[2].lower()))
+
+
 def shown(key: str, values: Mapping[str, Any]) -> str:
     """A value as a person reads it; secrets are not shown."""
     if key not in values:
         return MISSING
     value = values[key]
-    if value is not None and _SECRET.search(key.rpartition(".")[2].lower()):
-        return "(not shown)"
+    if value is not None and is_secret(key):
+        return NOT_SHOWN
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

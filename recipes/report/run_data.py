@@ -74,11 +74,11 @@ class Run:
         return [], []
 
 
-def load_run(directory: Path) -> Run:
+def load_run(directory: Path, *, needs_records: bool = True) -> Run:
     """Read a run directory.
 
     Raises:
-        NotARun: there is no configuration, or no record of a step.
+        NotARun: there is no configuration, or, where they are needed, no record of a step.
     """
     directory = directory.resolve()
     try:
@@ -91,7 +91,7 @@ def load_run(directory: Path) -> Run:
         raise NotARun(f"{directory / files.CONFIG} holds no mapping, so it is not a run's configuration")
     records, bad_records = _json_records(directory / files.METRICS)
     samples, bad_samples = _json_records(directory / files.SAMPLES)
-    if not records:
+    if needs_records and not records:
         raise NotARun(f"{directory / files.METRICS} has no record: the run ended, or is, before its first step")
     return Run(
         directory=directory,

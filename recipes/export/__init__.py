@@ -1,0 +1,1 @@
+"""Trained weights as a Hugging Face folder with a model card."""
