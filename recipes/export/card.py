@@ -151,15 +151,15 @@ def model_card(subject: Subject) -> ModelCard:
 
     run = subject.run
     method = run.method if run else None
-    tags = ["self-distillation", "on-policy-distillation", "verl"] if method != "grpo" else ["verl"]
+    results = _results(subject)
+    tags = ["self-distillation", "on-policy-distillation"] if method not in (None, "grpo") else []
     data = ModelCardData(
         base_model=subject.base.hub,
         library_name="peft" if subject.adapter_only else "transformers",
         pipeline_tag="text-generation",
-        tags=[*tags, *([method.replace("_", "-")] if method else []), *(["lora"] if subject.lora else [])],
+        tags=[*tags, "verl", *([method.replace("_", "-")] if method else []), *(["lora"] if subject.lora else [])],
         datasets=_hub_datasets(run.config.data.train_files) or None if run else None,
-        model_name=subject.name,
-        eval_results=_results(subject) or None,
+        **({"model_name": subject.name, "eval_results": results} if results else {}),
         **subject.base.licence,
         **({"base_model_relation": "adapter" if subject.adapter_only else "finetune"} if subject.base.hub else {}),
     )
@@ -188,7 +188,7 @@ def _head(subject: Subject) -> str:
         called = _called(run.method)
         made = f"{named}, trained with {called} by verl-self-distill, recipes of on-policy self-distillation on "
         made += "[verl](https://github.com/volcengine/verl)."
-    step = "" if subject.step is None else f" after step {subject.step}"
+    step = "" if subject.step is None else f" after training step {subject.step}"
     if run is not None and subject.step is not None and run.planned_steps:
         step += f" of {run.planned_steps}"
     if subject.adapter_only:
@@ -217,9 +217,11 @@ def _usage(subject: Subject) -> str:
             f"--lora-modules {subject.name}={where}"
         )
         imports, load = "from peft import AutoPeftModelForCausalLM\n", "AutoPeftModelForCausalLM"
+        defaults = "Sampling defaults are the base model's."
     else:
         serve = f"vllm serve {where}"
         imports, load = "", "AutoModelForCausalLM"
+        defaults = "Sampling defaults are in `generation_config.json`, from the base model."
     names = "AutoTokenizer" if subject.adapter_only else "AutoModelForCausalLM, AutoTokenizer"
     messages = json.dumps(student_messages("What is 12 + 30?"))
     return f"""## Use
@@ -242,14 +244,17 @@ inputs = tokenizer.apply_chat_template(
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=512)[0, inputs["input_ids"].shape[1] :]))
 ```
 
-The prompt is the one of the training. Sampling defaults are in `generation_config.json`, the base model's."""
+The prompt is that of data prepared by verl-self-distill. {defaults}"""
 
 
 def _method(run: Run, settings: list[Setting]) -> str:
     lines = ["## Method", "", *_table(("part", "value"), method_rows(run.config))]
     if settings:
-        rows = [(f"`{s.key}`", s.value, s.preset if s.differs else "", s.source) for s in settings]
-        head = ("setting", "value", "preset, where it differs", "source of the preset's value")
+        rows = [
+            (f"`{s.key}`", s.value, f"changed; the preset's {s.preset}: {s.source}" if s.differs else s.source)
+            for s in settings
+        ]
+        head = ("setting", "value", "source")
         lines += ["", "Every value of the method and of how it is trained:", "", *_table(head, rows)]
     return "\n".join(lines)
 
@@ -301,7 +306,7 @@ def _training(subject: Subject, run: Run) -> str:
             rows.append((name, f"{value:g}" if isinstance(value, float) else portable(str(value))))
     workers = run.config.trainer.n_gpus_per_node * run.config.trainer.nnodes
     rows.append(("trained on", f"{workers} {run.config.trainer.device} worker{'s' * (workers > 1)}"))
-    return "\n".join(["## Training", "", *_table(("", ""), rows)])
+    return "\n".join(["## Training", "", *_table(("setting", "value"), rows)])
 
 
 def _preset(run: Run) -> tuple[list[Setting], str]:
@@ -346,8 +351,8 @@ def _validation(run: Run, step: int | None) -> str:
     lines = [
         "## Validation",
         "",
-        f"During the training, {last.name}: accuracy of so many samples a problem, in %, {how}± is the 95 % interval over "
-        f"problems.{before}",
+        f"During the training, {last.name}: accuracy of so many samples a problem, in %, {how}± is the 95 % interval "
+        f"over problems.{before}",
         "",
         *_table(("validation", "step", mean, *several), rows),
     ]
@@ -385,9 +390,9 @@ def _citation(method: str) -> str:
     papers = next((papers for start, (_, papers) in _METHODS.items() if method.startswith(start)), ())
     if not papers:
         return f"## Citation\n\nThe paper of `{method}`."
-    beside = (
-        " PW-OPSD is to be cited too; this package knows no identifier of its paper." if "pw_opsd" in method else ""
-    )
+    beside = ""
+    if method.startswith("pw_opsd"):
+        beside = " PW-OPSD is to be cited too; this package knows no identifier of its paper."
     return "\n".join(["## Citation", "", f"The method's papers:{beside}", "", "```bibtex", "\n\n".join(papers), "```"])
 
 

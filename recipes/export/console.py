@@ -26,15 +26,12 @@ def show_plan(plan: Plan) -> None:
     table.add_row("trained from", f"{escape(base.shown)}{hint}")
     table.add_row("writes", "the adapter alone" if plan.adapter_only else "merged weights")
     if plan.run is None:
-        table.add_row(
-            "card", "[yellow]without the training[/]: no run directory with config.yaml around the checkpoint"
-        )
+        table.add_row("card", "[yellow]without the training[/]: no run directory with config.yaml around it")
     _console().print(table)
-    left = [path for path in leftovers(plan)]
+    left = ", ".join(escape(path.name) for path in leftovers(plan))
     if left:
-        names = ", ".join(escape(path.name) for path in left)
         _console().print(
-            f"[yellow]note[/] beside it an export was killed, or goes on: {names}; delete what is not used"
+            f"[yellow]note[/] an export was killed here, or goes on: {left}; delete what nothing writes to"
         )
 
 

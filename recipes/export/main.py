@@ -1,4 +1,4 @@
-"""`python -m recipes.export.main checkpoint=<…> out=<folder>`: a checkpoint as a Hugging Face folder; config/export.yaml.
+"""`python -m recipes.export.main checkpoint=<…> out=<…>`: a checkpoint as a Hugging Face folder; config/export.yaml.
 
 Exits with 0, 1 (failed), 2 (refused) or 130 (stopped); whatever is not 0 leaves nothing under the name of `out`.
 """

@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder: everything that can be wrong is said first, and the folder appears whole or not at all.
+"""From a checkpoint to a folder: what can be wrong is said first, and the folder appears whole or not at all.
 
 The folder is made beside its place, in `.<name>.incomplete-…`, written through to the disk, and renamed at the end.
 """
@@ -87,8 +87,8 @@ def make_plan(cfg: DictConfig) -> Plan:
         free = shutil.disk_usage(_existing(out)).free
         if free < plan.needed:
             problems.append(
-                f"out={cfg.out}: needs {size_text(plan.needed)} on the way, and {_existing(out)} has {size_text(free)} free; "
-                "make room, or choose another out="
+                f"out={cfg.out}: needs {size_text(plan.needed)} on the way, and {_existing(out)} has {size_text(free)} "
+                "free; make room, or choose another out="
             )
     if problems:
         raise SettingsError(problems)
@@ -115,8 +115,8 @@ def _checkpoint_plan(cfg: DictConfig, out: Path) -> Plan:
         run = _run_of(located)
     except NotARun as error:
         problems.append(
-            f"{located}: its run cannot be described: {error}. Put it right, or export a copy of its global_step folder, "
-            "whose card then says nothing of the training"
+            f"{located}: its run cannot be described: {error}. Put it right, or export a copy of its global_step "
+            "folder, whose card then says nothing of the training"
         )
     if problems or tokenizer is None:
         raise SettingsError(problems)
@@ -164,8 +164,8 @@ def _adapter_problems(located: Located, contents: ShardContents | None, adapter_
         yield f"adapter_only=true, but {located} was not trained with LoRA; leave it out"
     if not contents.elements and not adapter_only:
         yield (
-            f"{located} holds the adapter only (save_lora_only); export it with adapter_only=true, and then that folder "
-            "with base=<the model it was trained on>"
+            f"{located} holds the adapter only (save_lora_only); export it with adapter_only=true, and then that "
+            "folder with base=<the model it was trained on>"
         )
 
 
@@ -277,7 +277,7 @@ def _adapter_dtype(model: Path) -> str:
 
 
 def _settle(folder: Path) -> None:
-    """Give the files the rights that the user's umask gives, not a temporary file's, and wait until they are on disk."""
+    """Give the files the rights that the user's umask gives, not a temporary file's, and wait for the disk."""
     mask = os.umask(0)
     os.umask(mask)
     for path in [*folder.iterdir(), folder]:
