@@ -1,4 +1,4 @@
-"""One process of `tests/test_full_vocabulary.py`: trains a tiny model through the engine and writes down its gradients.
+"""One process of a training engine without Ray: trains a tiny model and writes down its gradients, or a checkpoint.
 
 Run as `python -m tests.full_vocabulary_worker <folder>`; `cases.json` there says what to do, one after the other,
 `model/` is the model, `batch.pt` has the sequences.  RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from outside.
@@ -32,7 +32,7 @@ from workers.losses import SelfDistillLoss
 
 def build(folder: Path, case: dict) -> SelfDistillEngine:
     model = HFModelConfig(
-        path=str(folder / "model"),
+        path=case.get("model", str(folder / "model")),
         use_remove_padding=True,
         enable_gradient_checkpointing=case.get("gradient_checkpointing", False),
         override_config={"attn_implementation": "sdpa"},
@@ -166,6 +166,14 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
     }
 
 
+def save(folder: Path, case: dict) -> dict[str, torch.Tensor]:
+    """Write a checkpoint of weights that differ from the model's files; returns them whole."""
+    engine = build(folder, case)
+    perturb(engine)
+    engine.save_checkpoint(str(folder / case["save"]))
+    return {name: full(p.detach()).clone() for name, p in engine.module.named_parameters()}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -174,7 +182,7 @@ def main(folder: Path) -> None:
     results = {}
     for name, case in cases.items():
         torch.manual_seed(0)
-        results[name] = run(folder, case, rank, world)
+        results[name] = save(folder, case) if "save" in case else run(folder, case, rank, world)
     torch.save(results, folder / f"result_{rank}.pt")
     dist.destroy_process_group()
 

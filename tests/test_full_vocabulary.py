@@ -78,8 +78,8 @@ def material(tmp_path_factory) -> Path:
 
 def through_the_engine(material: Path, folder: Path, cases: dict[str, dict], world: int) -> list[dict[str, dict]]:
     """Results of every rank, by case; one start of the processes for all of them."""
-    for name in ("model", "batch.pt"):
-        (folder / name).symlink_to(material / name)
+    for file in material.iterdir():
+        (folder / file.name).symlink_to(file)
     (folder / "cases.json").write_text(json.dumps(cases))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -15,7 +15,7 @@ from recipes.common.console import method_rows
 from recipes.common.models import Located
 from recipes.common.prompts import student_messages
 from recipes.data.store import read_card
-from recipes.export.public import portable
+from recipes.export.public import LEFT_OUT, portable
 from recipes.report.preset import NoPreset, Setting, compare_with_preset
 from recipes.report.run_data import Run, Validation, validations
 
@@ -321,7 +321,7 @@ def _preset(run: Run) -> tuple[list[Setting], str]:
     def public(setting: Setting) -> Setting:
         return Setting(setting.key, portable(setting.preset), portable(setting.value, run_dir), setting.source)
 
-    changed = [s for s in map(public, found.changed) if s.differs and not s.key.startswith("ray_kwargs.")]
+    changed = [s for s in map(public, found.changed) if s.differs and s.key.partition(".")[0] not in LEFT_OUT]
     if not changed:
         lines.append(f"None: `{found.name}` as it is.")
     else:

@@ -21,8 +21,8 @@ def show_plan(plan: Plan) -> None:
         lora = ", LoRA" if contents.adapter_elements else ""
         workers = f"{contents.workers} worker{'s' * (contents.workers > 1)}"
         table.add_row("checkpoint", f"{escape(located.name)}  ({step}shards of {workers}{lora})")
-    base = base_of(located, plan.run, plan.base_model)
-    hint = "" if base.hub else "  (no name on the hub: set base_model= if it has one)"
+    base = base_of(located, plan.run, plan.base_name)
+    hint = "" if base.hub else "  (no name on the hub: set base_name= if it has one)"
     table.add_row("trained from", f"{escape(base.shown)}{hint}")
     table.add_row("writes", "the adapter alone" if plan.adapter_only else "merged weights")
     if plan.run is None:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipes.report.preset import NOT_SHOWN, is_secret
 
-# How Ray was started on that machine: addresses, environments.
-_LEFT_OUT = ("ray_kwargs",)
+# How processes were started and connected on that machine: addresses, environments.
+LEFT_OUT = ("ray_kwargs", "transfer_queue")
 # An absolute path within a text, of two parts or more; neither the rest of a relative one nor a URL's.
 _INSIDE = re.compile(r"(?<![\w./~-])~?(?:/[\w.@+=-]+){2,}/?")
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://")
@@ -57,4 +57,4 @@ def public_config(config: DictConfig) -> dict[str, Any]:
         return portable(value, run_dir) if isinstance(value, str) else value
 
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
-    return {k: walk(v, k) for k, v in plain.items() if k not in _LEFT_OUT}
+    return {k: walk(v, k) for k, v in plain.items() if k not in LEFT_OUT}

@@ -57,7 +57,7 @@ class Plan:
         out: where the model's folder will be; absolute.
         adapter_only: the adapter alone, instead of merged weights.
         tokenizer: with a chat template.
-        base_model: hub name for the card, if the user gave one.
+        base_name: hub name of the base for the card, if the user gave one.
         needed: bytes that the export takes at its largest.
     """
 
@@ -67,7 +67,7 @@ class Plan:
     out: Path
     adapter_only: bool
     tokenizer: PreTrainedTokenizerBase
-    base_model: str | None
+    base_name: str | None
     needed: int
 
 
@@ -127,7 +127,7 @@ def _checkpoint_plan(cfg: DictConfig, out: Path) -> Plan:
         out=out,
         adapter_only=cfg.adapter_only,
         tokenizer=tokenizer,
-        base_model=cfg.base_model,
+        base_name=cfg.base_name,
         needed=_bytes_needed(located, contents, cfg.adapter_only) + HEADROOM,
     )
 
@@ -248,7 +248,7 @@ def _write_adapter(plan: Plan, building: Path, model: Path) -> None:
     shutil.copy(source / ADAPTER_WEIGHTS, model / ADAPTER_WEIGHTS)
     config = json.loads((source / ADAPTER).read_text())
     # PEFT loads the base from here; verl leaves it open, and a path of this machine helps nobody.
-    config["base_model_name_or_path"] = base_of(plan.located, plan.run, plan.base_model).shown
+    config["base_model_name_or_path"] = base_of(plan.located, plan.run, plan.base_name).shown
     config["inference_mode"] = True
     (model / ADAPTER).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -258,7 +258,7 @@ def _subject(plan: Plan, model: Path) -> Subject:
     lora = plan.contents is None or bool(plan.contents.adapter_elements)
     return Subject(
         name=plan.out.name,
-        base=base_of(plan.located, plan.run, plan.base_model),
+        base=base_of(plan.located, plan.run, plan.base_name),
         step=plan.located.step,
         lora=lora,
         adapter_only=plan.adapter_only,
