@@ -358,6 +358,8 @@ def test_what_a_killed_export_left_cannot_pass_for_a_model_and_is_named(run, tmp
 
 def test_what_cannot_be_exported_is_refused_before_the_work(run, tmp_path, trained, capsys, monkeypatch):
     out = tmp_path / "model"
+    said = refusal(capsys, "???", "???")
+    assert "checkpoint= is not given; name a run" in said and "out= is not given; name the folder" in said
     assert "there is no such folder" in refusal(capsys, tmp_path / "nowhere", out)
     assert "is a whole model already" in refusal(capsys, MODEL, out)
     assert "not trained with LoRA; leave it out" in refusal(capsys, run, out, "adapter_only=true")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recipes.common import run_dir as files
 from recipes.common.models import (
@@ -43,6 +43,10 @@ INCOMPLETE = ".incomplete-"
 TRAINING_CONFIG = "training_config.yaml"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+GIVE = {
+    "checkpoint": "name a run directory, …/global_step_N or an adapter's folder",
+    "out": "name the folder to write, which must not exist yet",
+}
 HEADROOM = 1 << 26  # bytes beside the weights: tokenizer, card, file system
 
 
@@ -77,6 +81,9 @@ def make_plan(cfg: DictConfig) -> Plan:
     Raises:
         SettingsError: listing every problem found.
     """
+    missing = [f"{key}= is not given; {what}" for key, what in GIVE.items() if OmegaConf.is_missing(cfg, key)]
+    if missing:
+        raise SettingsError(missing)
     out = Path(str(cfg.out)).expanduser().resolve()
     problems = list(_out_problems(str(cfg.out), out))
     try:
