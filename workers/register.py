@@ -20,8 +20,15 @@ def _load_replica() -> type:
     return TransformersReplica
 
 
+def _load_vllm_replica() -> type:
+    from workers.cpu.vllm import CPUvLLMReplica
+
+    return CPUvLLMReplica
+
+
 RolloutReplicaRegistry.register("transformers", _load_replica)
 ROLLOUT_ADAPTERS[("transformers", "async")] = "workers.rollout.TransformersAdapter"
 if get_device_name() == "cpu":
+    RolloutReplicaRegistry.register("vllm", _load_vllm_replica)
     # verl offers its FSDP2 engine for cuda and npu only, though nothing in it names either.
     EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(FSDPEngineWithLMHead)

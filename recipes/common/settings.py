@@ -320,8 +320,11 @@ def _rollout(cfg: DictConfig) -> Iterator[str]:
                 "actor_rollout_ref.rollout.name=transformers takes merged weights: set "
                 "actor_rollout_ref.model.lora.merge=true"
             )
-    elif cfg.trainer.device == "cpu":
-        yield f"actor_rollout_ref.rollout.name={rollout.name} with trainer.device=cpu: set rollout.name=transformers"
+    elif cfg.trainer.device == "cpu" and rollout.name != "vllm":
+        yield (
+            f"actor_rollout_ref.rollout.name={rollout.name} with trainer.device=cpu: set it to transformers, or to "
+            "vllm (docs/cpu.md)"
+        )
     if cfg.trainer.device == "cpu" and cfg.actor_rollout_ref.actor.strategy != "fsdp2":
         yield f"actor_rollout_ref.actor.strategy={cfg.actor_rollout_ref.actor.strategy} needs a GPU: set it to fsdp2"
     if rollout.temperature <= 0:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from recipes.common.environment import vllm_is_for_cpus
 from recipes.common.models import Located, fingerprint, load_tokenizer, locate
 from recipes.common.prompts import render
 from recipes.common.run_dir import write_atomically
@@ -195,7 +196,7 @@ def _value_problems(cfg: DictConfig, gpus: int) -> Iterator[str]:
         yield f"workers={cfg.workers}: must be at least 1, or null"
     if cfg.engine not in ("auto", "vllm", "transformers"):
         yield f"engine={cfg.engine}: must be auto, vllm or transformers"
-    elif cfg.engine == "vllm" and not gpus:
+    elif cfg.engine == "vllm" and not gpus and not vllm_is_for_cpus():
         yield "engine=vllm, but this machine has no GPU that torch can use; set engine=transformers"
     for key, names in (("data", _texts(cfg.data)), ("model", [n for _, n in named_models(cfg.model)])):
         if not names:

@@ -93,6 +93,8 @@ class VLLMSampler:
             tensor_parallel_size=options.tensor_parallel_size,
             gpu_memory_utilization=options.gpu_memory_utilization,
             max_num_seqs=options.max_num_seqs,
+            # Its build for CPUs cannot take back what a seeded request drew for a part of its prompt.
+            enable_chunked_prefill=options.gpus > 0,
             skip_tokenizer_init=True,  # token ids in, token ids out
             trust_remote_code=False,
             enable_log_requests=False,

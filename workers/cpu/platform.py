@@ -100,3 +100,8 @@ class PlatformCPU(PlatformBase):
     @contextmanager
     def nvtx_range(self, msg: str):
         yield
+
+    def rollout_env_vars(self) -> dict[str, str]:
+        # For vLLM: GiB of its KV cache, which would otherwise be half of the memory, and no pinning of its threads to
+        # cores, where the training workers' are too.
+        return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

@@ -1,0 +1,105 @@
+"""The rollouts of GPU runs, verl's over vLLM, end to end in vLLM's build for CPUs; `make test-vllm` installs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from recipes.common import run_dir as files
+from tests.conftest import Run, console_of, start, wait_for_step
+from tests.test_end_to_end import alive, descendants
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here: make test-vllm"),
+]
+
+LONG = 600.0  # seconds; vLLM alone takes up to one minute to start
+VLLM = "experiment=starter_vllm"  # after `start`'s own experiment=starter, so it is the one that holds
+
+
+@contextmanager
+def started(method: str, directory: Path, *overrides: str) -> Iterator[subprocess.Popen]:
+    """A training command, which ends with the block at the latest."""
+    process = start(method, directory, VLLM, "trainer.save_freq=-1", *overrides)
+    try:
+        yield process
+    finally:
+        process.kill()  # what it started is the reaper's
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").glob("psm_*"))
+
+
+def ended(pids: list[int], seconds: float = 60) -> bool:
+    deadline = time.time() + seconds
+    while alive(pids) and time.time() < deadline:
+        time.sleep(0.5)
+    return not alive(pids)
+
+
+def with_engine(process: subprocess.Popen) -> list[int]:
+    """The run's processes, vLLM's engine among them."""
+    family = descendants(process.pid)
+    titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family if Path(f"/proc/{pid}").exists()]
+    assert any(b"VLLM::EngineCore" in title for title in titles), titles
+    return family
+
+
+def assert_same_policy(record: dict) -> None:
+    """What vLLM sampled from is what the training workers compute: probabilities equal to float32's rounding."""
+    assert record["training/rollouts_missing"] == 0
+    assert record["training/rollout_probs_diff_valid"] == 1
+    assert record["training/rollout_probs_diff_max"] < 1e-4
+    assert abs(record["rollout_corr/kl"]) < 1e-5
+
+
+def test_dasd_trains_on_vllms_rollouts_and_vllm_follows_the_policy(tmp_path):
+    """The second step's rollouts come from weights that the first changed by far more than the tolerance."""
+    before, directory = shared_memory(), tmp_path / "run"
+    options = ("trainer.total_training_steps=2", "actor_rollout_ref.actor.optim.lr=3.0e-3")
+    with started("dasd", directory, *options) as process:
+        wait_for_step(directory, 1, process, timeout=LONG)
+        family = with_engine(process)
+        console = console_of(process, directory / files.LOG, timeout=LONG)
+    run = Run(directory, process.returncode, console, 0.0)
+    assert run.code == 0, run.console + run.log[-3000:]
+    assert sorted(run.steps) == [1, 2]
+    for record in run.steps.values():
+        assert_same_policy(record)
+        assert record["actor/grad_norm"] > 0
+    # Both responses' log-probs under the same prompts: the policy has moved.
+    assert run.steps[1]["student/log_prob/mean"] != pytest.approx(run.steps[2]["student/log_prob/mean"], abs=1e-2)
+    assert ended(family)
+    assert shared_memory() <= before
+
+
+def test_a_full_vocabulary_step_on_vllms_rollouts_killed_leaves_nothing(tmp_path):
+    before, directory = shared_memory(), tmp_path / "run"
+    options = (
+        "self_distill.loss.clip=null",  # a plain KL, which cannot be negative
+        "actor_rollout_ref.rollout.n=1",
+        "data.train_batch_size=16",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+        "trainer.total_training_steps=1000",
+    )
+    with started("opsd", directory, *options) as process:
+        wait_for_step(directory, 1, process, timeout=LONG)
+        family = with_engine(process)
+        (record, *_) = files.read_metrics(directory)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert_same_policy(record)
+    assert record["divergence/mean"] > 0 and record["actor/grad_norm"] > 0
+    assert ended(family)
+    time.sleep(3)  # shared memory goes after the processes
+    assert shared_memory() <= before
