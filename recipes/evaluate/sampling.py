@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -83,6 +84,10 @@ class VLLMSampler:
     """A Ray actor around vLLM's asynchronous engine: many problems are in flight at once."""
 
     def __init__(self, model: str, stop_ids: list[int], pad_id: int, params: SamplingParams, options: EngineOptions):
+        if not options.gpus:
+            from workers.cpu import VLLM_ENVIRONMENT
+
+            os.environ.update({name: os.environ.get(name, value) for name, value in VLLM_ENVIRONMENT.items()})
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -91,7 +96,8 @@ class VLLMSampler:
             dtype=options.dtype,
             max_model_len=options.max_model_len,
             tensor_parallel_size=options.tensor_parallel_size,
-            gpu_memory_utilization=options.gpu_memory_utilization,
+            # Without GPUs a share of the machine's memory, of which the cache takes a fixed part.
+            gpu_memory_utilization=options.gpu_memory_utilization if options.gpus else 0.2,
             max_num_seqs=options.max_num_seqs,
             # Its build for CPUs cannot take back what a seeded request drew for a part of its prompt.
             enable_chunked_prefill=options.gpus > 0,

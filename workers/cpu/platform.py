@@ -16,6 +16,8 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
+from workers.cpu import VLLM_ENVIRONMENT
+
 
 def _nothing(*_: Any, **__: Any) -> None:
     return None
@@ -102,6 +104,4 @@ class PlatformCPU(PlatformBase):
         yield
 
     def rollout_env_vars(self) -> dict[str, str]:
-        # For vLLM: GiB of its KV cache, which would otherwise be half of the memory, and no pinning of its threads to
-        # cores, where the training workers' are too.
-        return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        return dict(VLLM_ENVIRONMENT)
