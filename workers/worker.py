@@ -1,7 +1,7 @@
 """The training worker: verl's hybrid actor, rollout and reference worker, also on a machine without accelerators.
 
-Where the loss is a divergence, or the teacher's weights are neither the policy's nor the reference worker's, the
-actor's engine is ours (`workers.engine`) and the loss is `workers.losses.SelfDistillLoss`; otherwise both are verl's.
+Where the loss is a divergence, or the teacher has weights of its own, the actor's engine is ours (`workers.engine`) and
+the loss is `workers.losses.SelfDistillLoss`; otherwise both are verl's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from verl.utils.device import get_device_name
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from workers.distill_params import TRAILING_WEIGHTS, LossParams, TeacherWeights, loss_params, teacher_weights
+from workers.distill_params import LossParams, TeacherWeights, loss_params, teacher_weights
 from workers.engine import MODEL_TYPE
 from workers.losses import SelfDistillLoss
 
@@ -44,7 +44,7 @@ class SelfDistillWorker(ActorRolloutRefWorker):
         if config.get("self_distill") is not None:
             self.self_distill_loss = loss_params(config.self_distill)
             teacher = teacher_weights(config.self_distill)
-            if self.self_distill_loss.active or teacher.weights in TRAILING_WEIGHTS:
+            if self.self_distill_loss.active or teacher.needs_copy(lora=config.model.get("lora_rank", 0) > 0):
                 self.actor_worker_cls = partial(SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher)
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(

@@ -218,9 +218,8 @@ def sequence_log_probs(
         keys, fields, tags: the sequences (`teacher_sequences`), under keys of their own or a batch's; one tag each,
             with ``seq_len``.  Their number must be a multiple of the data-parallel workers.
         response_mask: jagged (B, response_i).
-        weights: "current" (the policy itself), "frozen_adapter" (LoRA switched off), "frozen_copy" (the reference
-            worker's: the worker group must answer ``compute_ref_log_prob`` then) or "engine_copy" (the teacher that the
-            actor's engine keeps).
+        weights: "current" (the policy itself), "frozen_adapter" (LoRA switched off) or "engine_copy" (the teacher that
+            the actor's engine keeps).
         temperature: divides the logits.
     """
     keys = list(keys)
@@ -231,9 +230,7 @@ def sequence_log_probs(
         meta.extra_info = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
         if weights == "frozen_adapter":
             meta.extra_info["no_lora_adapter"] = True
-        if weights == "frozen_copy":
-            worker_group.compute_ref_log_prob(meta)
-        elif weights == "engine_copy":
+        if weights == "engine_copy":
             worker_group.compute_teacher_log_prob(meta)
         else:
             worker_group.compute_log_prob(meta)

@@ -44,7 +44,7 @@ from recipes.common.teacher import (
 from recipes.common.token_weights import token_weights
 from recipes.common.validation import validation_metrics
 from rewards.metrics import reward_metrics
-from workers.distill_params import TRAILING_WEIGHTS, loss_params, teacher_weights
+from workers.distill_params import loss_params, teacher_weights
 from workers.packing import WEIGHTS
 from workers.worker import SelfDistillWorker
 
@@ -84,12 +84,6 @@ class SelfDistillTrainer(PPOTrainerSync):
         worker = ray.remote(SelfDistillWorker)
         for role in [r for r in self.role_worker_mapping if r is not Role.Critic]:
             self.role_worker_mapping[role] = worker
-        if self.scores_with_teacher and self.teacher_weights == "frozen_copy" and Role.ActorRollout in self.mapping:
-            # The reference worker's copy of the initial weights is the frozen teacher.
-            pool = self.mapping.pop(Role.ActorRollout)
-            del self.role_worker_mapping[Role.ActorRollout]
-            self.role_worker_mapping[Role.ActorRolloutRef] = worker
-            self.mapping[Role.ActorRolloutRef] = pool
 
     @property
     def teacher_weights(self) -> str:
@@ -97,11 +91,8 @@ class SelfDistillTrainer(PPOTrainerSync):
         weights = teacher_weights(self.settings)
         if weights.weights == "current":
             return "current"
-        if not weights.needs_copy(lora=self.config.actor_rollout_ref.model.get("lora_rank", 0) > 0):
-            return "frozen_adapter"
-        # A divergence has the copy in the engine anyway; a frozen one alone is what verl's reference worker keeps.
-        in_engine = self.loss.active or weights.weights in TRAILING_WEIGHTS
-        return "engine_copy" if in_engine else "frozen_copy"
+        lora = self.config.actor_rollout_ref.model.get("lora_rank", 0) > 0
+        return "engine_copy" if weights.needs_copy(lora=lora) else "frozen_adapter"
 
     @property
     def logger(self) -> Any:
