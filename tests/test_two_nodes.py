@@ -21,7 +21,7 @@ import psutil
 import pytest
 import ray
 
-from recipes.common import node_watch
+from recipes.common import death_watch
 from recipes.common import run_dir as files
 from tests.conftest import ROOT, Run, start, wait_for_step
 
@@ -148,14 +148,15 @@ def test_waiting_inside_ray_ends_when_a_node_is_gone(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    monkeypatch.setattr(node_watch, "lost_nodes", lambda busy: ["host (address)"] if busy else [])
+    monkeypatch.setattr(death_watch, "lost_nodes", lambda busy: ["host (address)"] if busy else [])
 
     @ray.remote(num_cpus=0, num_gpus=1)
     def never() -> None:
         time.sleep(3600)
 
     try:
-        with pytest.raises(node_watch.NodeLost, match=r"lost host \(address\)"), node_watch.nodes_watched(seconds=0.5):
+        lost = pytest.raises(death_watch.NodeLost, match=r"lost host \(address\)")
+        with lost, death_watch.deaths_watched(seconds=0.5):
             ray.get(never.remote(), timeout=120)
     finally:
         ray.shutdown()

@@ -29,7 +29,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from advantage import token_signals
 from advantage.signals import TokenSignals
-from recipes.common import probe, samples
+from recipes.common import checkpoints, probe, samples
 from recipes.common import run_dir as files
 from recipes.common.exposure_loop import ExposureLoop, controller_config, exposure_params
 from recipes.common.settings import needed_signals, uses_teacher
@@ -375,7 +375,7 @@ class SelfDistillTrainer(PPOTrainerSync):
         super()._load_checkpoint()
         if self.global_steps > 0:
             if self._exposure is not None:
-                self._exposure.load(self._checkpoint_folder())
+                self._exposure.load(checkpoints.resumed_folder(self.config))
             # The validation at this step was done before the run stopped.
             self.config.trainer.val_before_train = False
             files.forget_metrics_after(self.run_dir, self.global_steps)
@@ -387,7 +387,9 @@ class SelfDistillTrainer(PPOTrainerSync):
         self._stage("checkpoint")
         folder = self._checkpoint_folder()
         try:
-            if self._exposure is not None:  # first: verl's tracker, written last, is what makes a checkpoint complete
+            # First: verl's tracker, written last, is what makes a checkpoint complete.
+            checkpoints.write_fingerprint(folder, self.config)
+            if self._exposure is not None:
                 self._exposure.save(folder)
             super()._save_checkpoint()
         except Exception as error:
@@ -397,9 +399,7 @@ class SelfDistillTrainer(PPOTrainerSync):
                 f"{self._safe_ground()}"
             ) from error
         # After the tracker names the new checkpoint, and not before, old ones may go.
-        steps = sorted(int(p.name.rpartition("_")[2]) for p in folder.parent.glob("global_step_*"))
-        for step in steps[: -self.settings.keep_checkpoints]:
-            shutil.rmtree(folder.parent / f"global_step_{step}", ignore_errors=True)
+        checkpoints.prune(folder.parent, self.global_steps, self.settings.keep_checkpoints)
 
 
 def _reason(error: Exception) -> str:
