@@ -117,6 +117,29 @@ def mini_batch(folder: Path, case: dict, rank: int, world: int) -> TensorDict:
     return data
 
 
+def skipped_update(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss, rank: int) -> dict:
+    """One good update, then one where a token weight of the last rank alone is NaN, then a good one again."""
+    good = data["distill_weights"]
+    bad = torch.nested.nested_tensor_from_jagged(good.values().clone(), good.offsets())
+    if rank == dist.get_world_size() - 1:
+        bad.values()[0] = float("nan")
+    norms, states = [], []
+    for weights in (good, bad, good):
+        data["distill_weights"] = weights
+        with engine.train_mode():
+            norms.append(engine.train_batch(data, loss)["metrics"]["grad_norm"])
+        parameters = [p.detach().clone() for p in engine.module.parameters()]
+        moments = [v.clone() for state in engine.optimizer.state.values() for v in state.values()]
+        states.append([full(value) for value in parameters + moments])
+    after_good, after_bad, after_next = states
+    return {
+        "norms": norms,
+        "unchanged": all(torch.equal(a, b) for a, b in zip(after_good, after_bad, strict=True)),
+        "goes on": any(not torch.equal(a, b) for a, b in zip(after_bad, after_next, strict=True)),
+        "values": len(after_good),
+    }
+
+
 def policy_loss(model_output, data, dp_group=None):
     from verl.workers.config import FSDPActorConfig
     from verl.workers.utils.losses import ppo_loss
@@ -156,7 +179,9 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
         after = {name: full(p) for name, p in engine.teacher.module.named_parameters()}
         restored = all(torch.equal(before[name], after[name]) for name in before), engine.teacher.steps
     metrics = {name: value if isinstance(value, list) else value.values for name, value in outputs["metrics"].items()}
+    spoiled = skipped_update(engine, mini_batch(folder, case, rank, world), loss, rank) if case.get("spoil") else None
     return {
+        "spoiled": spoiled,
         "loss": outputs["loss"],
         "gradients": gradients,
         "initial": initial,

@@ -10,6 +10,7 @@ gone, which verl takes for "start anew".
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 import zipfile
@@ -20,7 +21,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER, checkpointed_step, write_atomically
+from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER, checkpointed_step, plain_numbers, write_atomically
 
 # What a checkpoint is tied to: it restores only into a run that agrees in these.
 BOUND_TO = (
@@ -30,7 +31,7 @@ BOUND_TO = (
     "trainer.n_gpus_per_node",
     "trainer.nnodes",
 )
-FINGERPRINT = "self_distill.json"
+FINGERPRINT, RECORD = "self_distill.json", "record.json"
 SHARD = "{kind}_world_size_{world}_rank_{rank}.pt"
 KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl's contents -> its files
 
@@ -41,6 +42,20 @@ def write_fingerprint(folder: Path, cfg: DictConfig) -> None:
     told = {key: OmegaConf.select(cfg, key) for key in BOUND_TO}
     versions = {name: version(name) for name in ("verl-self-distill", "verl")}
     write_atomically(folder / FINGERPRINT, json.dumps({"bound_to": told, "versions": versions}, indent=1) + "\n")
+
+
+def save_record(folder: Path, record: dict[str, Any]) -> None:
+    """Keep a step's record beside its weights: the run may be killed before it comes into ``metrics.jsonl``."""
+    write_atomically(folder / RECORD, json.dumps(plain_numbers(record)) + "\n")
+
+
+def saved_record(folder: Path) -> dict[str, Any] | None:
+    """What `save_record` kept, JSON's null being NaN again; None in a checkpoint that has none."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {key: math.nan if value is None else value for key, value in record.items()}
 
 
 def disagreements(before: Any, cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
