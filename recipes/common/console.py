@@ -268,8 +268,8 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 "skipped",
                 f"{record['training/skipped_updates']:.0f} updates skipped, {record[SKIPPED_TOTAL]:.0f} in this run: "
-                "their gradient was not finite, and the weights are as before; more than self_distill.max_skipped_updates "
-                "end the run",
+                "their gradient was not finite, and the weights are as before; more than "
+                "self_distill.max_skipped_updates end the run",
             )
         )
     if (record.get("exposure/forced_full") or 0) > 0.05:
