@@ -344,12 +344,31 @@ def test_an_update_with_a_gradient_that_is_not_finite_changes_nothing_on_any_wor
 
 
 TRAILING = {
-    "ema": (2, {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "ema", "ema_decay": 0.9}}),
-    "snapshot": (2, {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "snapshot", "snapshot_every": 2}}),
-    "frozen": (2, {"loss": OPSD, "micro": 3, "steps": 2, "teacher": {"weights": "frozen"}}),
+    "ema": (
+        2,
+        {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "ema", "ema_decay": 0.9}, "resume": "ema"},
+    ),
+    "snapshot": (
+        2,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "snapshot", "snapshot_every": 2},
+            "resume": "snapshot",
+        },
+    ),
+    "frozen": (2, {"loss": OPSD, "micro": 3, "steps": 2, "teacher": {"weights": "frozen"}, "resume": "frozen"}),
     "lora ema": (
         2,
-        {"loss": OPSD, "micro": 3, "steps": 2, "lora": True, "teacher": {"weights": "ema", "ema_decay": 0.5}},
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 2,
+            "lora": True,
+            "teacher": {"weights": "ema", "ema_decay": 0.5},
+            "resume": "lora",
+        },
     ),
 }
 
@@ -373,6 +392,13 @@ def test_a_teacher_follows_the_student_as_its_weights_say(engine_results, name):
     if case["teacher"]["weights"] != "frozen":
         same, steps = first["restored"]
         assert same and steps == case["steps"]
+
+
+@pytest.mark.parametrize("name", TRAILING)
+def test_an_engine_that_starts_from_a_checkpoint_goes_on_as_the_one_that_wrote_it(engine_results, name):
+    """Weights, moments, learning rate, random numbers, teacher: on each worker, bit for bit."""
+    for result in engine_results[name]:
+        assert set(result["resumed"].values()) == {True}, result["resumed"]
 
 
 # --- invariances of the loss on tiny tensors --------------------------------------------------------------------------
