@@ -73,12 +73,16 @@ def lost_process() -> str | None:
     Actors that verl or Ray ended, and those that went with their owner, are not counted.
     """
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    dead = [
-        actor
-        for actor in actors(job_id=job, actor_state_name="DEAD").values()
-        if actor["DeathCause"].actor_died_error_context.reason == ActorDiedErrorContext.WORKER_DIED
-    ]
+    dead = [actor for actor in actors(job_id=job, actor_state_name="DEAD").values() if _unwanted(actor["DeathCause"])]
     return _in_words(min(dead, key=lambda actor: actor["EndTime"])) if dead else None
+
+
+def _unwanted(cause: Any) -> bool:
+    if cause.WhichOneof("context") == "oom_context":  # Ray's own watch over the node's memory
+        return True
+    died = cause.actor_died_error_context
+    # An actor that leaves by its own will is among them, and only the text says so.
+    return died.reason == ActorDiedErrorContext.WORKER_DIED and "INTENDED" not in died.error_message
 
 
 def _in_words(actor: dict[str, Any]) -> str:
