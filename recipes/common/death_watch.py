@@ -129,7 +129,7 @@ def deaths_watched(seconds: float = SECONDS) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         ended.set()
         thread.join(timeout=30)  # no alarm from here on
-        found = losses[0] if losses else _loss(busy, within=SETTLE_SECONDS)
+        found = losses[0] if losses else _loss(busy, within=DEATH_SECONDS if len(busy) > 1 else SETTLE_SECONDS)
         if found is not None:
             raise found from error
         raise
@@ -145,7 +145,6 @@ def _loss(busy: set[str], within: float = 0.0) -> RuntimeError | None:
     The actors of a dead node may fail before the node is known to be dead: among several nodes it has its time.
     """
     deadline = time.monotonic() + within
-    several = len(busy) > 1
     process: str | None = None
     while ray.is_initialized():
         if lost := lost_nodes(busy):
@@ -154,7 +153,7 @@ def _loss(busy: set[str], within: float = 0.0) -> RuntimeError | None:
                 "the cluster has its nodes, to go on from the last checkpoint"
             )
         if process is None and (process := lost_process()) is not None:
-            deadline = time.monotonic() + (DEATH_SECONDS if several else 0.0)
+            deadline = time.monotonic() + (DEATH_SECONDS if len(busy) > 1 else 0.0)
         if time.monotonic() >= deadline:
             break
         time.sleep(0.2)
