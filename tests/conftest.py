@@ -90,6 +90,22 @@ SMALL = (
 )
 
 
+# What must come out equal when two runs did the same work. Log-probs and losses to float32 rounding.
+COMPARED = (
+    "critic/score/mean",
+    "response_length/mean",
+    "actor/entropy",
+    "actor/grad_norm",
+    "actor/pg_loss",
+    "student/log_prob/mean",
+)
+
+
+def same_number(a: float, b: float, rel: float = 1e-3) -> bool:
+    """Equal to float32's rounding, as it adds up over a few updates."""
+    return a == pytest.approx(b, rel=rel, abs=1e-5)
+
+
 def start(method: str, directory: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, "-m", f"recipes.{method}.main", *SMALL, f"hydra.run.dir={directory}", *overrides]
     return subprocess.Popen(

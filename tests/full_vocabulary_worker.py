@@ -117,6 +117,67 @@ def mini_batch(folder: Path, case: dict, rank: int, world: int) -> TensorDict:
     return data
 
 
+def skipped_update(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss, rank: int) -> dict:
+    """One good update, then one where a token weight of the last rank alone is NaN, then a good one again."""
+    good = data["distill_weights"]
+    bad = torch.nested.nested_tensor_from_jagged(good.values().clone(), good.offsets())
+    if rank == dist.get_world_size() - 1:
+        bad.values()[0] = float("nan")
+    norms, states = [], []
+    for weights in (good, bad, good):
+        data["distill_weights"] = weights
+        with engine.train_mode():
+            norms.append(engine.train_batch(data, loss)["metrics"]["grad_norm"])
+        parameters = [p.detach().clone() for p in engine.module.parameters()]
+        moments = [v.clone() for state in engine.optimizer.state.values() for v in state.values()]
+        states.append([full(value) for value in parameters + moments])
+    after_good, after_bad, after_next = states
+    return {
+        "norms": norms,
+        "unchanged": all(torch.equal(a, b) for a, b in zip(after_good, after_bad, strict=True)),
+        "goes on": any(not torch.equal(a, b) for a, b in zip(after_bad, after_next, strict=True)),
+        "values": len(after_good),
+    }
+
+
+def resumed(
+    engine: SelfDistillEngine, folder: Path, case: dict, data: TensorDict, loss: SelfDistillLoss
+) -> dict[str, bool]:
+    """Whether an engine that starts from a checkpoint does what the one that wrote it goes on to do, bit for bit."""
+    path = str(folder / case["resume"])
+
+    def update(one: SelfDistillEngine) -> None:
+        with one.train_mode():
+            one.train_batch(data, loss)
+            one.lr_scheduler_step()
+
+    def state(one: SelfDistillEngine) -> dict[str, list]:
+        return {
+            "weights": [p.detach().clone() for p in one.module.parameters()],
+            "optimiser": [v.clone() for moments in one.optimizer.state.values() for v in moments.values()],
+            "schedule": [torch.tensor(one.lr_scheduler.get_last_lr())],
+            "teacher": [p.clone() for p in one.teacher.module.parameters()],
+            # a frozen teacher has no use for its count
+            "teacher's steps": [torch.tensor(one.teacher.steps if case["teacher"]["weights"] != "frozen" else 0)],
+        }
+
+    update(engine)
+    engine.save_checkpoint(path, global_step=1)
+    random = torch.rand(3)
+    update(engine)
+    through = state(engine)
+    torch.manual_seed(99)
+    again = build(folder, case)
+    perturb(again)  # nothing may be right by chance
+    again.load_checkpoint(path)
+    same = {"random numbers": torch.equal(random, torch.rand(3))}
+    update(again)
+    for name, values in state(again).items():
+        pairs = zip(through[name], values, strict=True)
+        same[name] = bool(values) and all(torch.equal(full(a), full(b)) for a, b in pairs)
+    return same
+
+
 def policy_loss(model_output, data, dp_group=None):
     from verl.workers.config import FSDPActorConfig
     from verl.workers.utils.losses import ppo_loss
@@ -145,7 +206,7 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
             teachers.append({name: full(p).clone() for name, p in engine.teacher.module.named_parameters()})
             teachers.append({name: full(p.detach()).clone() for name, p in engine.module.named_parameters()})
     restored = None
-    if case.get("steps") and engine.teacher is not None:
+    if case.get("steps") and engine.teacher is not None and case["teacher"]["weights"] != "frozen":
         engine.teacher.save(folder / "saved", rank=rank, world_size=world)
         before = {name: full(p).clone() for name, p in engine.teacher.module.named_parameters()}
         with torch.no_grad():
@@ -156,7 +217,11 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
         after = {name: full(p) for name, p in engine.teacher.module.named_parameters()}
         restored = all(torch.equal(before[name], after[name]) for name in before), engine.teacher.steps
     metrics = {name: value if isinstance(value, list) else value.values for name, value in outputs["metrics"].items()}
+    spoiled = skipped_update(engine, mini_batch(folder, case, rank, world), loss, rank) if case.get("spoil") else None
+    again = resumed(engine, folder, case, mini_batch(folder, case, rank, world), loss) if case.get("resume") else None
     return {
+        "spoiled": spoiled,
+        "resumed": again,
         "loss": outputs["loss"],
         "gradients": gradients,
         "initial": initial,

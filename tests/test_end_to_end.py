@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,26 +21,16 @@ from recipes.common import prompts
 from recipes.common import run_dir as files
 from recipes.common.settings import STARTER
 from rewards.math import STATUSES
-from tests.conftest import start, train, wait_for_stage, wait_for_step
+from tests.conftest import COMPARED, console_of, same_number, start, train, wait_for_stage, wait_for_step
 
 pytestmark = pytest.mark.slow
-
-# What must come out equal when two runs did the same work. Log-probs and losses to float32 rounding.
-COMPARED = (
-    "critic/score/mean",
-    "response_length/mean",
-    "actor/entropy",
-    "actor/grad_norm",
-    "actor/pg_loss",
-    "student/log_prob/mean",
-)
 
 
 def assert_same_steps(a: dict, b: dict, keys=COMPARED, rel=1e-3) -> None:
     assert a.keys() == b.keys()
     for step in a:
         for key in keys:
-            assert a[step][key] == pytest.approx(b[step][key], rel=rel, abs=1e-5), (step, key)
+            assert same_number(a[step][key], b[step][key], rel), (step, key, a[step][key], b[step][key])
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +184,14 @@ def alive(pids: list[int]) -> list[int]:
     return [int(line.split()[0]) for line in states.stdout.splitlines() if not line.split()[1].startswith("Z")]
 
 
+def gone(pids: list[int], seconds: float) -> bool:
+    """Whether all of them end within that time."""
+    deadline = time.time() + seconds
+    while alive(pids) and time.time() < deadline:
+        time.sleep(0.5)
+    return alive(pids) == []
+
+
 def test_a_killed_run_leaves_no_process_and_can_be_resumed(tmp_path):
     directory = tmp_path / "run"
     options = ("trainer.total_training_steps=3", "trainer.save_freq=1")
@@ -202,31 +201,86 @@ def test_a_killed_run_leaves_no_process_and_can_be_resumed(tmp_path):
     assert len(family) > 5
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    deadline = time.time() + 60  # without the reaper Ray's agents can take longer
-    while alive(family) and time.time() < deadline:
-        time.sleep(0.5)
-    assert alive(family) == []
+    assert gone(family, seconds=60)  # without the reaper Ray's agents can take longer
     resumed = train("dasd", directory, *options)
     assert resumed.code == 0, resumed.console
     assert [r["step"] for r in resumed.records] == [1, 2, 3]
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, two_workers):
+    """The run of `two_workers`, killed in a training worker in its second step, then in a part that verl waits for."""
+    directory = tmp_path_factory.mktemp("killed") / "run"
+    options = ("trainer.n_gpus_per_node=2", "trainer.total_training_steps=3", "trainer.save_freq=1")
+    ends = []
+    for step, stage, part in ((1, "update", "WorkerDict"), (2, "rollout", "AgentLoopWorkerTQ")):
+        process = start("dasd", directory, *options)
+        wait_for_step(directory, step, process)
+        wait_for_stage(directory, stage, process)
+        family = descendants(process.pid)
+        os.kill(next(pid for pid in family if title(pid).startswith(f"ray::{part}")), signal.SIGKILL)
+        console = console_of(process, directory / files.LOG, timeout=90)  # verl alone would wait for ever
+        ends.append((process.returncode, " ".join(console.split()), gone(family, seconds=60)))
+        # As if the kill had come after the checkpoint and before the record.
+        (*before, lost) = files.read_metrics(directory)
+        (directory / files.METRICS).write_text("".join(json.dumps(r) + "\n" for r in before))
+        assert lost["step"] == step == files.checkpointed_step(directory)
+    return ends, train("dasd", directory, *options)
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # ended meanwhile
+        return ""
+
+
+def test_a_killed_process_ends_the_run_which_names_it(killed):
+    ends, _ = killed
+    for (code, console, ended), part in zip(ends, ("a training worker (WorkerDict", "an agent loop"), strict=True):
+        assert code == 1 and f"ProcessLost: {part}" in console, console
+        assert "start again with hydra.run.dir=" in console and "Traceback" not in console
+        assert ended, "processes were left"
+
+
+def test_killed_and_started_again_it_does_what_one_that_ran_through_does(killed, two_workers):
+    """Every step once, although the records of two were lost after their checkpoints."""
+    _, run = killed
+    assert run.code == 0, run.console + run.log[-3000:]
+    assert "resuming after step 2" in run.console
+    assert [r["step"] for r in run.records] == [1, 2, 3]
+    assert_same_steps(run.steps, two_workers.steps)
+    told = {key for key in run.steps[3] if not key.startswith("timing")}
+    assert told <= run.steps[2].keys()
+
+
 def test_numbers_that_stop_being_numbers_end_the_run_and_keep_the_checkpoint(tmp_path):
-    """A correction beyond float32 at the second start: refused before the update, checkpoint of the first intact."""
+    """Gradients beyond float32 are skipped within the budget; corrections beyond it never reach an update."""
     directory = tmp_path / "run"
-    first = train("dasd", directory, "trainer.total_training_steps=1", "trainer.save_freq=1")
+    beyond = ("algorithm.dasd.beta=1.0e30", "trainer.save_freq=1")
+    first = train("dasd", directory, "trainer.total_training_steps=1", *beyond)
     assert first.code == 0, first.console
-    broken = train(
-        "dasd",
-        directory,
-        "trainer.total_training_steps=2",
-        "algorithm.dasd.beta=3.0e38",
-        "algorithm.dasd.gap_eps=1.0e-30",
-        "algorithm.dasd.mask_zero_variance_groups=false",
-    )
+    assert "1 updates skipped" in first.console and first.steps[1]["training/skipped_updates"] == 1
+    shard = directory / files.CHECKPOINTS / "global_step_1" / "actor" / "model_world_size_1_rank_0.pt"
+    saved, initial = torch.load(shard, weights_only=False), AutoModelForCausalLM.from_pretrained(STARTER / "model")
+    assert all(torch.equal(full(saved[name]), value) for name, value in initial.float().state_dict().items())
+
+    more = ("trainer.total_training_steps=3", "self_distill.max_skipped_updates=1")
+    again = train("dasd", directory, *beyond, *more)
+    assert again.code == 1, again.console
+    said = " ".join(again.console.split())
+    assert "2 updates were skipped in this run" in said and "checkpoint of step 1 is complete" in said
+
+    wrong = ("algorithm.dasd.beta=3.0e38", "algorithm.dasd.gap_eps=1.0e-30")
+    broken = train("dasd", directory, *more, *wrong, "algorithm.dasd.mask_zero_variance_groups=false")
     assert broken.code == 1, broken.console
     assert "advantage of dasd" in broken.console and "Traceback" not in broken.console
     assert files.checkpointed_step(directory) == 1
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that one worker saved as its shard."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def test_a_disk_that_fills_while_saving_keeps_the_last_checkpoint(tmp_path):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections import namedtuple
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
-from recipes.common import environment, planner
+from recipes.common import checkpoints, environment, planner
 from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER
 
 
@@ -143,16 +147,25 @@ def test_a_read_only_file_system(starter_config, tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def checkpoint(folder, cfg, world: int, shards: int | None = None):
-    """A run directory as verl leaves it after step 3."""
-    actor = folder / CHECKPOINTS / "global_step_3" / "actor"
+def checkpoint(folder, cfg, world: int, shards: int | None = None, step: int = 3):
+    """A run directory as verl leaves it after a step."""
+    actor = folder / CHECKPOINTS / f"global_step_{step}" / "actor"
     actor.mkdir(parents=True)
-    (folder / CHECKPOINTS / TRACKER).write_text("3")
-    for rank in range(world if shards is None else shards):
-        (actor / f"model_world_size_{world}_rank_{rank}.pt").touch()
+    (folder / CHECKPOINTS / TRACKER).write_text(str(step))
+    files = ["data.pt"] + [
+        f"actor/{kind}_world_size_{world}_rank_{rank}.pt"
+        for kind in ("model", "optim", "extra_state")
+        for rank in range(world if shards is None else shards)
+    ]
+    for name in files:
+        torch.save({"tensor": torch.zeros(300)}, actor.parent / name)
     if cfg is not None:
         OmegaConf.save(cfg, folder / CONFIG)
     return actor.parent
+
+
+def cut(path, share=0.5):
+    os.truncate(path, int(path.stat().st_size * share))
 
 
 @pytest.mark.parametrize(
@@ -164,35 +177,28 @@ def checkpoint(folder, cfg, world: int, shards: int | None = None):
         ("trainer.nnodes", 2),
     ],
 )
-def test_a_checkpoint_of_another_run(starter_config, tmp_path, key, value):
+@pytest.mark.parametrize("told_by", ["config.yaml", "the checkpoint"])
+def test_a_checkpoint_of_another_run(starter_config, tmp_path, key, value, told_by):
     before = starter_config.copy()
     OmegaConf.update(before, key, value)
-    checkpoint(tmp_path / "run", before, world=1)
+    folder = checkpoint(tmp_path / "run", before if told_by == "config.yaml" else starter_config, world=1)
+    if told_by == "the checkpoint":
+        checkpoints.write_fingerprint(folder, before)
     (problem,) = environment.output(starter_config)
     assert f"{key}={value}" in problem and "choose another hydra.run.dir" in problem
 
 
 def test_a_checkpoint_of_the_same_run_is_welcome(starter_config, tmp_path):
-    checkpoint(tmp_path / "run", starter_config, world=1)
+    folder = checkpoint(tmp_path / "run", starter_config, world=1)
+    assert list(environment.output(starter_config)) == []
+    checkpoints.write_fingerprint(folder, starter_config)
     assert list(environment.output(starter_config)) == []
 
 
-@pytest.mark.parametrize(("world", "shards"), [(4, 4), (1, 0)])
-def test_shards_of_another_number_of_workers(starter_config, tmp_path, world, shards):
-    checkpoint(tmp_path / "run", None, world, shards)
-    problems = list(environment.output(starter_config))
-    if shards == 0:
-        assert problems == []  # nothing to judge by
-        return
-    (problem,) = problems
-    assert "written by 4 workers" in problem and "this run has 1" in problem
-
-
-def test_a_checkpoint_that_lacks_a_shard(starter_config, tmp_path):
-    starter_config.trainer.n_gpus_per_node = 2
-    checkpoint(tmp_path / "run", starter_config, world=2, shards=1)
+def test_shards_of_another_number_of_workers(starter_config, tmp_path):
+    checkpoint(tmp_path / "run", None, world=4)
     (problem,) = environment.output(starter_config)
-    assert "1 shards are there" in problem
+    assert "written by 4 workers" in problem and "this run has 1" in problem
 
 
 def test_a_path_to_another_methods_checkpoint(starter_config, tmp_path):
@@ -205,7 +211,82 @@ def test_a_path_to_another_methods_checkpoint(starter_config, tmp_path):
     assert "self_distill.method=grpo" in problem and "trainer.resume_from_path" in problem
 
 
+def test_a_path_to_a_bare_folder_of_another_method(starter_config, tmp_path):
+    """Copied without its run directory: the checkpoint itself says what it is."""
+    before = starter_config.copy()
+    before.self_distill.method = "grpo"
+    checkpoints.write_fingerprint(checkpoint(tmp_path / "elsewhere", None, world=1), before)
+    shutil.move(tmp_path / "elsewhere" / CHECKPOINTS / "global_step_3", tmp_path / "global_step_3")
+    starter_config.trainer.resume_mode = "resume_path"
+    starter_config.trainer.resume_from_path = str(tmp_path / "global_step_3")
+    (problem,) = environment.output(starter_config)
+    assert "self_distill.method=grpo" in problem and "choose another trainer.resume_from_path" in problem
+    starter_config.self_distill.method = "grpo"
+    assert list(environment.output(starter_config)) == []
+
+
 def test_starting_anew_ignores_what_is_there(starter_config, tmp_path):
     checkpoint(tmp_path / "run", None, world=4)
     starter_config.trainer.resume_mode = "disable"
     assert list(environment.output(starter_config)) == []
+
+
+DAMAGE = {
+    "a shard cut off": ("actor/optim_world_size_1_rank_0.pt is cut off", lambda f: cut(next(f.rglob("optim*")))),
+    "a shard of no bytes": ("actor/model_world_size_1_rank_0.pt is cut", lambda f: cut(next(f.rglob("model*")), 0)),
+    "a shard gone": ("model_world_size_1_rank_0.pt is missing", lambda f: next(f.rglob("model*")).unlink()),
+    "no data order": ("data.pt is missing", lambda f: (f / "data.pt").unlink()),
+    "a teacher cut off": ("teacher_rank_0_of_1.safetensors is cut", lambda f: cut(f / teacher_file(f))),
+    "half a fingerprint": ("self_distill.json is cut off", lambda f: cut(f / checkpoints.FINGERPRINT)),
+    "no folder": ("the folder is not there", shutil.rmtree),
+}
+
+
+def teacher_file(folder):
+    save_file({"weight": torch.zeros(300)}, folder / "actor" / "teacher_rank_0_of_1.safetensors")
+    assert checkpoints.damage(folder, []) == []
+    return "actor/teacher_rank_0_of_1.safetensors"
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_checkpoint_that_is_not_whole_names_the_last_that_is(starter_config, tmp_path, kind):
+    said, harm = DAMAGE[kind]
+    for step in (1, 2, 3):
+        checkpoints.write_fingerprint(checkpoint(tmp_path / "run", starter_config, 1, step=step), starter_config)
+    folders = tmp_path / "run" / CHECKPOINTS
+    cut(next((folders / "global_step_2").rglob("model*")))
+    harm(folders / "global_step_3")
+    (problem,) = environment.output(starter_config)
+    assert said in problem and f"echo 1 > {folders / TRACKER}" in problem, problem
+    (folders / TRACKER).write_text("1\n")  # as it says
+    assert list(environment.output(starter_config)) == []
+
+
+def test_a_path_to_a_checkpoint_that_is_not_whole(starter_config, tmp_path):
+    whole = checkpoint(tmp_path / "run", starter_config, world=1, step=1)
+    starter_config.trainer.resume_mode = "resume_path"
+    starter_config.trainer.resume_from_path = str(checkpoint(tmp_path / "run", starter_config, world=1, step=3))
+    next(Path(starter_config.trainer.resume_from_path).rglob("model*")).unlink()
+    (problem,) = environment.output(starter_config)
+    assert "is not whole" in problem and f"set trainer.resume_from_path={whole}" in problem
+    shutil.rmtree(whole)
+    (problem,) = environment.output(starter_config)
+    assert "set trainer.resume_from_path=a checkpoint that is" in problem
+
+
+def test_a_tracker_whose_writing_was_interrupted(starter_config, tmp_path):
+    checkpoint(tmp_path / "run", starter_config, world=1, step=2)
+    tracker = tmp_path / "run" / CHECKPOINTS / TRACKER
+    tracker.write_text("")
+    (problem,) = environment.output(starter_config)
+    assert f"echo 2 > {tracker}" in problem
+    cut(next((tmp_path / "run").rglob("model*")))
+    (problem,) = environment.output(starter_config)
+    assert "there is no whole one" in problem and "to start anew" in problem
+
+
+def test_what_an_interrupted_save_left_costs_no_complete_checkpoint_its_place(tmp_path):
+    for step in (3, 5, 6, 10):
+        (tmp_path / f"global_step_{step}").mkdir()
+    checkpoints.prune(tmp_path, step=6, keep=1)
+    assert checkpoints.steps_of(tmp_path) == [6, 10]  # 10: begun before the restart, not complete

@@ -7,6 +7,7 @@ nothing of verl, of packing, of micro-batches or of the closed-form gradient.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -221,8 +222,8 @@ CASES = {
     "opsd, a sequence at a time": (1, {"loss": OPSD, "micro": 1}),
     "opsd, two workers": (2, {"loss": OPSD, "micro": 1}),
     "opsd, two workers, dynamic batches": (2, {"loss": OPSD, "dynamic": True, "max_tokens": 30}),
-    "pw-opsd, micro 3": (1, {"loss": PW_OPSD, "weighted": True, "micro": 3}),
-    "pw-opsd, two workers": (2, {"loss": PW_OPSD, "weighted": True, "micro": 1}),
+    "pw-opsd, micro 3": (1, {"loss": PW_OPSD, "weighted": True, "micro": 3, "spoil": True}),
+    "pw-opsd, two workers": (2, {"loss": PW_OPSD, "weighted": True, "micro": 1, "spoil": True}),
     "jsd, checkpointing, rollout temperature": (
         1,
         {
@@ -332,13 +333,42 @@ def test_the_cases_exercise_what_they_name(material, engine_results):
         assert relative_error(engine_results[name][0], current) > 1e-3, name
 
 
+@pytest.mark.parametrize("name", ["pw-opsd, micro 3", "pw-opsd, two workers"])
+def test_an_update_with_a_gradient_that_is_not_finite_changes_nothing_on_any_worker(engine_results, name):
+    """NaN in one token of one worker: no worker's weights or moments change, and the next update is made."""
+    for result in engine_results[name]:
+        told = result["spoiled"]
+        assert [math.isfinite(norm) for norm in told["norms"]] == [True, False, True]
+        assert told["unchanged"] and told["goes on"]
+        assert told["values"] == 4 * len(result["initial"])  # of each parameter: itself, two moments, a step count
+
+
 TRAILING = {
-    "ema": (2, {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "ema", "ema_decay": 0.9}}),
-    "snapshot": (2, {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "snapshot", "snapshot_every": 2}}),
-    "frozen": (2, {"loss": OPSD, "micro": 3, "steps": 2, "teacher": {"weights": "frozen"}}),
+    "ema": (
+        2,
+        {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "ema", "ema_decay": 0.9}, "resume": "ema"},
+    ),
+    "snapshot": (
+        2,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "snapshot", "snapshot_every": 2},
+            "resume": "snapshot",
+        },
+    ),
+    "frozen": (2, {"loss": OPSD, "micro": 3, "steps": 2, "teacher": {"weights": "frozen"}, "resume": "frozen"}),
     "lora ema": (
         2,
-        {"loss": OPSD, "micro": 3, "steps": 2, "lora": True, "teacher": {"weights": "ema", "ema_decay": 0.5}},
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 2,
+            "lora": True,
+            "teacher": {"weights": "ema", "ema_decay": 0.5},
+            "resume": "lora",
+        },
     ),
 }
 
@@ -362,6 +392,13 @@ def test_a_teacher_follows_the_student_as_its_weights_say(engine_results, name):
     if case["teacher"]["weights"] != "frozen":
         same, steps = first["restored"]
         assert same and steps == case["steps"]
+
+
+@pytest.mark.parametrize("name", TRAILING)
+def test_an_engine_that_starts_from_a_checkpoint_goes_on_as_the_one_that_wrote_it(engine_results, name):
+    """Weights, moments, learning rate, random numbers, teacher: on each worker, bit for bit."""
+    for result in engine_results[name]:
+        assert set(result["resumed"].values()) == {True}, result["resumed"]
 
 
 # --- invariances of the loss on tiny tensors --------------------------------------------------------------------------
@@ -486,8 +523,6 @@ def test_token_weights_are_those_of_the_estimators():
 @pytest.mark.slow
 def test_atesd_trains_on_the_starter_and_resumes(tmp_path):
     """OPSD with a learned exposure and a moving teacher; the step size is nothing, so the weights stay known."""
-    import math
-
     from tests.conftest import train
 
     directory = tmp_path / "run"

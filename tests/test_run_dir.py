@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.common import checkpoints
 from recipes.common import run_dir as files
 from recipes.common.console import duration, validation_accuracy, warnings_of
 
@@ -20,6 +21,25 @@ def test_metrics_are_read_back_as_numbers(tmp_path):
     (record,) = files.read_metrics(tmp_path)
     assert {k: record[k] for k in "abcde"} == {"a": 1.5, "b": 2, "c": None, "d": 3, "e": True}
     json.dumps(record, allow_nan=False)
+
+
+def test_the_record_beside_a_checkpoint_is_the_one_that_was_to_be_written(tmp_path):
+    data = {"a": np.float32(1.5), "nan": float("nan"), "training/global_step": 2}
+    checkpoints.save_record(tmp_path, data)
+    log = files.MetricsFile(tmp_path)
+    log.log(data, step=2)
+    log.log(checkpoints.saved_record(tmp_path), step=3)
+    first, second = files.read_metrics(tmp_path)
+    assert {**first, "step": 3, "time": 0} == {**second, "time": 0}
+    assert checkpoints.saved_record(tmp_path / "elsewhere") is None
+
+
+def test_which_records_of_a_step_are_there(tmp_path):
+    log = files.MetricsFile(tmp_path)
+    log.log({"val-core/x/acc/mean@2": 0.5}, step=0)
+    log.log({"training/global_step": 1}, step=1)
+    found = [(files.has_step(tmp_path, step), files.has_validation(tmp_path, step)) for step in (0, 1, 2)]
+    assert found == [(False, True), (True, False), (False, False)]
 
 
 def test_a_second_writer_appends(tmp_path):

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import ray
 
-from recipes.common import node_watch
+from recipes.common import death_watch
 from recipes.common import run_dir as files
 from tests.conftest import ROOT, Run, start, wait_for_step
 
@@ -143,22 +143,51 @@ def ended(process: subprocess.Popen, directory: Path, timeout: float) -> Run:
     return Run(directory, process.returncode, console, time.time() - began)
 
 
-def test_waiting_inside_ray_ends_when_a_node_is_gone(monkeypatch):
-    """Ray lets nothing but KeyboardInterrupt out of ray.get: the one thing here that a cluster of one node can show."""
+@pytest.fixture
+def local_ray(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    monkeypatch.setattr(node_watch, "lost_nodes", lambda busy: ["host (address)"] if busy else [])
+    yield
+    ray.shutdown()
+
+
+def test_waiting_inside_ray_ends_when_a_part_of_the_run_is_gone(local_ray, monkeypatch):
+    """Ray lets nothing but KeyboardInterrupt out of ray.get: the one thing here that a cluster of one node can show."""
 
     @ray.remote(num_cpus=0, num_gpus=1)
     def never() -> None:
         time.sleep(3600)
 
-    try:
-        with pytest.raises(node_watch.NodeLost, match=r"lost host \(address\)"), node_watch.nodes_watched(seconds=0.5):
-            ray.get(never.remote(), timeout=120)
-    finally:
-        ray.shutdown()
+    @ray.remote(num_cpus=0)
+    class TransformersServer:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def leave(self) -> None:
+            ray.actor.exit_actor()
+
+    # Ends that were meant: by its own hand, by its owner's, with its last reference.
+    leaving, killed, forgotten, servers = (TransformersServer.remote() for _ in range(4))
+    ray.get([actor.pid.remote() for actor in (leaving, killed, forgotten)])
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(leaving.leave.remote())
+    ray.kill(killed)
+    del forgotten
+    time.sleep(2)
+    assert death_watch.lost_process() is None
+
+    pid = ray.get(servers.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    lost = pytest.raises(death_watch.ProcessLost, match=rf"a rollout server \(TransformersServer, process {pid} on ")
+    with lost, death_watch.deaths_watched(seconds=0.5):
+        ray.get(never.remote(), timeout=120)
+
+    monkeypatch.setattr(death_watch, "lost_process", lambda: None)
+    monkeypatch.setattr(death_watch, "lost_nodes", lambda busy: ["host (address)"] if busy else [])
+    lost = pytest.raises(death_watch.NodeLost, match=r"lost host \(address\)")
+    with lost, death_watch.deaths_watched(seconds=0.5):
+        ray.get(never.remote(), timeout=120)
 
 
 def test_a_lost_node_ends_the_run_and_leaves_a_complete_checkpoint(story):

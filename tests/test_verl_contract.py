@@ -11,6 +11,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.tracking import Tracking
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
@@ -63,6 +64,29 @@ def test_the_tracker_file_is_written_after_everything_else_of_a_checkpoint():
     body = source(PPOTrainer._save_checkpoint)
     assert body.index("data.pt") < body.index("latest_checkpointed_iteration.txt")
     assert body.index("self.actor_rollout_wg.save_checkpoint") < body.index("latest_checkpointed_iteration.txt")
+
+
+def test_a_missing_folder_is_verls_start_anew_and_the_tracker_alone_names_it():
+    """Why `recipes.common.checkpoints` looks before verl does."""
+    body = source(find_latest_ckpt_path)
+    assert "if not os.path.exists(ckpt_path):" in body and "return None" in body
+
+
+def test_an_update_whose_gradient_is_not_finite_is_not_made_and_its_norm_is_told():
+    body = source(FSDPEngine.optimizer_step)
+    assert "if not torch.isfinite(grad_norm):" in body
+    assert body.index("self.optimizer.zero_grad()") < body.index("self.optimizer.step()")
+    assert 'final_metrics["grad_norm"] = grad_norm' in source(TrainingWorker._postprocess_output)
+    assert "self.actor.train_mini_batch(data=data)" in source(ActorRolloutRefWorker.update_actor)
+
+
+def test_rays_table_of_actors_says_who_died_by_itself():
+    from ray._private.state import GlobalState
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+
+    assert "WORKER_DIED" in ActorDiedErrorContext.Reason.keys()  # noqa: SIM118 (not a mapping)
+    body = source(GlobalState._gen_actor_info)
+    assert all(f'"{key}"' in body for key in ("ActorClassName", "DeathCause", "EndTime", "Pid", "IPAddress"))
 
 
 def test_old_log_probs_come_with_entropies():

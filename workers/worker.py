@@ -21,6 +21,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from workers.distill_params import LossParams, TeacherWeights, loss_params, teacher_weights
 from workers.engine import MODEL_TYPE
 from workers.losses import SelfDistillLoss
+from workers.skipped_updates import count_skipped
 
 
 class SelfDistillTrainingWorker(TrainingWorker):
@@ -59,6 +60,13 @@ class SelfDistillWorker(ActorRolloutRefWorker):
         super().init_model()
         if self.actor is not None and self.self_distill_loss.active:
             self.actor.set_loss_fn(SelfDistillLoss(self.self_distill_loss, policy_loss=self.loss_fn))
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_actor(self, data: TensorDict) -> TensorDict | None:
+        output = super().update_actor(data)
+        if output is not None:
+            count_skipped(output["metrics"])
+        return output
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_teacher_log_prob(self, data: TensorDict) -> TensorDict | None:

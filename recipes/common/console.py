@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from advantage import correction_warning
 from recipes.common import run_dir as files
 from rewards.metrics import reward_warnings
+from workers.skipped_updates import SKIPPED_TOTAL
 
 WIDE = 110  # columns of a terminal from which the progress line has a bar
 
@@ -246,6 +247,7 @@ def progress_numbers(record: dict[str, Any]) -> str:
         ("corr/adv", record.get("credit/correction_ratio"), "{:.2g}"),
         ("div", record.get("divergence/mean"), "{:.4f}"),
         ("exposure", record.get("exposure/alpha"), "{:.2f}"),
+        ("skipped", record.get(SKIPPED_TOTAL) or None, "{:.0f}"),
     ]
     return "  ".join(f"{name} {form.format(value)}" for name, value, form in parts if value is not None)
 
@@ -268,6 +270,15 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     if record.get("training/rollouts_missing"):
         found.append(
             ("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log")
+        )
+    if record.get("training/skipped_updates"):
+        found.append(
+            (
+                "skipped",
+                f"{record['training/skipped_updates']:.0f} updates skipped, {record[SKIPPED_TOTAL]:.0f} in this run: "
+                "their gradient was not finite, and the weights are as before; more than "
+                "self_distill.max_skipped_updates end the run",
+            )
         )
     if (record.get("exposure/forced_full") or 0) > 0.05:
         found.append(

@@ -14,23 +14,11 @@ from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from packaging.requirements import InvalidRequirement, Requirement
 
-from recipes.common import planner
+from recipes.common import checkpoints, planner
 from recipes.common.architectures import of_model
-from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER
-
-# What a checkpoint is tied to: it restores only into a run that agrees in these.
-BOUND_TO = (
-    "self_distill.method",
-    "actor_rollout_ref.model.path",
-    "actor_rollout_ref.model.lora_rank",
-    "trainer.n_gpus_per_node",
-    "trainer.nnodes",
-)
-# Files of a checkpoint that must be there for each worker.
-SHARD = "model_world_size_{world}_rank_{rank}.pt"
 
 
 def parallelism(cfg: DictConfig) -> Iterator[str]:
@@ -191,14 +179,14 @@ def _smaller_than_planned(name: str | None, gpu: planner.Gpu) -> Iterator[str]:
 
 
 def output(cfg: DictConfig) -> Iterator[str]:
-    """The run directory: can be written, has room for the checkpoints, and holds none that belong to another run."""
+    """The run directory: can be written, has room for the checkpoints, and what it starts from is its own and whole."""
     run_dir = Path(cfg.self_distill.run_dir)
     parent = next(p for p in (run_dir, *run_dir.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
         return
     yield from _room(cfg, parent)
-    yield from _foreign_checkpoint(cfg, run_dir)
+    yield from checkpoints.problems(cfg)
 
 
 def _room(cfg: DictConfig, folder: Path) -> Iterator[str]:
@@ -219,55 +207,6 @@ def checkpoint_bytes(job: planner.Job) -> int:
     """Of one checkpoint: weights, two moments for what is trained, and the teacher where it has weights of its own."""
     weights = job.model.parameters + (job.trainable if job.lora_rank else 0)
     return job.weight_bytes * (weights * (1 + job.teacher_copy) + 2 * job.trainable)
-
-
-def _foreign_checkpoint(cfg: DictConfig, run_dir: Path) -> Iterator[str]:
-    """A checkpoint that this run would start from although another method or another number of workers wrote it."""
-    folder = _resumed_folder(cfg, run_dir)
-    if folder is None:
-        return
-    home = folder.parent.parent if folder.name.startswith("global_step_") else run_dir
-    where = "hydra.run.dir" if home.resolve() == run_dir.resolve() else "trainer.resume_from_path"
-    saved = home / CONFIG
-    if saved.exists():
-        before = OmegaConf.load(saved)
-        differing = False
-        for key in BOUND_TO:
-            was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
-            if was is not None and was != now:
-                differing = True
-                yield (
-                    f"{home} holds checkpoints of a run with {key}={was}, and this one has {key}={now}: "
-                    f"choose another {where}"
-                )
-        if differing:
-            return
-    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
-    shards = {p.name for p in (folder / "actor").glob("model_world_size_*_rank_*.pt")}
-    missing = [rank for rank in range(workers) if SHARD.format(world=workers, rank=rank) not in shards]
-    if shards and missing:
-        world = sorted({name.split("_")[3] for name in shards})
-        yield (
-            f"{folder} was written by {' and '.join(world)} workers ({len(shards)} shards are there), and this run has "
-            f"{workers}: set trainer.n_gpus_per_node and trainer.nnodes to those of the checkpoint, or choose another "
-            f"{where}"
-        )
-
-
-def _resumed_folder(cfg: DictConfig, run_dir: Path) -> Path | None:
-    """The checkpoint folder that verl would load."""
-    mode = cfg.trainer.get("resume_mode", "auto")
-    if mode == "disable":
-        return None
-    if mode == "resume_path":
-        path = cfg.trainer.get("resume_from_path")
-        return Path(path).expanduser() if path else None
-    checkpoints = run_dir / CHECKPOINTS
-    if not checkpoints.exists():
-        return None
-    tracker = checkpoints / TRACKER
-    step = tracker.read_text().strip() if tracker.exists() else ""
-    return checkpoints / f"global_step_{step or 0}"
 
 
 CHECKS = (parallelism, software, logging, capacity, output)

@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _run(cfg: DictConfig) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from recipes.common.node_watch import nodes_watched
+    from recipes.common.death_watch import deaths_watched
     from recipes.common.task_runner import SelfDistillTaskRunner
 
     try:
@@ -120,7 +120,7 @@ def _run(cfg: DictConfig) -> None:
     except (AssertionError, ValueError) as error:
         raise SettingsError([str(error)]) from error
     try:
-        with nodes_watched() if cfg.trainer.nnodes > 1 else nullcontext():
+        with deaths_watched():
             run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
     finally:
         ray.shutdown()

@@ -79,8 +79,7 @@ class MetricsFile:
         self._file = self.path.open("a", buffering=1)
 
     def log(self, data: dict[str, Any], step: int) -> None:
-        record = {"step": int(step), "time": time.time(), **{k: _number(v) for k, v in data.items()}}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps({"step": int(step), "time": time.time(), **plain_numbers(data)}) + "\n")
 
     def finish(self, *_: Any, **__: Any) -> None:
         self._file.close()
@@ -95,8 +94,12 @@ def drop_torn_line(path: Path) -> None:
             os.truncate(path, whole)
 
 
-def _number(value: Any) -> Any:
+def plain_numbers(data: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no numpy: non-finite numbers become null, numbers become Python's, the rest text."""
+    return {key: _number(value) for key, value in data.items()}
+
+
+def _number(value: Any) -> Any:
     if isinstance(value, bool | str) or value is None:
         return value
     if hasattr(value, "item"):
@@ -128,6 +131,16 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         for record, _ in metrics_from(path, 0):
             yield record
+
+
+def has_step(run_dir: Path, step: int) -> bool:
+    """Whether the training record of a step is there."""
+    return any(record["step"] == step and "training/global_step" in record for record in read_metrics(run_dir))
+
+
+def has_validation(run_dir: Path, step: int) -> bool:
+    """Whether the validation of a step is there."""
+    return any(r["step"] == step and any(key.startswith("val-") for key in r) for r in read_metrics(run_dir))
 
 
 def forget_metrics_after(run_dir: Path, step: int) -> int:

@@ -331,6 +331,11 @@ def _rollout(cfg: DictConfig) -> Iterator[str]:
         yield f"actor_rollout_ref.rollout.temperature={rollout.temperature}: training samples, so it must be above 0"
     if cfg.self_distill.keep_checkpoints < 1:
         yield f"self_distill.keep_checkpoints={cfg.self_distill.keep_checkpoints}: must be at least 1"
+    if cfg.self_distill.max_skipped_updates < 0:
+        yield (
+            f"self_distill.max_skipped_updates={cfg.self_distill.max_skipped_updates}: must be 0 (the first ends the "
+            "run) or more"
+        )
     if not cfg.self_distill.stall_minutes > 0:
         yield f"self_distill.stall_minutes={cfg.self_distill.stall_minutes}: must be above 0"
 

@@ -9,6 +9,7 @@ methods run on this one class; what differs between them is configuration (`self
 
 from __future__ import annotations
 
+import math
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +30,9 @@ from verl.workers.utils.padding import response_to_nested
 
 from advantage import token_signals
 from advantage.signals import TokenSignals
-from recipes.common import probe, samples
+from recipes.common import checkpoints, probe, samples
 from recipes.common import run_dir as files
+from recipes.common.broken_numbers import BrokenNumbers, check_update
 from recipes.common.exposure_loop import ExposureLoop, controller_config, exposure_params
 from recipes.common.settings import needed_signals, uses_teacher
 from recipes.common.teacher import (
@@ -52,10 +54,6 @@ TRAINER_MODE = "self_distill"
 ENTROPY_QUANTILES = (0.2, 0.5, 0.8, 0.95)
 
 
-class BrokenNumbers(FloatingPointError):
-    """Log-probs, losses or gradients stopped being numbers; the last checkpoint is from before."""
-
-
 @register_trainer(TRAINER_MODE)
 class SelfDistillTrainer(PPOTrainerSync):
     """The trainer of every method in this package."""
@@ -75,6 +73,9 @@ class SelfDistillTrainer(PPOTrainerSync):
         self.loss = loss_params(config.self_distill)
         self.scores_with_teacher = "log_prob_gap" in self.signals
         self._corpus_counts: torch.Tensor | None = None
+        self._skipped = 0  # updates, in the whole run
+        self._done: tuple[KVBatchMeta, dict] | None = None  # batch and metrics of the step that is to be saved
+        self._unrecorded: dict[str, Any] | None = None
         self._stage("starting workers")
 
     # ------------------------------------------------------------------ set-up
@@ -103,6 +104,8 @@ class SelfDistillTrainer(PPOTrainerSync):
         # verl's own file logger truncates its file on resume, so ours joins the others here.
         tracking.logger["metrics.jsonl"] = files.MetricsFile(self.run_dir)
         self._tracking = tracking
+        if self._unrecorded is not None:
+            tracking.log(data=self._unrecorded, step=self.global_steps)
 
     def _stage(self, name: str) -> None:
         files.set_stage(self.run_dir, name, getattr(self, "global_steps", 0))
@@ -282,12 +285,15 @@ class SelfDistillTrainer(PPOTrainerSync):
         batch = super()._update_actor(batch, metrics)
         for name in [name for name in metrics if name.startswith("actor/divergence/")]:
             metrics[name.removeprefix("actor/")] = metrics.pop(name)
-        for name in ("actor/grad_norm", "actor/pg_loss", "divergence/mean"):
-            value = metrics.get(name)
-            if value is not None and not torch.isfinite(torch.as_tensor(float(value))):
-                # verl has skipped the optimiser step; going on would repeat this for ever.
-                raise BrokenNumbers(f"{name} is {value} at step {self.global_steps}. {self._safe_ground()}")
-        if self._exposure is not None:
+        self._skipped = check_update(
+            metrics,
+            before=self._skipped,
+            budget=self.settings.max_skipped_updates,
+            step=self.global_steps,
+            safe_ground=self._safe_ground(),
+        )
+        # Where every update was skipped there is nothing to observe.
+        if self._exposure is not None and math.isfinite(metrics["actor/grad_norm"]):
             with marked_timer("probe", self.timing_raw):
                 metrics.update(self._observe_exposure(self._exposure, metrics))
         return batch
@@ -318,6 +324,11 @@ class SelfDistillTrainer(PPOTrainerSync):
         )
 
     # ------------------------------------------------------------------ around steps
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        batch = super().step(metrics, timing_raw)
+        self._done = batch, metrics
+        return batch
 
     def on_step_end(self) -> None:
         if (self.run_dir / files.STOP).exists() and self.global_steps < self.total_training_steps:
@@ -364,21 +375,44 @@ class SelfDistillTrainer(PPOTrainerSync):
     def _load_checkpoint(self) -> None:
         self._stage("loading checkpoint")
         super()._load_checkpoint()
-        if self.global_steps > 0:
-            if self._exposure is not None:
-                self._exposure.load(self._checkpoint_folder())
-            # The validation at this step was done before the run stopped.
-            self.config.trainer.val_before_train = False
-            files.forget_metrics_after(self.run_dir, self.global_steps)
+        step = self.global_steps
+        if step == 0:
+            return
+        folder = checkpoints.resumed_folder(self.config)
+        if self._exposure is not None:
+            self._exposure.load(folder)
+        files.forget_metrics_after(self.run_dir, step)
+        # A run that ended between its checkpoint and the end of that step has neither its record nor its validation.
+        if not files.has_step(self.run_dir, step):
+            self._unrecorded = checkpoints.saved_record(folder)
+        records = [*files.read_metrics(self.run_dir), self._unrecorded or {}]
+        self._skipped = int(sum(record.get("training/skipped_updates") or 0 for record in records))
+        every = self.config.trainer.test_freq
+        due = every > 0 and (step % every == 0 or step >= self.total_training_steps)
+        self.config.trainer.val_before_train = due and not files.has_validation(self.run_dir, step)
 
     def _checkpoint_folder(self) -> Path:
         return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+
+    def _record_so_far(self) -> dict[str, Any]:
+        """What `metrics.jsonl` will say of the step that is being saved, but for weight sync and validation."""
+        if self._done is None:
+            raise RuntimeError("a checkpoint is of a step, and none was made")
+        batch, metrics = self._done
+        record, seconds = dict(metrics), {k: v for k, v in self.timing_raw.items() if k != "step"}
+        seconds["step"] = sum(v for k, v in seconds.items() if k not in ("teacher", "probe"))
+        epoch = (self.global_steps - 1) // self.steps_per_epoch
+        self._compute_metrics(batch, record, seconds, global_steps=self.global_steps, epoch=epoch)
+        return record
 
     def _save_checkpoint(self) -> None:
         self._stage("checkpoint")
         folder = self._checkpoint_folder()
         try:
-            if self._exposure is not None:  # first: verl's tracker, written last, is what makes a checkpoint complete
+            # First: verl's tracker, written last, is what makes a checkpoint complete.
+            checkpoints.write_fingerprint(folder, self.config)
+            checkpoints.save_record(folder, self._record_so_far())
+            if self._exposure is not None:
                 self._exposure.save(folder)
             super()._save_checkpoint()
         except Exception as error:
@@ -388,9 +422,7 @@ class SelfDistillTrainer(PPOTrainerSync):
                 f"{self._safe_ground()}"
             ) from error
         # After the tracker names the new checkpoint, and not before, old ones may go.
-        steps = sorted(int(p.name.rpartition("_")[2]) for p in folder.parent.glob("global_step_*"))
-        for step in steps[: -self.settings.keep_checkpoints]:
-            shutil.rmtree(folder.parent / f"global_step_{step}", ignore_errors=True)
+        checkpoints.prune(folder.parent, self.global_steps, self.settings.keep_checkpoints)
 
 
 def _reason(error: Exception) -> str:

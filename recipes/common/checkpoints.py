@@ -1,0 +1,226 @@
+"""Checkpoint folders: what one is tied to, whether it is whole, which of them may go.  Pure file work, no torch.
+
+verl writes a step's folder (each worker its shards, then the trainer ``data.pt``) and after all of it the tracker, a
+file that names the step: a crash at any moment leaves the tracker at the checkpoint before.  Here is what verl does not
+look at.  ``self_distill.json``, the first file of a folder, says what run it belongs to.  And what the tracker names
+may have been damaged afterwards (a full or failing disk, a machine that lost power, a copy that was cut off), or be
+gone, which verl takes for "start anew".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER, checkpointed_step, plain_numbers, write_atomically
+
+# What a checkpoint is tied to: it restores only into a run that agrees in these.
+BOUND_TO = (
+    "self_distill.method",
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.lora_rank",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+)
+FINGERPRINT, RECORD = "self_distill.json", "record.json"
+SHARD = "{kind}_world_size_{world}_rank_{rank}.pt"
+KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl's contents -> its files
+
+
+def write_fingerprint(folder: Path, cfg: DictConfig) -> None:
+    """Say in a checkpoint's folder what run it belongs to; before verl's own files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {key: OmegaConf.select(cfg, key) for key in BOUND_TO}
+    versions = {name: version(name) for name in ("verl-self-distill", "verl")}
+    write_atomically(folder / FINGERPRINT, json.dumps({"bound_to": told, "versions": versions}, indent=1) + "\n")
+
+
+def save_record(folder: Path, record: dict[str, Any]) -> None:
+    """Keep a step's record beside its weights: the run may be killed before it comes into ``metrics.jsonl``."""
+    write_atomically(folder / RECORD, json.dumps(plain_numbers(record)) + "\n")
+
+
+def saved_record(folder: Path) -> dict[str, Any] | None:
+    """What `save_record` kept, JSON's null being NaN again; None in a checkpoint that has none."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {key: math.nan if value is None else value for key, value in record.items()}
+
+
+def disagreements(before: Any, cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(key, then, now) where a run differs in what a checkpoint is tied to.
+
+    before: a fingerprint's keys, or the configuration of the run that wrote the checkpoint.
+    """
+    for key in BOUND_TO:
+        was = before.get(key) if isinstance(before, dict) else OmegaConf.select(before, key)
+        now = OmegaConf.select(cfg, key)
+        if was is not None and was != now:
+            yield key, was, now
+
+
+def fingerprint(folder: Path) -> dict[str, Any] | None:
+    """The keys that a checkpoint is tied to; None where it has none, or a damaged one (which `damage` reports)."""
+    try:
+        return json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))["bound_to"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def resumed_folder(cfg: DictConfig) -> Path | None:
+    """The checkpoint folder that the run starts from, there or not; None where it starts anew.
+
+    Raises:
+        ValueError: the tracker holds no step number although there are checkpoints.
+    """
+    mode = cfg.trainer.get("resume_mode", "auto")
+    if mode == "disable":
+        return None
+    if mode == "resume_path":
+        path = cfg.trainer.get("resume_from_path")
+        return Path(path).expanduser() if path else None
+    run_dir = Path(cfg.self_distill.run_dir)
+    step = checkpointed_step(run_dir)
+    return None if step is None else run_dir / CHECKPOINTS / f"global_step_{step}"
+
+
+def required(cfg: DictConfig) -> list[str]:
+    """Files, relative to a checkpoint's folder, that this run reads when it starts from one."""
+    world = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    contents = cfg.actor_rollout_ref.actor.checkpoint.load_contents
+    kinds = [KINDS[name] for name in contents if name in KINDS]
+    return [f"actor/{SHARD.format(kind=k, world=world, rank=r)}" for k in kinds for r in range(world)] + ["data.pt"]
+
+
+def damage(folder: Path, needed: list[str]) -> list[str]:
+    """What is wrong with a checkpoint's files, each in a few words; [] for a whole one.
+
+    Looks at both ends of each file and not at what is between them: a checkpoint may have a hundred GiB.
+    """
+    if not folder.is_dir():
+        return ["the folder is not there"]
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    found = [f"{name} is missing" for name in needed if name not in present]
+    for name in sorted(present):
+        look = _LOOKS.get(Path(name).suffix)
+        if look is not None and not look(folder / name):
+            found.append(f"{name} is cut off or damaged")
+    return found
+
+
+def _whole_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _whole_safetensors(path: Path) -> bool:
+    """The header says where the last tensor ends."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                return False
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, struct.error):
+        return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + length + max(ends, default=0)
+
+
+# torch.save writes a zip archive, whose directory comes last.
+_LOOKS = {".pt": zipfile.is_zipfile, ".safetensors": _whole_safetensors, ".json": _whole_json}
+
+
+def steps_of(checkpoints: Path) -> list[int]:
+    """Steps that have a folder, whole or not, in order."""
+    found = (p.name.rpartition("_")[2] for p in checkpoints.glob("global_step_*"))
+    return sorted(int(step) for step in found if step.isdigit())
+
+
+def whole_steps(checkpoints: Path, needed: list[str]) -> list[int]:
+    """Steps whose folder has all files, whole, in order."""
+    return [step for step in steps_of(checkpoints) if not damage(checkpoints / f"global_step_{step}", needed)]
+
+
+def prune(checkpoints: Path, step: int, keep: int) -> None:
+    """Delete the checkpoints before a step, except the last `keep` with its own.
+
+    Folders of later steps are what an interrupted save left: not counted, or they would cost a complete one its place.
+    """
+    for old in [s for s in steps_of(checkpoints) if s <= step][:-keep]:
+        shutil.rmtree(checkpoints / f"global_step_{old}", ignore_errors=True)
+
+
+def problems(cfg: DictConfig) -> Iterator[str]:
+    """Why this run must not start from the checkpoint that it would start from: not its own, or not whole."""
+    run_dir = Path(cfg.self_distill.run_dir)
+    by_path = cfg.trainer.get("resume_mode", "auto") == "resume_path"
+    where = "trainer.resume_from_path" if by_path else "hydra.run.dir"
+    try:
+        folder = resumed_folder(cfg)
+    except ValueError:
+        folder = None
+        yield _no_tracker(run_dir, cfg)
+    before, source = _origin(cfg, run_dir, folder)
+    found = list(disagreements(before, cfg))
+    for key, was, now in found:
+        yield f"{source} is of a run with {key}={was}, and this one has {key}={now}: choose another {where}"
+    if found or folder is None:
+        return
+    workers, other = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes, _written_by(folder)
+    if other and workers not in other:
+        yield (
+            f"{folder} was written by {' and '.join(map(str, other))} workers, and this run has {workers}: set "
+            f"trainer.n_gpus_per_node and trainer.nnodes to those of the checkpoint, or choose another {where}"
+        )
+        return
+    if wrong := damage(folder, required(cfg)):
+        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        yield f"the checkpoint {folder} is not whole ({shown}): {_instead(folder.parent, cfg, by_path)}"
+
+
+def _origin(cfg: DictConfig, run_dir: Path, folder: Path | None) -> tuple[Any, Path]:
+    """What the checkpoint says of its run, or else the configuration beside it, and which of them it is."""
+    if folder is not None and (own := fingerprint(folder)) is not None:
+        return own, folder
+    if cfg.trainer.get("resume_mode", "auto") == "disable" or not (folder or (run_dir / CHECKPOINTS).exists()):
+        return {}, run_dir
+    home = run_dir if folder is None else folder.parent.parent
+    return (OmegaConf.load(home / CONFIG) if (home / CONFIG).exists() else {}), home
+
+
+def _written_by(folder: Path) -> list[int]:
+    """Numbers of workers that shards of the model in the folder are for."""
+    return sorted({int(p.name.split("_")[3]) for p in (folder / "actor").glob("model_world_size_*_rank_*.pt")})
+
+
+def _no_tracker(run_dir: Path, cfg: DictConfig) -> str:
+    tracker = run_dir / CHECKPOINTS / TRACKER
+    return (
+        f"{tracker} holds no step number (a crash interrupted its writing, after the checkpoint's own files): "
+        f"{_instead(tracker.parent, cfg, by_path=False)}"
+    )
+
+
+def _instead(checkpoints: Path, cfg: DictConfig, by_path: bool) -> str:
+    whole = whole_steps(checkpoints, required(cfg))
+    if by_path:
+        folder = f"{checkpoints}/global_step_{whole[-1]}" if whole else "a checkpoint that is"
+        return f"set trainer.resume_from_path={folder}"
+    if whole:
+        return f"go on from the last whole one, of step {whole[-1]}: echo {whole[-1]} > {checkpoints / TRACKER}"
+    return f"there is no whole one; delete {checkpoints} to start anew, or choose another hydra.run.dir"

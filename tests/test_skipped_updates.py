@@ -1,0 +1,64 @@
+"""The count of skipped updates, and the rule that ends a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from recipes.common.broken_numbers import BrokenNumbers, check_update
+from recipes.common.console import progress_numbers, warnings_of
+from workers.skipped_updates import SKIPPED, SKIPPED_TOTAL, count_skipped
+
+NAN, INF = math.nan, math.inf
+
+
+def test_skipped_updates_are_counted_and_left_out_of_the_means():
+    metrics = {"grad_norm": [1.0, NAN, 3.0, INF], "pg_loss": [0.5, NAN, 0.5, NAN, 0.5, 0.5], "lr": [0.1], "text": ["a"]}
+    assert count_skipped(metrics) == 2
+    assert metrics == {
+        "grad_norm": [1.0, 3.0],
+        "pg_loss": [0.5] * 4,
+        "lr": [0.1],
+        "text": ["a"],
+        SKIPPED: [2.0],
+    }
+
+
+def test_a_loss_that_is_not_finite_though_its_update_was_made_stays_in_sight():
+    metrics = {"grad_norm": [1.0], "pg_loss": [INF]}
+    assert count_skipped(metrics) == 0
+    assert metrics == {"grad_norm": [1.0], "pg_loss": [INF], SKIPPED: [0.0]}
+
+
+def test_a_step_without_any_update_has_no_means():
+    metrics = {"grad_norm": [NAN], "pg_loss": [NAN]}
+    assert count_skipped(metrics) == 1
+    assert math.isnan(metrics["grad_norm"][0]) and math.isnan(metrics["pg_loss"][0])
+
+
+def check(metrics: dict, *, budget: int, before: int = 0) -> int:
+    return check_update(metrics, before=before, budget=budget, step=7, safe_ground="Step 6 is complete.")
+
+
+def test_skipped_updates_within_the_budget_are_recorded():
+    metrics = {f"actor/{SKIPPED}": 2.0, "actor/pg_loss": NAN}
+    assert check(metrics, budget=3, before=1) == 3
+    assert metrics["training/skipped_updates"] == 2 and metrics[SKIPPED_TOTAL] == 3
+    ((kind, text),) = warnings_of(metrics)
+    assert kind == "skipped" and "2 updates skipped, 3 in this run" in text
+    assert progress_numbers(metrics).endswith("skipped 3")
+    assert warnings_of({"training/skipped_updates": 0, SKIPPED_TOTAL: 3}) == []
+
+
+@pytest.mark.parametrize(("budget", "before"), [(0, 0), (3, 3)])
+def test_one_more_than_the_budget_ends_the_run_and_names_the_safe_checkpoint(budget, before):
+    with pytest.raises(BrokenNumbers, match=rf"at step 7.*max_skipped_updates={budget} .*Step 6 is complete"):
+        check({f"actor/{SKIPPED}": 1.0}, budget=budget, before=before)
+
+
+@pytest.mark.parametrize("name", ["actor/pg_loss", "divergence/mean"])
+def test_a_loss_that_is_not_finite_though_its_update_was_made_ends_the_run(name):
+    with pytest.raises(BrokenNumbers, match=f"{name} is inf at step 7.*Step 6"):
+        check({f"actor/{SKIPPED}": 0.0, name: INF}, budget=5)
+    assert check({f"actor/{SKIPPED}": 0.0, name: 1.0}, budget=0) == 0
