@@ -130,13 +130,16 @@ def test_one_worker_does_what_two_do(two_workers, tmp_path):
     assert_same_steps(run.steps, two_workers.steps, keys=keys)
 
 
-def test_beta_zero_is_grpo(tmp_path):
+def test_beta_zero_is_grpo_whoever_the_teacher_is(two_workers, tmp_path):
+    """A frozen one, here, which is a copy of its own and the policy itself until the first update."""
     options = ("trainer.total_training_steps=2", "trainer.save_freq=-1")
-    dasd = train("dasd", tmp_path / "dasd", "algorithm.dasd.beta=0", *options)
+    dasd = train("dasd", tmp_path / "dasd", "algorithm.dasd.beta=0", "self_distill.teacher.weights=frozen", *options)
     grpo = train("grpo", tmp_path / "grpo", *options)
     assert dasd.code == grpo.code == 0, dasd.console + grpo.console
     assert_same_steps(dasd.steps, grpo.steps, rel=1e-6)
     assert "timing_s/teacher" in dasd.steps[1] and "timing_s/teacher" not in grpo.steps[1]
+    current = two_workers.steps[1]["teacher/log_prob/mean"]
+    assert dasd.steps[1]["teacher/log_prob/mean"] == pytest.approx(current, rel=1e-4)
 
 
 def test_a_stopped_and_resumed_run_equals_one_that_ran_through(two_workers, tmp_path):

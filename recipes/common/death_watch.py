@@ -31,6 +31,7 @@ PARTS = {
     "SelfDistillWorker": "a training worker",
     "TransformersServer": "a rollout server",
     "vLLMHttpServer": "a rollout server",
+    "CPUvLLMServer": "a rollout server",
     "SGLangHttpServer": "a rollout server",
     "AgentLoopWorkerTQ": "an agent loop",
     "GlobalRequestLoadBalancer": "the rollouts' load balancer",
