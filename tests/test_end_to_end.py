@@ -161,9 +161,12 @@ def test_a_stopped_and_resumed_run_equals_one_that_ran_through(two_workers, tmp_
     assert [r["step"] for r in resumed.records] == [1, 2, 3]  # each step once
     assert_same_steps(resumed.steps, two_workers.steps)
 
+    assert "ray init kwargs" in resumed.log
+    said = len(resumed.log)
     again = train("dasd", directory, *options)
     assert again.code == 0 and "nothing left to do" in again.console
     assert [r["step"] for r in again.records] == [1, 2, 3]
+    assert "ray init kwargs" not in again.log[said:]  # nothing was started for it
 
 
 def descendants(pid: int) -> list[int]:

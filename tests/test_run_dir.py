@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +120,24 @@ def test_warnings():
 
 def test_duration():
     assert [duration(s) for s in (4.4, 59.6, 425)] == ["4 s", "1 min 00 s", "7 min 05 s"]
+
+
+@pytest.mark.parametrize(
+    ("records", "overrides", "left"),
+    [
+        (["train", "validation"], (), False),
+        (["train"], (), True),  # killed before the last validation
+        (["train"], ("trainer.test_freq=-1",), False),
+        ([], ("trainer.test_freq=-1",), True),  # killed before the record
+        (["train", "validation"], ("trainer.total_training_steps=5",), True),
+        (["train", "validation"], ("trainer.resume_mode=disable",), True),
+    ],
+)
+def test_a_complete_run_has_nothing_left(compose_config, records, overrides, left):
+    cfg = compose_config("method=dasd", "experiment=starter", "trainer.total_training_steps=4", *overrides)
+    run_dir = Path(cfg.self_distill.run_dir)
+    run_dir.mkdir()
+    lines = {"train": {"step": 4, "training/global_step": 4}, "validation": {"step": 4, "val-core/x/acc/mean@16": 0.5}}
+    (run_dir / files.METRICS).write_text("".join(json.dumps(lines[record]) + "\n" for record in records))
+    assert checkpoints.nothing_left(cfg, 4) is not left
+    assert not checkpoints.nothing_left(cfg, None) and not checkpoints.nothing_left(cfg, 3)

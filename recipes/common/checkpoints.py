@@ -21,7 +21,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER, checkpointed_step, plain_numbers, write_atomically
+from recipes.common.run_dir import (
+    CHECKPOINTS,
+    CONFIG,
+    TRACKER,
+    checkpointed_step,
+    has_step,
+    has_validation,
+    plain_numbers,
+    write_atomically,
+)
 
 # What a checkpoint is tied to: it restores only into a run that agrees in these.
 BOUND_TO = (
@@ -93,6 +102,15 @@ def resumed_folder(cfg: DictConfig) -> Path | None:
     run_dir = Path(cfg.self_distill.run_dir)
     step = checkpointed_step(run_dir)
     return None if step is None else run_dir / CHECKPOINTS / f"global_step_{step}"
+
+
+def nothing_left(cfg: DictConfig, step: int | None) -> bool:
+    """Whether a run that goes on from the checkpoint of that step has neither a step nor a validation to do."""
+    total = cfg.trainer.total_training_steps
+    if step is None or total is None or step < total or cfg.trainer.resume_mode != "auto":
+        return False
+    run_dir = Path(cfg.self_distill.run_dir)
+    return has_step(run_dir, step) and (cfg.trainer.test_freq < 1 or has_validation(run_dir, step))
 
 
 def required(cfg: DictConfig) -> list[str]:

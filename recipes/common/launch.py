@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recipes.common import run_dir as files
+from recipes.common.checkpoints import nothing_left
 from recipes.common.console import RunConsole
 from recipes.common.reaper import reaper
 from recipes.common.settings import SettingsError
@@ -50,7 +51,8 @@ def launch(cfg: DictConfig) -> int:
         code, ending, reason = 0, files.DONE, ""
         with console, _signals(run_dir, console), reaper():
             try:
-                _run(cfg)
+                if not nothing_left(cfg, resumed_from):
+                    _run(cfg)
                 ending = files.STOPPED if console.ended_early else files.DONE
             except KeyboardInterrupt:
                 code, ending = 130, files.STOPPED
