@@ -150,5 +150,42 @@ def _wait(reached: Callable[[], bool], what: str, process: subprocess.Popen, tim
     pytest.fail(f"{what} did not come within {timeout:.0f} s")
 
 
+def descendants(pid: int) -> list[int]:
+    """Process ids of all live descendants."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in table.splitlines():
+        child, parent, state = line.split()
+        if not state.startswith("Z"):
+            children.setdefault(int(parent), []).append(int(child))
+    found, queue = [], [pid]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    states = subprocess.run(["ps", "-o", "pid=,stat=", "-p", ",".join(map(str, pids))], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in states.stdout.splitlines() if not line.split()[1].startswith("Z")]
+
+
+def gone(pids: list[int], seconds: float) -> bool:
+    """Whether all of them end within that time."""
+    deadline = time.time() + seconds
+    while alive(pids) and time.time() < deadline:
+        time.sleep(0.5)
+    return alive(pids) == []
+
+
+def title(pid: int) -> str:
+    """What a process calls itself; '' where there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # ended meanwhile
+        return ""
+
+
 def read_json_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]

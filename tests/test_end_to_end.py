@@ -10,8 +10,6 @@ import math
 import os
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +19,18 @@ from recipes.common import prompts
 from recipes.common import run_dir as files
 from recipes.common.settings import STARTER
 from rewards.math import STATUSES
-from tests.conftest import COMPARED, console_of, same_number, start, train, wait_for_stage, wait_for_step
+from tests.conftest import (
+    COMPARED,
+    console_of,
+    descendants,
+    gone,
+    same_number,
+    start,
+    title,
+    train,
+    wait_for_stage,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -169,35 +178,6 @@ def test_a_stopped_and_resumed_run_equals_one_that_ran_through(two_workers, tmp_
     assert "ray init kwargs" not in again.log[said:]  # nothing was started for it
 
 
-def descendants(pid: int) -> list[int]:
-    """Process ids of all live descendants."""
-    table = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout
-    children: dict[int, list[int]] = {}
-    for line in table.splitlines():
-        child, parent, state = line.split()
-        if not state.startswith("Z"):
-            children.setdefault(int(parent), []).append(int(child))
-    found, queue = [], [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def alive(pids: list[int]) -> list[int]:
-    states = subprocess.run(["ps", "-o", "pid=,stat=", "-p", ",".join(map(str, pids))], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in states.stdout.splitlines() if not line.split()[1].startswith("Z")]
-
-
-def gone(pids: list[int], seconds: float) -> bool:
-    """Whether all of them end within that time."""
-    deadline = time.time() + seconds
-    while alive(pids) and time.time() < deadline:
-        time.sleep(0.5)
-    return alive(pids) == []
-
-
 def test_a_killed_run_leaves_no_process_and_can_be_resumed(tmp_path):
     directory = tmp_path / "run"
     options = ("trainer.total_training_steps=3", "trainer.save_freq=1")
@@ -232,13 +212,6 @@ def killed(tmp_path_factory, two_workers):
         (directory / files.METRICS).write_text("".join(json.dumps(r) + "\n" for r in before))
         assert lost["step"] == step == files.checkpointed_step(directory)
     return ends, train("dasd", directory, *options)
-
-
-def title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:  # ended meanwhile
-        return ""
 
 
 def test_a_killed_process_ends_the_run_which_names_it(killed):

@@ -16,8 +16,7 @@ import pytest
 
 from recipes.common import run_dir as files
 from recipes.common.settings import STARTER
-from tests.conftest import ROOT, Run, console_of, read_json_lines, start, wait_for_step
-from tests.test_end_to_end import alive, descendants
+from tests.conftest import ROOT, Run, console_of, descendants, gone, read_json_lines, start, title, wait_for_step
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,18 +46,11 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").glob("psm_*"))
 
 
-def ended(pids: list[int], seconds: float = 60) -> bool:
-    deadline = time.time() + seconds
-    while alive(pids) and time.time() < deadline:
-        time.sleep(0.5)
-    return not alive(pids)
-
-
 def with_engine(process: subprocess.Popen) -> list[int]:
     """The run's processes, vLLM's engine among them."""
     family = descendants(process.pid)
-    titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family if Path(f"/proc/{pid}").exists()]
-    assert any(b"VLLM::EngineCore" in title for title in titles), titles
+    titles = [title(pid) for pid in family]
+    assert any("VLLM::EngineCore" in name for name in titles), titles
     return family
 
 
@@ -92,7 +84,7 @@ def test_dasd_trains_on_vllms_rollouts_and_vllm_follows_the_policy(trained):
         assert record["actor/grad_norm"] > 0
     # Both steps' log-probs of what was sampled: the policy has moved.
     assert run.steps[1]["student/log_prob/mean"] != pytest.approx(run.steps[2]["student/log_prob/mean"], abs=1e-2)
-    assert ended(family)
+    assert gone(family, seconds=60)
     assert shared_memory() <= before
 
 
@@ -132,6 +124,6 @@ def test_a_full_vocabulary_step_on_vllms_rollouts_killed_leaves_nothing(tmp_path
         process.wait()
     assert_same_policy(record)
     assert record["divergence/mean"] > 0 and record["actor/grad_norm"] > 0
-    assert ended(family)
+    assert gone(family, seconds=60)
     time.sleep(3)  # shared memory goes after the processes
     assert shared_memory() <= before

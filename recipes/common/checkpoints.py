@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import struct
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
 
 from recipes.common.run_dir import (
     CHECKPOINTS,
@@ -41,7 +41,7 @@ BOUND_TO = (
     "trainer.nnodes",
 )
 FINGERPRINT, RECORD = "self_distill.json", "record.json"
-SHARD = "{kind}_world_size_{world}_rank_{rank}.pt"
+SHARD, MODEL_SHARDS = "{kind}_world_size_{world}_rank_{rank}.pt", "model_world_size_*_rank_*.pt"
 KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl's contents -> its files
 
 
@@ -109,8 +109,14 @@ def nothing_left(cfg: DictConfig, step: int | None) -> bool:
     total = cfg.trainer.total_training_steps
     if step is None or total is None or step < total or cfg.trainer.resume_mode != "auto":
         return False
-    run_dir = Path(cfg.self_distill.run_dir)
-    return has_step(run_dir, step) and (cfg.trainer.test_freq < 1 or has_validation(run_dir, step))
+    return has_step(Path(cfg.self_distill.run_dir), step) and not validation_missing(cfg, step, total)
+
+
+def validation_missing(cfg: DictConfig, step: int, total: int) -> bool:
+    """Whether the run validates at that step, of so many, and ended before it had."""
+    every = cfg.trainer.test_freq
+    due = every > 0 and (step % every == 0 or step >= total)
+    return due and not has_validation(Path(cfg.self_distill.run_dir), step)
 
 
 def required(cfg: DictConfig) -> list[str]:
@@ -146,17 +152,12 @@ def _whole_json(path: Path) -> bool:
 
 
 def _whole_safetensors(path: Path) -> bool:
-    """The header says where the last tensor ends."""
+    """Opening one compares its size with what its header says, and reads no tensor."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                return False
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error):
+        with safe_open(path, framework="numpy"):
+            return True
+    except (OSError, SafetensorError):
         return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
 # torch.save writes a zip archive, whose directory comes last.
@@ -199,7 +200,7 @@ def problems(cfg: DictConfig) -> Iterator[str]:
         yield f"{source} is of a run with {key}={was}, and this one has {key}={now}: choose another {where}"
     if found or folder is None:
         return
-    workers, other = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes, _written_by(folder)
+    workers, other = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes, written_by(model_shards(folder / "actor"))
     if other and workers not in other:
         yield (
             f"{folder} was written by {' and '.join(map(str, other))} workers, and this run has {workers}: set "
@@ -221,9 +222,14 @@ def _origin(cfg: DictConfig, run_dir: Path, folder: Path | None) -> tuple[Any, P
     return (OmegaConf.load(home / CONFIG) if (home / CONFIG).exists() else {}), home
 
 
-def _written_by(folder: Path) -> list[int]:
-    """Numbers of workers that shards of the model in the folder are for."""
-    return sorted({int(p.name.split("_")[3]) for p in (folder / "actor").glob("model_world_size_*_rank_*.pt")})
+def model_shards(actor: Path) -> list[Path]:
+    """Shards of the model in the folder that verl's actor writes."""
+    return sorted(actor.glob(MODEL_SHARDS))
+
+
+def written_by(shards: list[Path]) -> list[int]:
+    """Numbers of workers that shards are for: one number, or something is mixed up."""
+    return sorted({int(shard.name.split("_")[3]) for shard in shards})
 
 
 def _no_tracker(run_dir: Path, cfg: DictConfig) -> str:

@@ -26,6 +26,14 @@ from workers.skipped_updates import SKIPPED_TOTAL
 WIDE = 110  # columns of a terminal from which the progress line has a bar
 
 
+def two_columns() -> Table:
+    """An empty table of names and values, without lines."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
 def method_rows(cfg: DictConfig) -> list[tuple[str, str]]:
     """What is learned, as (part, value): method with its credit, and teacher and loss where they take part."""
     from recipes.common.exposure_loop import exposure_params
@@ -55,9 +63,7 @@ def method_rows(cfg: DictConfig) -> list[tuple[str, str]]:
 def plan(cfg: DictConfig, run_dir: Path) -> Table:
     """What will run and where it writes, as a two-column table."""
     rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = two_columns()
     for part, value in method_rows(cfg):
         table.add_row(part, value)
     table.add_row("model", f"{cfg.actor_rollout_ref.model.path}")

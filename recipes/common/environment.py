@@ -19,6 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from recipes.common import checkpoints, planner
 from recipes.common.architectures import of_model
+from recipes.common.run_dir import closest_existing
 
 
 def parallelism(cfg: DictConfig) -> Iterator[str]:
@@ -181,7 +182,7 @@ def _smaller_than_planned(name: str | None, gpu: planner.Gpu) -> Iterator[str]:
 def output(cfg: DictConfig) -> Iterator[str]:
     """The run directory: can be written, has room for the checkpoints, and what it starts from is its own and whole."""
     run_dir = Path(cfg.self_distill.run_dir)
-    parent = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    parent = closest_existing(run_dir)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
         return

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.common import planner
-from recipes.common.console import duration, plan
+from recipes.common.console import duration, plan, two_columns
 from recipes.common.environment import checkpoint_bytes, gpu_of
 from recipes.common.planner import GIB, Job
 
@@ -41,9 +41,7 @@ def show(cfg: DictConfig) -> None:
 
 def arithmetic(job: Job, steps: int | None) -> Table:
     """Batch, tokens, cache and checkpoint as sentences of numbers."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = two_columns()
     m = job.model
     trained = f"{m.parameters / 1e6:,.1f} M parameters"
     if job.lora_rank:

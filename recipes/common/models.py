@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.common.checkpoints import MODEL_SHARDS, model_shards, written_by
 from recipes.common.run_dir import CHECKPOINTS, TRACKER, checkpointed_step
 from recipes.common.settings import SettingsError
 
@@ -69,7 +70,7 @@ def locate(name: str, base: str | None = None, option: str = "model") -> Located
             return _run(name, checkpoints, option)
     if (path / "actor").is_dir():
         path = path / "actor"
-    if _shards(path):
+    if model_shards(path):
         return _verl(name, path, option)
     if (path / ADAPTER).exists():
         return _adapter(name, path, base, option)
@@ -118,23 +119,18 @@ def _run(name: str, checkpoints: Path, option: str) -> Located:
     if step is None:
         raise SettingsError([f"{option}={name}: {checkpoints / TRACKER} names no complete checkpoint"])
     actor = checkpoints / f"global_step_{step}" / "actor"
-    if not _shards(actor):
+    if not model_shards(actor):
         raise SettingsError(
             [f"{option}={name}: its last complete checkpoint is step {step}, but {actor} holds no shards"]
         )
     return _verl(name, actor, option)
 
 
-def _shards(actor: Path) -> list[Path]:
-    return sorted(actor.glob("model_world_size_*_rank_*.pt"))
-
-
 def _verl(name: str, actor: Path, option: str) -> Located:
-    shards = _shards(actor)
-    world_sizes = {p.name.split("_")[3] for p in shards}
-    if len(world_sizes) > 1:
-        raise SettingsError([f"{option}={name}: {actor} mixes shards of {sorted(world_sizes)} workers; keep one set"])
-    expected = int(world_sizes.pop())
+    shards = model_shards(actor)
+    expected, *others = written_by(shards)
+    if others:
+        raise SettingsError([f"{option}={name}: {actor} mixes shards of {[expected, *others]} workers; keep one set"])
     if len(shards) != expected:
         raise SettingsError(
             [f"{option}={name}: {actor} has {len(shards)} of {expected} shards; copy those of the other nodes there"]
@@ -207,7 +203,7 @@ def fingerprint(model: Located) -> str:
         commit = getattr(AutoConfig.from_pretrained(model.path, trust_remote_code=False), "_commit_hash", None)
         digest.update(f"{model.path}@{commit}".encode())
     else:
-        for pattern in ("*.safetensors", "pytorch_model*.bin", "model_world_size_*_rank_*.pt", ADAPTER):
+        for pattern in ("*.safetensors", "pytorch_model*.bin", MODEL_SHARDS, ADAPTER):
             for file in sorted(Path(model.path).glob(pattern)):
                 digest.update(file.name.encode())
                 with file.open("rb") as content:
@@ -307,7 +303,7 @@ def shard_contents(model: Located) -> ShardContents:
     import torch
     import torch.distributed.tensor  # lets weights_only read DTensors
 
-    shards = _shards(Path(model.path))
+    shards = model_shards(Path(model.path))
     elements = adapter = 0
     for shard in shards:
         try:  # the index stands at the end of the file: a shard that was not copied to its end has none

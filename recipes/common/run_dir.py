@@ -23,6 +23,11 @@ DONE, STOPPED, FAILED = ENDINGS = ("done", "stopped", "failed")  # the last stag
 CHECKPOINTS, TRACKER = "checkpoints", "latest_checkpointed_iteration.txt"
 
 
+def closest_existing(path: Path) -> Path:
+    """The path, or the closest folder above it that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's contents in one step: a reader, or a crash, sees the old text or the new, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -387,9 +387,8 @@ class SelfDistillTrainer(PPOTrainerSync):
             self._unrecorded = checkpoints.saved_record(folder)
         records = [*files.read_metrics(self.run_dir), self._unrecorded or {}]
         self._skipped = int(sum(record.get("training/skipped_updates") or 0 for record in records))
-        every = self.config.trainer.test_freq
-        due = every > 0 and (step % every == 0 or step >= self.total_training_steps)
-        self.config.trainer.val_before_train = due and not files.has_validation(self.run_dir, step)
+        missing = checkpoints.validation_missing(self.config, step, self.total_training_steps)
+        self.config.trainer.val_before_train = missing
 
     def _checkpoint_folder(self) -> Path:
         return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"

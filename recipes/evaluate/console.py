@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import TaskID
 from rich.table import Table
 
-from recipes.common.console import duration, progress_line
+from recipes.common.console import duration, progress_line, two_columns
 from recipes.evaluate.names import EXECUTION, EXPLORATION, accuracy_columns, main_metrics
 from recipes.evaluate.plan import Member, Plan
 from recipes.evaluate.results import ResultsFile, corrupt_file
@@ -26,9 +26,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def plan_table(plan: Plan) -> Table:
     """What will be evaluated, on what, and how."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = two_columns()
     for member in plan.members:
         located = member.located
         step = "" if located.step is None else f", step {located.step}"

@@ -87,7 +87,8 @@ class VLLMSampler:
         if not options.gpus:
             from workers.cpu import VLLM_ENVIRONMENT
 
-            os.environ.update({name: os.environ.get(name, value) for name, value in VLLM_ENVIRONMENT.items()})
+            for name, value in VLLM_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from recipes.common.console import two_columns
 from recipes.export.card import base_of
 from recipes.export.write import Plan, leftovers, size_text
 
 
 def show_plan(plan: Plan) -> None:
     """The checkpoint, the model it was trained from, and what will be written."""
-    table = _table()
+    table = two_columns()
     located, contents = plan.located, plan.contents
     step = "" if located.step is None else f"step {located.step}, "
     if contents is None:
@@ -37,7 +37,7 @@ def show_plan(plan: Plan) -> None:
 
 def show_result(plan: Plan) -> None:
     """What was written, and the commands that come next."""
-    table = _table()
+    table = two_columns()
     sizes = [f.stat().st_size for f in plan.out.iterdir()]
     table.add_row("written", f"{escape(str(plan.out))}  ({len(sizes)} files, {size_text(sum(sizes))})")
     if plan.adapter_only:
@@ -51,10 +51,3 @@ def show_result(plan: Plan) -> None:
 def _console() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
-
-
-def _table() -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    return table

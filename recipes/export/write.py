@@ -91,11 +91,12 @@ def make_plan(cfg: DictConfig) -> Plan:
     except SettingsError as error:
         raise SettingsError([*problems, *error.problems]) from error
     if not problems:
-        free = shutil.disk_usage(_existing(out)).free
+        place = files.closest_existing(out)
+        free = shutil.disk_usage(place).free
         if free < plan.needed:
             problems.append(
-                f"out={cfg.out}: needs {size_text(plan.needed)} on the way, and {_existing(out)} has {size_text(free)} "
-                "free; make room, or choose another out="
+                f"out={cfg.out}: needs {size_text(plan.needed)} on the way, and {place} has {size_text(free)} free; "
+                "make room, or choose another out="
             )
     if problems:
         raise SettingsError(problems)
@@ -145,16 +146,11 @@ def _out_problems(given: str, out: Path) -> Iterator[str]:
     elif out.exists() and not out.is_dir():
         yield f"out={given} is a file; choose a folder that does not exist yet"
     else:
-        place = _existing(out.parent)
+        place = files.closest_existing(out.parent)
         try:  # permissions, read-only mounts and quotas all show here, and only here for certain
             Path(tempfile.mkdtemp(prefix=f".{out.name}{INCOMPLETE}", dir=place)).rmdir()
         except OSError as error:
             yield f"out={given}: {place} cannot be written to ({error.strerror}); choose another out="
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the closest folder above it that exists."""
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _adapter_problems(located: Located, contents: ShardContents | None, adapter_only: bool) -> Iterator[str]:
