@@ -193,7 +193,7 @@ def _tiles(run: Run) -> list[Tile]:
         ("Entropy", "actor/entropy", ".3f"),
         ("Response length", "response_length/mean", ".0f"),
         ("Divergence", "divergence/mean", ".4f"),
-        ("Correction / advantage", "credit/correction_ratio", ".3g"),
+        ("Correction / advantage", "credit/correction_ratio", ".2g"),
         ("Exposure α", "exposure/alpha", ".2f"),
     ):
         steps, values = run.curve(metric)
