@@ -25,9 +25,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 from verl.workers.engine import EngineRegistry
 
-from workers.distill_params import LossParams, TeacherWeights
-from workers.engine import MODEL_TYPE, SelfDistillEngine
-from workers.losses import SelfDistillLoss
+from workers.training.engine import MODEL_TYPE, SelfDistillEngine
+from workers.training.loss import SelfDistillLoss
+from workers.training.params import LossParams, TeacherWeights
 
 
 def build(folder: Path, case: dict) -> SelfDistillEngine:

@@ -12,7 +12,7 @@ from recipes.evaluate.plan import Member, Plan, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
 from recipes.evaluate.results import RESULTS, encode
 from recipes.evaluate.summary import SUMMARY, summary_of, to_json
-from workers.generation import SamplingParams
+from workers.rollout.generation import SamplingParams
 
 SETTINGS = {"samples": 4, "temperature": 1.0, "top_p": 0.9, "top_k": -1, "max_tokens": 96, "engine": "transformers",
             "dtype": "float32"}  # fmt: skip

@@ -28,9 +28,9 @@ from recipes.common.settings import STARTER
 from recipes.common.teacher import PrivilegedPrompts
 from recipes.common.token_weights import token_weights
 from tests.conftest import composed
-from workers.distill_params import LossParams, loss_params
-from workers.losses import COUNT, DIVERGENCE, SelfDistillLoss
-from workers.packing import WEIGHTS
+from workers.training.loss import COUNT, DIVERGENCE, SelfDistillLoss
+from workers.training.packing import WEIGHTS
+from workers.training.params import LossParams, loss_params
 
 EXPOSURES = {
     "full": {},

@@ -15,7 +15,7 @@ from advantage.estimators import ESTIMATORS, get_estimator
 from recipes.common import settings
 from recipes.common.entry import CONFIG_DIR
 from tests.conftest import ROOT
-from workers.distill_params import LossParams, TeacherWeights, loss_params
+from workers.training.params import LossParams, TeacherWeights, loss_params
 
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
 # One of each kind; tests/test_presets.py has the others.

@@ -25,7 +25,7 @@ from recipes.diagnose.interventions import Site, bucket_positions, choose_sites,
 from recipes.diagnose.mc_dropout import dropout_hooks
 from recipes.diagnose.one_step import STEPS, adam_first_step, one_step_shifts, pressure_gradients, stepped
 from workers.divergence import sampled_token_gap, token_log_probs
-from workers.generation import SamplingParams
+from workers.rollout.generation import SamplingParams
 
 KWARGS = {"enable_thinking": False}
 STARTER_MODEL = str(STARTER / "model")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from workers import divergence, divergence_chunked
 from workers.divergence import (
     KINDS,
     DivergenceSpec,
+    full,
     hidden_divergence,
     logits_divergence,
     sampled_token_gap,
@@ -22,6 +22,7 @@ from workers.divergence import (
     teacher_topk_divergence,
     token_divergence,
     token_log_probs,
+    top_k,
 )
 
 CLIPS = ((None, "upper"), (0.05, "upper"), (0.05, "symmetric"), (0.002, "upper"), (0.002, "symmetric"))
@@ -353,7 +354,7 @@ def test_working_blocks_do_not_change_the_result(kind, monkeypatch):
         return [value.detach(), bucketed.detach(), loss.detach(), *stats.values(), *more.values(), *grads]
 
     whole = everything()
-    for module in (divergence, divergence_chunked):
+    for module in (full, top_k):
         monkeypatch.setattr(module, "chunk_rows", lambda vocab, device: (5, 2))
     for expected, blocked in zip(whole, everything(), strict=True):
         torch.testing.assert_close(blocked, expected)

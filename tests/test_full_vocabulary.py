@@ -410,9 +410,9 @@ def jagged(rows: list[torch.Tensor]) -> torch.Tensor:
 
 def small_loss(lengths: list[int], *, weights: list[torch.Tensor] | None = None, **settings) -> torch.Tensor:
     """Gradient with respect to the student's logits of one micro-batch that is the whole batch."""
-    from workers.distill_params import LossParams
-    from workers.losses import COUNT, DIVERGENCE, WEIGHTS, SelfDistillLoss, scatter_tokens
-    from workers.packing import scored_rows
+    from workers.training.loss import COUNT, DIVERGENCE, WEIGHTS, SelfDistillLoss, scatter_tokens
+    from workers.training.packing import scored_rows
+    from workers.training.params import LossParams
 
     generator = torch.Generator().manual_seed(3)
     sequences = [torch.zeros(length + 2, dtype=torch.int64) for length in lengths]
@@ -460,9 +460,9 @@ def test_a_negative_weight_repels():
 
 def test_a_micro_batch_of_padding_rows_still_takes_part_in_the_backward_pass():
     """All rows masked: nothing to score, and yet a loss with a graph, since other ranks wait in their collectives."""
-    from workers.distill_params import LossParams
-    from workers.losses import COUNT, DIVERGENCE, SelfDistillLoss, scatter_tokens
-    from workers.packing import relative_positions, scored_rows
+    from workers.training.loss import COUNT, DIVERGENCE, SelfDistillLoss, scatter_tokens
+    from workers.training.packing import relative_positions, scored_rows
+    from workers.training.params import LossParams
 
     mask, sequences = jagged([torch.zeros(2, dtype=torch.int64)]), jagged([torch.zeros(5, dtype=torch.int64)])
     student = torch.randn(5, 7, requires_grad=True)
@@ -478,7 +478,7 @@ def test_a_micro_batch_of_padding_rows_still_takes_part_in_the_backward_pass():
 
 
 def test_metrics_by_hand():
-    from workers.distill_metrics import divergence_metrics
+    from workers.training.metrics import divergence_metrics
 
     values = torch.tensor([-1.0, 0.0, 2.0, 3.0])
     metrics = divergence_metrics(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from workers.generation import Generated, SamplingParams, generate_batch
+from workers.rollout.generation import Generated, SamplingParams, generate_batch
 
 VOCABULARY, PAD, STOP = 23, 0, 1
 

@@ -8,7 +8,7 @@ import pytest
 
 from recipes.common.broken_numbers import BrokenNumbers, check_update
 from recipes.common.console import progress_numbers, warnings_of
-from workers.skipped_updates import SKIPPED, SKIPPED_TOTAL, count_skipped
+from workers.training.skipped_updates import SKIPPED, SKIPPED_TOTAL, count_skipped
 
 NAN, INF = math.nan, math.inf
 

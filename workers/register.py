@@ -10,12 +10,14 @@ from verl.utils.device import get_device_name
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-import workers.agent_loop  # noqa: F401  registers itself
+import workers.rollout.agent_loop  # noqa: F401  registers itself
 from workers.verl_private import ROLLOUT_ADAPTERS
 
 
 def _load_replica() -> type:
-    from workers.rollout import TransformersReplica  # imports transformers' models: only where a rollout is built
+    from workers.rollout.server import (
+        TransformersReplica,  # imports transformers' models: only where a rollout is built
+    )
 
     return TransformersReplica
 
@@ -27,7 +29,7 @@ def _load_vllm_replica() -> type:
 
 
 RolloutReplicaRegistry.register("transformers", _load_replica)
-ROLLOUT_ADAPTERS[("transformers", "async")] = "workers.rollout.TransformersAdapter"
+ROLLOUT_ADAPTERS[("transformers", "async")] = "workers.rollout.server.TransformersAdapter"
 if get_device_name() == "cpu":
     RolloutReplicaRegistry.register("vllm", _load_vllm_replica)
     # verl offers its FSDP2 engine for cuda and npu only, though nothing in it names either.

@@ -33,7 +33,7 @@ OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Of verl's FSDP engine, used or extended by `workers.engine`.
+# Of verl's FSDP engine, used or extended by `workers.training.engine`.
 ENGINE_MEMBERS: tuple[str, ...] = (
     "_build_module",
     "_build_lora_module",

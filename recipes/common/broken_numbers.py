@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from workers.skipped_updates import SKIPPED, SKIPPED_TOTAL
+from workers.training.skipped_updates import SKIPPED, SKIPPED_TOTAL
 
 LOSSES = ("actor/pg_loss", "divergence/mean")
 

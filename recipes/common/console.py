@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from advantage import correction_warning
 from recipes.common import run_dir as files
 from rewards.metrics import reward_warnings
-from workers.skipped_updates import SKIPPED_TOTAL
+from workers.training.skipped_updates import SKIPPED_TOTAL
 
 WIDE = 110  # columns of a terminal from which the progress line has a bar
 

@@ -51,7 +51,7 @@ SERVER_WORKSPACE = 3 * GIB
 PRODUCT_EFFICIENCY, READ_EFFICIENCY = 0.4, 0.6
 # Rows of a chunk times vocabulary that verl's exact entropy holds at once, in fp32: logits, probabilities, products.
 ENTROPY_COPIES = 3
-# fp32 buffers of workers/divergence_chunked.py on a GPU: five of 2**26 elements at most.
+# fp32 buffers of workers/divergence/full.py on a GPU: five of 2**26 elements at most.
 DIVERGENCE_BUFFERS, DIVERGENCE_ELEMENTS = 5, 1 << 26
 
 

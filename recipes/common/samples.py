@@ -17,7 +17,7 @@ import torch
 
 from recipes.common.run_dir import SAMPLES, drop_torn_line
 from recipes.common.teacher import plain, problem_of
-from workers.packing import WEIGHTS
+from workers.training.packing import WEIGHTS
 
 if TYPE_CHECKING:
     from transfer_queue import KVBatchMeta

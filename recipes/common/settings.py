@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
 from recipes.common import environment
 from recipes.common.exposure_loop import controller_config, exposure_params
-from workers.distill_params import LossParams, TeacherWeights, loss_params, teacher_weights
+from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"
 TEACHER_CONTEXTS = ("solution", "answer")

@@ -3,7 +3,7 @@
 The teacher is the policy itself under another prompt: problem plus reference instead of problem alone.  So its scores
 need no other model: sequences of (privileged prompt, the student's response ids) go to the actor's ``compute_log_prob``
 like any others, once a step, before the first update (the papers' π_old).  A loss over the full vocabulary has the
-teacher inside the training worker instead (workers/engine.py); the same sequences then travel with the batch.
+teacher inside the training worker instead (workers/training/engine.py); the same sequences then travel with the batch.
 Departure from the papers: none; what they leave open (which text is the reference, what happens when it is too long) is
 `self_distill.teacher` in the configuration.
 """
@@ -22,7 +22,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from recipes.common.exposure import truncate_reference
 from recipes.common.prompts import PrivilegedPrompt, privileged_prompt
-from workers.packing import TEACHER_IDS, TEACHER_POSITIONS
+from workers.training.packing import TEACHER_IDS, TEACHER_POSITIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -46,9 +46,9 @@ from recipes.common.teacher import (
 from recipes.common.token_weights import token_weights
 from recipes.common.validation import validation_metrics
 from rewards.metrics import reward_metrics
-from workers.distill_params import loss_params, teacher_weights
-from workers.packing import WEIGHTS
-from workers.worker import SelfDistillWorker
+from workers.training.packing import WEIGHTS
+from workers.training.params import loss_params, teacher_weights
+from workers.training.worker import SelfDistillWorker
 
 TRAINER_MODE = "self_distill"
 ENTROPY_QUANTILES = (0.2, 0.5, 0.8, 0.95)

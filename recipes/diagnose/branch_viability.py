@@ -53,7 +53,7 @@ from recipes.diagnose.mc_dropout import dropout_hooks
 from recipes.diagnose.runner import Findings, Records, execute, shown
 from recipes.diagnose.statistics import Pivot, auroc, average_precision, centered_within, cluster_bootstrap
 from workers.divergence import token_divergence
-from workers.generation import SamplingParams, response_seed
+from workers.rollout.generation import SamplingParams, response_seed
 
 # Each oriented so that a larger value should mean less reliable.
 SCORES = {

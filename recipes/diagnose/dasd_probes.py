@@ -39,7 +39,7 @@ from recipes.diagnose.one_step import STEPS, one_step_shifts
 from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
 from workers.divergence import sampled_token_gap
-from workers.generation import SamplingParams
+from workers.rollout.generation import SamplingParams
 
 METRICS = ("step_acc", "e_per_1k", "accuracy")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recipes.common.prompts import render, student_messages
 from recipes.common.settings import SettingsError
-from workers.generation import SamplingParams, generate_batch, response_seed, stop_token_ids
+from workers.rollout.generation import SamplingParams, generate_batch, response_seed, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -39,7 +39,7 @@ from recipes.diagnose.engine import (
 from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
 from recipes.diagnose.statistics import Interval, Pivot, auroc, centered_within, cluster_bootstrap
 from workers.divergence import sampled_token_gap, token_divergence
-from workers.generation import SamplingParams
+from workers.rollout.generation import SamplingParams
 
 QUANTITIES = {
     "kl": "M(α), nats a token",

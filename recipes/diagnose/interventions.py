@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recipes.diagnose.distributions import draw, keep_top_p, novelty_log_probs
 from recipes.diagnose.engine import Engine, sample
-from workers.generation import SamplingParams, response_seed
+from workers.rollout.generation import SamplingParams, response_seed
 
 BUCKETS = ("low", "high", "random")
 KINDS = ("conformity", "novelty", "resampled")

@@ -21,7 +21,7 @@ from recipes.common.settings import SettingsError
 from recipes.evaluate.metrics import default_ks
 from recipes.evaluate.problems import Problem, ProblemSet, load_sets
 from rewards.options import RewardOptions
-from workers.generation import SamplingParams
+from workers.rollout.generation import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -33,7 +33,7 @@ from recipes.evaluate.sampling import (
 )
 from rewards.grader import shared_grader
 from rewards.math import compute_score
-from workers.generation import stop_token_ids
+from workers.rollout.generation import stop_token_ids
 
 if TYPE_CHECKING:
     from recipes.evaluate.console import EvaluationConsole

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from workers.generation import SamplingParams, generate_batch, response_seed
+from workers.rollout.generation import SamplingParams, generate_batch, response_seed
 
 Task = TypeVar("Task")
 Response = tuple[list[int], str]  # token ids (the stop token included), "completed" or "length"
@@ -44,7 +44,7 @@ def seeds_of(seed: int, problem_id: str, samples: int) -> list[int]:
 
 
 class TransformersSampler:
-    """A Ray actor around `workers.generation`, on a CPU or a GPU."""
+    """A Ray actor around `workers.rollout.generation`, on a CPU or a GPU."""
 
     def __init__(self, model: str, stop_ids: list[int], pad_id: int, params: SamplingParams, options: EngineOptions):
         import torch

@@ -24,7 +24,7 @@ from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from workers.generation import SamplingParams, generate_batch, stop_token_ids
+from workers.rollout.generation import SamplingParams, generate_batch, stop_token_ids
 
 NAME = "transformers"  # the value of actor_rollout_ref.rollout.name
 

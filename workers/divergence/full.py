@@ -1,4 +1,4 @@
-"""The arithmetic of workers/divergence.py: full-vocabulary divergences with a closed-form gradient, in token chunks.
+"""Full-vocabulary divergences with a closed-form gradient, in token chunks.
 
 A distillation loss over V = 152k tokens costs 0.6 MB per response token and tensor in fp32, and plain autograd keeps
 half a dozen of those until the backward pass.  Here the gradient is computed together with the value, chunk by chunk,
@@ -29,74 +29,19 @@ enough to stay in cache on a CPU, and avoids boolean masks (several times slower
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-KINDS = ("forward_kl", "reverse_kl", "jsd")
-CLIP_MODES = ("upper", "symmetric", "none")
-# What can be measured in the same pass; the last two need `token_ids`.
-STATS = ("top1_disagreement", "student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob")
+from workers.divergence.spec import STATS, DivergenceSpec
 
 # Stands for log 0: far below any logit, yet finite, so that 0 · log 0 is 0 and not NaN.
 LOG_ZERO = -1.0e30
 
 TeacherLogits = Tensor | Callable[[int, int], Tensor]
-
-
-@dataclass(frozen=True)
-class DivergenceSpec:
-    """Which divergence, clipped and tempered how.  Checked when made, so that a bad setting stops a run early.
-
-    kind: "forward_kl" KL(p_T ‖ p_S) (OPSD's default), "reverse_kl" KL(p_S ‖ p_T), or "jsd", the generalised
-        Jensen-Shannon divergence β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m), m = (1−β) p_S + β p_T (arXiv 2306.13649).
-    jsd_beta: β in [0, 1].  At β = 0 and 1 that formula is identically zero; by the usual convention (and as in OPSD's
-        own settings) 0 means the forward and 1 the reverse KL, to which JSD/β and JSD/(1−β) tend.
-    clip: bound c of each vocabulary entry before the sum; None or inf is no clip.  OPSD uses 0.05.
-    clip_mode: "upper" clamps entries from above (the papers'), "symmetric" to [−c, c], "none" ignores `clip`.
-    temperature: divides both logits before the softmax.  OPSD uses 1.1.
-    teacher_temperature: another temperature for the teacher alone, for student logits that were already divided.
-
-    Raises ValueError on a setting outside these.
-    """
-
-    kind: str = "forward_kl"
-    jsd_beta: float = 0.5
-    clip: float | None = None
-    clip_mode: str = "upper"
-    temperature: float = 1.0
-    teacher_temperature: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} is not a divergence; use one of {', '.join(KINDS)}")
-        if self.clip_mode not in CLIP_MODES:
-            raise ValueError(f"clip_mode={self.clip_mode!r} is unknown; use one of {', '.join(CLIP_MODES)}")
-        if not 0.0 <= self.jsd_beta <= 1.0:
-            raise ValueError(f"jsd_beta={self.jsd_beta} must lie in [0, 1]: it weighs the teacher in the mixture")
-        if self.clip is not None and not self.clip > 0.0:
-            raise ValueError(f"clip={self.clip} must be positive; for no clipping use clip=None")
-        for name in ("temperature", "teacher_temperature"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0.0):
-                raise ValueError(f"{name}={value} must be a positive number; for no scaling use 1.0")
-
-    @property
-    def effective_kind(self) -> str:
-        """The kind that is computed: a JSD at an endpoint of β is a KL."""
-        if self.kind == "jsd" and self.jsd_beta in (0.0, 1.0):
-            return "forward_kl" if self.jsd_beta == 0.0 else "reverse_kl"
-        return self.kind
-
-    @property
-    def effective_clip(self) -> float | None:
-        """The bound that is applied, None for no clip."""
-        return None if self.clip_mode == "none" or self.clip is None or math.isinf(self.clip) else float(self.clip)
 
 
 def chunk_rows(vocab: int, device: torch.device) -> tuple[int, int]:
@@ -365,6 +310,30 @@ def logits_divergence(
         student_logits, rows, read_teacher, spec, chunk, storage, consume_teacher, stats, token_ids, grad
     )
     return value, dict(zip(stats, measured, strict=True))
+
+
+def token_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    kind: str = "forward_kl",
+    jsd_beta: float = 0.5,
+    clip: float | None = None,
+    clip_mode: str = "upper",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Divergence of each token over the full vocabulary, (N,); differentiable in the student only.
+
+    student_logits, teacher_logits: (N, V), any floating dtype; arithmetic and result are fp32 (fp64 for fp64 inputs).
+    kind, jsd_beta, clip, clip_mode, temperature: see `DivergenceSpec`.  Raises ValueError on shapes or settings.
+    """
+    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits {tuple(student_logits.shape)} and teacher_logits {tuple(teacher_logits.shape)} must both "
+            "be (N, V), one row per token"
+        )
+    spec = DivergenceSpec(kind, jsd_beta, clip, clip_mode, temperature)
+    return logits_divergence(student_logits, teacher_logits, spec)[0]
 
 
 def _check_chunk(chunk_size: int | None) -> int | None:

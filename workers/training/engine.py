@@ -22,12 +22,12 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 
-from workers.distill_metrics import divergence_metrics
-from workers.distill_params import LossParams, TeacherWeights
 from workers.divergence import reduction_count
-from workers.losses import COUNT, DIVERGENCE, SelfDistillLoss, scatter_tokens
-from workers.packing import TEACHER_IDS, TEACHER_POSITIONS, relative_positions, scored_rows
-from workers.teacher_copy import TeacherCopy
+from workers.training.loss import COUNT, DIVERGENCE, SelfDistillLoss, scatter_tokens
+from workers.training.metrics import divergence_metrics
+from workers.training.packing import TEACHER_IDS, TEACHER_POSITIONS, relative_positions, scored_rows
+from workers.training.params import LossParams, TeacherWeights
+from workers.training.teacher_copy import TeacherCopy
 
 MODEL_TYPE = "self_distill_language_model"
 

@@ -12,7 +12,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from workers.generation import response_seed
+from workers.rollout.generation import response_seed
 
 NAME = "seeded_single_turn"  # the value of actor_rollout_ref.rollout.agent.default_agent_loop
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from workers.distill_params import TRAILING_WEIGHTS, TeacherWeights
+from workers.training.params import TRAILING_WEIGHTS, TeacherWeights
 
 
 def local_shards(module: nn.Module) -> dict[str, Tensor]:

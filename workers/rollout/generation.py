@@ -1,7 +1,7 @@
 """Seeded batch generation over transformers' ``generate``: no Ray, no verl, any device.
 
-The rollout server (`workers.rollout`) and the evaluation commands call this where vLLM is absent.  Decoding, cache and
-stopping are transformers'.  Ours is one logits processor, which draws each token by inverting the distribution
+The rollout server (`workers.rollout.server`) and the evaluation commands call this where vLLM is absent. Decoding,
+cache and stopping are transformers'. Ours is one logits processor, which draws each token by inverting the distribution
 function at a uniform number that belongs to the *request*, so a response depends on its own seed and not on the
 requests that happen to share its batch; the same processor records the log-prob of what it drew.
 """

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
 
-from workers.distill_params import LossParams
 from workers.divergence import (
     logits_divergence,
     reduction_weights,
     student_topk_divergence,
     teacher_topk_divergence,
 )
-from workers.packing import WEIGHTS, scored_rows
+from workers.training.packing import WEIGHTS, scored_rows
+from workers.training.params import LossParams
 
 DIVERGENCE = "divergence"  # per-token divergences among verl's model outputs
 COUNT = "self_distill_count"  # denominator of the mean, over the global mini-batch

@@ -1,7 +1,7 @@
 """The training worker: verl's hybrid actor, rollout and reference worker, also on a machine without accelerators.
 
-Where the loss is a divergence, or the teacher has weights of its own, the actor's engine is ours (`workers.engine`) and
-the loss is `workers.losses.SelfDistillLoss`; otherwise both are verl's.
+Where the loss is a divergence, or the teacher has weights of its own, the actor's engine is ours
+(`workers.training.engine`) and the loss is `workers.training.loss.SelfDistillLoss`; otherwise both are verl's.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from verl.utils.device import get_device_name
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from workers.distill_params import LossParams, TeacherWeights, loss_params, teacher_weights
-from workers.engine import MODEL_TYPE
-from workers.losses import SelfDistillLoss
-from workers.skipped_updates import count_skipped
+from workers.training.engine import MODEL_TYPE
+from workers.training.loss import SelfDistillLoss
+from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
+from workers.training.skipped_updates import count_skipped
 
 
 class SelfDistillTrainingWorker(TrainingWorker):

@@ -1,15 +1,7 @@
-"""Divergences between a student and its privileged teacher, and how per-token losses become a global mean.
+"""Divergences over a part of the vocabulary, and the log-probabilities of listed tokens that they are made of.
 
-`token_divergence` is the reference entry: (N, V) logits to (N,) losses.  For training use `logits_divergence` (student
-logits already in the graph, e.g. from verl's logits hook) or `hidden_divergence` (from hidden states and heads); both
-live in workers/divergence_chunked.py, with the derivation of the closed-form gradient, and are re-exported here.
-
-The papers: OPSD (arXiv 2601.18734) and PW-OPSD (its eq. 1) use the forward KL with each vocabulary entry clamped from
-above at 0.05 before the sum, at temperature 1.1 on both sides.  A clipped loss can be negative, and for extreme pairs
-its gradient points away from the teacher: p_T = (.9, .1), p_S = (.1, .9), clip .05 gives −0.17.  That is the papers'
-loss, kept as it is; clip_mode="symmetric" is the alternative.  ATESD's eq. 1 and 6 write an unclipped KL and mention
-the clip in words.  The restricted forms: OPSD's and EOPD's (arXiv 2603.07079) teacher top-k, SDPO's (arXiv 2601.20802)
-student top-k with a tail bucket.
+The restricted forms: OPSD's (arXiv 2601.18734) and EOPD's (arXiv 2603.07079) teacher top-k, SDPO's (arXiv 2601.20802)
+student top-k with a bucket for all other tokens.
 """
 
 from __future__ import annotations
@@ -20,62 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.divergence_chunked import (
-    CLIP_MODES,
-    KINDS,
-    LOG_ZERO,
-    STATS,
-    DivergenceSpec,
-    chunk_rows,
-    hidden_divergence,
-    logits_divergence,
-)
-
-__all__ = [
-    "CLIP_MODES",
-    "KINDS",
-    "REDUCTIONS",
-    "STATS",
-    "DivergenceSpec",
-    "hidden_divergence",
-    "logits_divergence",
-    "reduction_count",
-    "reduction_weights",
-    "sampled_token_gap",
-    "student_topk_divergence",
-    "teacher_topk_divergence",
-    "token_divergence",
-    "token_log_probs",
-]
-
-REDUCTIONS = ("token_mean", "sequence_mean")
-
-
-def token_divergence(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    kind: str = "forward_kl",
-    jsd_beta: float = 0.5,
-    clip: float | None = None,
-    clip_mode: str = "upper",
-    temperature: float = 1.0,
-) -> Tensor:
-    """Divergence of each token over the full vocabulary, (N,); differentiable in the student only.
-
-    student_logits, teacher_logits: (N, V), any floating dtype; arithmetic and result are fp32 (fp64 for fp64 inputs).
-    kind, jsd_beta, clip, clip_mode, temperature: see `DivergenceSpec`.  Raises ValueError on shapes or settings.
-    """
-    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student_logits {tuple(student_logits.shape)} and teacher_logits {tuple(teacher_logits.shape)} must both "
-            "be (N, V), one row per token"
-        )
-    spec = DivergenceSpec(kind, jsd_beta, clip, clip_mode, temperature)
-    return logits_divergence(student_logits, teacher_logits, spec)[0]
-
-
-# --- over part of the vocabulary --------------------------------------------------------------------------------------
+from workers.divergence.full import LOG_ZERO, chunk_rows, logits_divergence
+from workers.divergence.spec import DivergenceSpec
 
 
 class _GatheredLogProbs(torch.autograd.Function):
@@ -224,67 +162,3 @@ def student_topk_divergence(
     log_q = _GatheredLogProbs.apply(teacher_logits.detach(), index, temperature, True)
     # Log-probabilities that sum to one are their own logits.
     return logits_divergence(log_p, log_q, DivergenceSpec(kind, jsd_beta, clip, clip_mode))[0]
-
-
-# --- from per-token losses to the mean over the global batch ----------------------------------------------------------
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r} is unknown; use one of {', '.join(REDUCTIONS)}")
-
-
-def reduction_count(response_mask: Tensor, reduction: str) -> Tensor:
-    """What this part of the batch adds to the mean's denominator, an int64 scalar.
-
-    token_mean: valid tokens; sequence_mean: rows with at least one valid token (so padding rows do not count).  Sum it
-    over all micro-batches and data-parallel ranks of the mini-batch, *before* the first backward pass, and give the sum
-    to `reduction_weights`.  response_mask: (B, T), 0/1 or bool.
-    """
-    _check_reduction(reduction)
-    mask = response_mask.bool()
-    return mask.sum() if reduction == "token_mean" else mask.any(-1).sum()
-
-
-def reduction_weights(
-    response_mask: Tensor,
-    reduction: str,
-    *,
-    global_count: int | Tensor,
-    dp_size: int = 1,
-    token_weights: Tensor | None = None,
-) -> Tensor:
-    """Weights w (B, T), fp32, such that Σ w · ℓ summed over every micro-batch and rank is the global mean exactly.
-
-    token_mean: every valid token weighs 1 / (valid tokens of the global batch): OPSD's pool of tokens.
-    sequence_mean: 1 / (own length · sequences of the global batch): PW-OPSD §3.4, and eq. 1 of ATESD as written.
-
-    global_count: `reduction_count` summed over the global (mini-)batch.  dp_size: number of data-parallel ranks *where
-    gradients are averaged over ranks*, as FSDP and DDP do: that average divides the sum by dp_size, so each rank's
-    loss is multiplied by it.  Leave 1 where gradients are summed, or to compute the loss itself.
-    token_weights: (B, T) factors, e.g. PW-OPSD's w(u); the weights are not renormalised by them.
-
-    A row must lie in one micro-batch whole (verl never splits one).  For packed tokens take `weights[mask]`, which is
-    in row order.  Raises ValueError on shapes, or where global_count is not positive though a token is valid.
-    """
-    _check_reduction(reduction)
-    mask = response_mask.to(torch.float32)
-    if mask.dim() != 2:
-        raise ValueError(f"response_mask has shape {tuple(response_mask.shape)}, expected (B, T)")
-    if token_weights is not None and token_weights.shape != mask.shape:
-        raise ValueError(
-            f"token_weights has shape {tuple(token_weights.shape)}, expected response_mask's {tuple(mask.shape)}"
-        )
-    lengths = mask.sum(-1, keepdim=True)
-    own = lengths.sum() if reduction == "token_mean" else (lengths > 0).sum()
-    if float(own) > float(global_count):
-        raise ValueError(
-            f"global_count={int(global_count)} is less than this part's own count {int(own)}; sum reduction_count over "
-            "all micro-batches and ranks"
-        )
-    # fp64 until the end: the product of two rounded reciprocals would be off by an ulp more than their quotient.
-    denominator = torch.as_tensor(global_count, dtype=torch.float64, device=mask.device).clamp(min=1.0)
-    if reduction == "sequence_mean":
-        denominator = denominator * lengths.double().clamp(min=1.0)
-    weights = (mask.double() * dp_size / denominator).float()
-    return weights if token_weights is None else weights * token_weights.float()
