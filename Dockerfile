@@ -13,6 +13,6 @@ WORKDIR /opt/verl-self-distill
 RUN python3 -m pip freeze | grep -iE '^(torch|torchvision|torchaudio|vllm|flash[-_]attn)==' > /tmp/kept.txt && cat /tmp/kept.txt
 COPY . .
 RUN python3 -m pip install -c /tmp/kept.txt ".[wandb]" "transformers==5.9.0"
-RUN python3 -c "import torch, vllm, flash_attn, verl, recipes.common.entry, workers.divergence; print(torch.__version__, vllm.__version__, verl.__version__)"
+RUN python3 -c "import torch, vllm, flash_attn, verl, recipes.entry, workers.divergence; print(torch.__version__, vllm.__version__, verl.__version__)"
 
 WORKDIR /workspace

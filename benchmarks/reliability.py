@@ -27,7 +27,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from recipes.common import run_dir as files
+from recipes.common.record import run_dir as files
 from tests.conftest import COMPARED, SMALL, same_number
 
 # What is killed, and the title that Ray gives its process; the command itself is the one that was started.

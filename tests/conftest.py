@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from recipes.common import run_dir as files
-from recipes.common.entry import CONFIG_DIR, resolve
+from recipes.common.record import run_dir as files
+from recipes.entry import CONFIG_DIR, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 

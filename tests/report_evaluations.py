@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.models import Located
-from recipes.common.run_dir import write_atomically
+from recipes.common.record.run_dir import write_atomically
 from recipes.evaluate.plan import Member, Plan, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
 from recipes.evaluate.results import RESULTS, encode

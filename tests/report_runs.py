@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.common import run_dir as files
+from recipes.common.record import run_dir as files
 from tests.conftest import composed
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from recipes.common import launch
-from recipes.common import run_dir as files
-from recipes.common.entry import CONFIG_DIR
+from recipes.common.processes import launch
+from recipes.common.record import run_dir as files
+from recipes.entry import CONFIG_DIR
 from tests.conftest import ROOT
 
 SCRIPTS = sorted((ROOT / "cluster").iterdir())
@@ -50,7 +50,7 @@ fi
 while :; do sleep 0.1 & wait "$!"; done
 """,
     "python": """
-if [[ $2 == recipes.common.ray_nodes ]]; then
+if [[ $2 == recipes.common.processes.ray_nodes ]]; then
     until (($(grep -c "^ray start" "$CALLS") == ($3 > 1 ? 2 : 1))); do sleep 0.1; done
     echo "nodes $3" >>"$CALLS"
     exit "$NODES_CODE"
@@ -201,7 +201,7 @@ def test_a_ray_job_needs_an_absolute_run_directory(tmp_path):
 
 
 def test_nodes_are_waited_for_and_counted():
-    from recipes.common.ray_nodes import main
+    from recipes.common.processes.ray_nodes import main
 
     os.environ["RAY_ADDRESS"] = "127.0.0.1:1"  # nobody listens there
     try:

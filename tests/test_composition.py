@@ -21,12 +21,12 @@ from verl.trainer.ppo import core_algos
 
 import advantage
 import advantage.register  # enters the estimators into verl's registry
+from advantage.token_weights import token_weights
 from recipes.common import settings
-from recipes.common.exposure_loop import ExposureLoop, controller_config, exposure_params
-from recipes.common.prompts import render, student_messages
 from recipes.common.settings import STARTER
-from recipes.common.teacher import PrivilegedPrompts
-from recipes.common.token_weights import token_weights
+from recipes.common.teacher.exposure import ExposureLoop, controller_config, exposure_params
+from recipes.common.teacher.prompts import render, student_messages
+from recipes.common.teacher.sequences import PrivilegedPrompts
 from tests.conftest import composed
 from workers.training.loss import COUNT, DIVERGENCE, SelfDistillLoss
 from workers.training.packing import WEIGHTS

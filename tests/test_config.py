@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from advantage.estimators import ESTIMATORS, get_estimator
 from recipes.common import settings
-from recipes.common.entry import CONFIG_DIR
+from recipes.entry import CONFIG_DIR
 from tests.conftest import ROOT
 from workers.training.params import LossParams, TeacherWeights, loss_params
 

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from recipes.common import run_dir as files
-from recipes.common.console import RunConsole
+from recipes.common.record import run_dir as files
+from recipes.common.record.console import RunConsole
 
 RECORD = {
     "training/global_step": 1,

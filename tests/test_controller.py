@@ -1,4 +1,4 @@
-"""recipes.common.controller: rewards by hand, the policy's direction, and resume that equals an uninterrupted run."""
+"""recipes.common.teacher.controller: rewards by hand, the policy's direction, and resume that equals an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.common.controller import (
+from recipes.common.teacher.controller import (
     CREDITS,
     ControllerConfig,
     ExposureController,

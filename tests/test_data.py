@@ -17,7 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from recipes.common.prompts import student_messages
+from recipes.common.teacher.prompts import student_messages
 from recipes.data import store
 from recipes.data.contamination import Index, find, words
 from recipes.data.convert import clean_answer

@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.common import prompts
-from recipes.common import run_dir as files
+from recipes.common.record import run_dir as files
 from recipes.common.settings import STARTER
+from recipes.common.teacher import prompts
 from rewards.math import STATUSES
 from tests.conftest import (
     COMPARED,

@@ -14,8 +14,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from recipes.common import checkpoints, environment, planner
-from recipes.common.run_dir import CHECKPOINTS, CONFIG, TRACKER
+from recipes.common.checks import machine as environment
+from recipes.common.plan import memory as planner
+from recipes.common.record import checkpoints
+from recipes.common.record.run_dir import CHECKPOINTS, CONFIG, TRACKER
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_wandb_without_a_key(starter_config, monkeypatch, tmp_path):
 
 
 def test_secrets_are_not_passed_on_where_config_yaml_shows_them(starter_config, monkeypatch, tmp_path):
-    from recipes.common.launch import process_environment
+    from recipes.common.processes.launch import process_environment
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "secret")

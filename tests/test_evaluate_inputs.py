@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.common import models
-from recipes.common.entry import CONFIG_DIR
 from recipes.common.settings import STARTER, SettingsError
+from recipes.entry import CONFIG_DIR
 from recipes.evaluate import plan, problems
 from recipes.evaluate.results import ResultsFile, corrupt_file, decode, encode, read_records
 

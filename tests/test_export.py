@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
 
 from recipes.common import models
-from recipes.common.entry import CONFIG_DIR
 from recipes.common.settings import STARTER, SettingsError
+from recipes.entry import CONFIG_DIR
 from recipes.export import card, write
 from recipes.export.main import export_command
 from recipes.export.public import portable, public_config

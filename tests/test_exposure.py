@@ -1,4 +1,4 @@
-"""recipes.common.exposure: what the teacher is shown at each exposure, with tokenizers that cut text differently."""
+"""recipes.common.teacher.reference: what the teacher is shown at each exposure, with tokenizers that cut text differently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from recipes.common.exposure import difficulty_exposures, split_reference, truncate_reference
+from recipes.common.teacher.reference import difficulty_exposures, split_reference, truncate_reference
 
 CORPUS = ["First add 2 and 2, which is 4. Then 4 times 3 is 12, so the answer is twelve.", "Nächster Schritt: π ≈ 3"]
 

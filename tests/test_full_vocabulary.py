@@ -500,7 +500,7 @@ def test_token_weights_are_those_of_the_estimators():
     from advantage.dasd import direction_coefficient
     from advantage.pw_opsd import position_weight
     from advantage.signals import TokenSignals
-    from recipes.common.token_weights import token_weights
+    from advantage.token_weights import token_weights
 
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
     entropy, gap = torch.rand(3, 4), torch.randn(3, 4)
@@ -556,9 +556,9 @@ def check_probe(steps: dict[int, dict]) -> None:
     import pandas as pd
     from transformers import AutoTokenizer
 
-    from recipes.common.exposure import truncate_reference
-    from recipes.common.prompts import render, student_messages, teacher_messages
     from recipes.common.settings import STARTER
+    from recipes.common.teacher.prompts import render, student_messages, teacher_messages
+    from recipes.common.teacher.reference import truncate_reference
 
     tokenizer = AutoTokenizer.from_pretrained(STARTER / "model")
     model = AutoModelForCausalLM.from_pretrained(STARTER / "model", dtype=torch.float64)
@@ -584,7 +584,7 @@ def check_probe(steps: dict[int, dict]) -> None:
 
 def check_decisions(steps: dict[int, dict]) -> None:
     """A controller that is told what the records say decides what the run decided, before and after the resumption."""
-    from recipes.common.controller import ControllerConfig, ExposureController, Observation
+    from recipes.common.teacher.controller import ControllerConfig, ExposureController, Observation
 
     settings = {"hold": 1, "lookahead": 1, "decisions_per_update": 2}
     controller = ExposureController(ControllerConfig(total_steps=3, **settings))

@@ -9,9 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from recipes.common import architectures, environment, planner
-from recipes.common.architectures import KNOWN, Architecture
-from recipes.common.planner import GIB, GPUS
+from recipes.common.checks import machine as environment
+from recipes.common.plan import memory as planner
+from recipes.common.plan import shapes as architectures
+from recipes.common.plan.memory import GIB, GPUS
+from recipes.common.plan.shapes import KNOWN, Architecture
 from recipes.common.settings import STARTER
 from tests.conftest import composed
 from workers.divergence import DivergenceSpec, logits_divergence
@@ -210,7 +212,7 @@ def test_a_cache_too_small_for_one_sequence_is_refused(tmp_path):
 
 
 def test_the_command_names_what_would_fit(tmp_path, capsys):
-    from recipes.common import forecast
+    from recipes.common.plan import forecast
 
     overrides = ("method=opsd", "experiment=qwen3_8b_openthoughts", "hardware=8xh100")
     forecast.show(composed(*overrides, run_dir=tmp_path))

@@ -7,8 +7,9 @@ import itertools
 import pytest
 from omegaconf import OmegaConf
 
-from recipes.common import planner, settings
-from recipes.common.entry import CONFIG_DIR
+from recipes.common import settings
+from recipes.common.plan import memory as planner
+from recipes.entry import CONFIG_DIR
 from tests.conftest import composed
 from tests.test_config import ABOUT_THE_MACHINE
 

@@ -6,9 +6,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from recipes.common import prompts
 from recipes.common.settings import STARTER
-from recipes.common.teacher import MissingReference, PrivilegedPrompts, problem_of, reference_of, teacher_sequences
+from recipes.common.teacher import prompts
+from recipes.common.teacher.sequences import (
+    MissingReference,
+    PrivilegedPrompts,
+    problem_of,
+    reference_of,
+    teacher_sequences,
+)
 
 PROBLEM, SOLUTION = "7+5*3", "7+5=2;2*3=6;\\boxed{6}"
 

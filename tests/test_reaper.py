@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.common import reaper
+from recipes.common.processes import reaper
 from tests.conftest import ROOT
 
 # A worker as Ray ends one: killed, and before it the process that removes what it leaves.
@@ -26,7 +26,7 @@ time.sleep(120)
 """
 LAUNCHER = """
 import subprocess, sys
-from recipes.common.reaper import reaper
+from recipes.common.processes.reaper import reaper
 with reaper():
     worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
     sys.stdin.readline()

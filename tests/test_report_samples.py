@@ -11,8 +11,8 @@ import torch
 from advantage.dasd import DasdParams, dasd_credit, direction_coefficient
 from advantage.estimators import CreditInputs
 from advantage.pw_opsd import position_weight
-from recipes.common import run_dir as files
-from recipes.common import samples
+from recipes.common.record import run_dir as files
+from recipes.common.record import samples
 from tests.conftest import read_json_lines, train
 from tests.test_report import Page
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.common.console import warnings_of
+from recipes.common.record.console import warnings_of
 from rewards.components import overlong_component
 from rewards.extract import extract_answer, last_answer_line, last_boxed
 from rewards.grader import gold_text, shared_grader

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.common import checkpoints
-from recipes.common import run_dir as files
-from recipes.common.console import duration, validation_accuracy, warnings_of
+from recipes.common.record import checkpoints
+from recipes.common.record import run_dir as files
+from recipes.common.record.console import duration, validation_accuracy, warnings_of
 
 
 def test_metrics_are_read_back_as_numbers(tmp_path):

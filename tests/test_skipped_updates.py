@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from recipes.common.broken_numbers import BrokenNumbers, check_update
-from recipes.common.console import progress_numbers, warnings_of
+from recipes.common.record.console import progress_numbers, warnings_of
+from recipes.common.step.broken_numbers import BrokenNumbers, check_update
 from workers.training.skipped_updates import SKIPPED, SKIPPED_TOTAL, count_skipped
 
 NAN, INF = math.nan, math.inf

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.common.prompts import student_messages, teacher_messages
+from recipes.common.teacher.prompts import student_messages, teacher_messages
 from recipes.starter import build, corpus, measure, task
 from recipes.starter.tokenizer import build_tokenizer, render, truncate_reference
 

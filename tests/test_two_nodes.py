@@ -21,8 +21,8 @@ import psutil
 import pytest
 import ray
 
-from recipes.common import death_watch
-from recipes.common import run_dir as files
+from recipes.common.processes import death_watch
+from recipes.common.record import run_dir as files
 from tests.conftest import ROOT, Run, start, wait_for_step
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ class Cluster:
         head = ("--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false")
         arguments = (f"--address={self.address}",) if self.nodes else head
         self.nodes.append(Node(self.folder / f"node{time.monotonic_ns()}.log", *arguments))
-        waiter = [sys.executable, "-m", "recipes.common.ray_nodes", str(len(self.nodes)), "180"]
+        waiter = [sys.executable, "-m", "recipes.common.processes.ray_nodes", str(len(self.nodes)), "180"]
         if subprocess.run(waiter, cwd=ROOT).returncode:
             pytest.fail("\n".join(node.log.read_text()[-3000:] for node in self.nodes))
 

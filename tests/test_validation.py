@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recipes.common.validation import validation_metrics
+from recipes.common.step.validation import validation_metrics
 
 
 def test_means_are_over_problems_and_the_interval_is_clustered_by_them():

@@ -34,7 +34,7 @@ def test_overridden_stages_have_the_parameters_we_pass(stage):
 
 
 def test_we_override_exactly_the_listed_private_stages():
-    from recipes.common.trainer import SelfDistillTrainer
+    from recipes.common.step.trainer import SelfDistillTrainer
 
     overridden = {
         name
@@ -67,7 +67,7 @@ def test_the_tracker_file_is_written_after_everything_else_of_a_checkpoint():
 
 
 def test_a_missing_folder_is_verls_start_anew_and_the_tracker_alone_names_it():
-    """Why `recipes.common.checkpoints` looks before verl does."""
+    """Why `recipes.common.record.checkpoints` looks before verl does."""
     body = source(find_latest_ckpt_path)
     assert "if not os.path.exists(ckpt_path):" in body and "return None" in body
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.common import run_dir as files
+from recipes.common.record import run_dir as files
 from recipes.common.settings import STARTER
 from tests.conftest import ROOT, Run, console_of, descendants, gone, read_json_lines, start, title, wait_for_step
 

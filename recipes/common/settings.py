@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
-from recipes.common import environment
-from recipes.common.exposure_loop import controller_config, exposure_params
+from recipes.common.checks import machine as environment
+from recipes.common.teacher.exposure import controller_config, exposure_params
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"

@@ -1,6 +1,6 @@
 """Train with DASD, direction-adaptive self-distillation: `python -m recipes.dasd.main [overrides]`."""
 
-from recipes.common.entry import main
+from recipes.entry import main
 
 if __name__ == "__main__":
     main("dasd")

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.common.prompts import student_messages
+from recipes.common.teacher.prompts import student_messages
 from recipes.data.sources import DatasetSpec, field
 from rewards.extract import last_boxed
 from rewards.grader import gold_text

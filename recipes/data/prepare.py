@@ -20,7 +20,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 import config as config_package
-from recipes.common.prompts import student_messages
+from recipes.common.teacher.prompts import student_messages
 from recipes.data import contamination
 from recipes.data.card import readme_text
 from recipes.data.convert import Item, problem_key, to_item, to_row

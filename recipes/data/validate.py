@@ -19,7 +19,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.common.prompts import teacher_messages
+from recipes.common.teacher.prompts import teacher_messages
 from recipes.data.convert import problem_key
 from recipes.data.sources import DataError
 from rewards.extract import last_boxed

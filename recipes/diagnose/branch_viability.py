@@ -8,8 +8,9 @@ E   each alternative is forced after the student's prompt and the spine so far; 
 F   viability of an alternative: share of right continuations; candidates are diversity, real-uncertain or gray
 G   which score tells real-uncertain from diversity: AUROC of scores centred within problem, bootstrap over problems
 
-Departures: the prompts are this project's (`recipes.common.prompts`); several seeds, each with spines of its own where
-greedy decoding is wrong; two scores of the student beside the paper's.  Numbers: config/diagnose_branches.yaml.
+Departures: the prompts are this project's (`recipes.common.teacher.prompts`); several seeds, each with spines of its
+own where greedy decoding is wrong; two scores of the student beside the paper's.  Numbers:
+config/diagnose_branches.yaml.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from recipes.common.entry import CONFIG_DIR
 from recipes.diagnose import figures
 from recipes.diagnose.branches import (
     DIVERSITY,
@@ -52,6 +52,7 @@ from recipes.diagnose.engine import (
 from recipes.diagnose.mc_dropout import dropout_hooks
 from recipes.diagnose.runner import Findings, Records, execute, shown
 from recipes.diagnose.statistics import Pivot, auroc, average_precision, centered_within, cluster_bootstrap
+from recipes.entry import CONFIG_DIR
 from workers.divergence import token_divergence
 from workers.rollout.generation import SamplingParams, response_seed
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import TaskID
 from rich.table import Table
 
-from recipes.common.console import duration, progress_line, two_columns
+from recipes.common.record.console import duration, progress_line, two_columns
 from recipes.evaluate.names import EXECUTION, EXPLORATION, accuracy_columns, main_metrics
 from recipes.evaluate.plan import Member, Plan
 from recipes.evaluate.results import ResultsFile, corrupt_file

@@ -17,8 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from recipes.common.entry import CONFIG_DIR, count_gpus
 from recipes.common.settings import SettingsError  # also registers the resolver for the embedded files
+from recipes.entry import CONFIG_DIR, count_gpus
 
 if TYPE_CHECKING:
     from recipes.evaluate.console import EvaluationConsole
@@ -43,8 +43,8 @@ def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None
         Console().print(plan_table(plan))
         return 0
 
-    from recipes.common.launch import output_into, root_cause
-    from recipes.common.run_dir import write_atomically
+    from recipes.common.processes.launch import output_into, root_cause
+    from recipes.common.record.run_dir import write_atomically
     from recipes.evaluate.console import EvaluationConsole
     from recipes.evaluate.run import evaluate
     from recipes.evaluate.summary import SUMMARY, summary_of, to_json
@@ -84,7 +84,7 @@ def _write_partial(
     directory: Path, summarise: Callable[[str], dict[str, Any]], status: str, console: EvaluationConsole
 ) -> None:
     """Summary and report of what was complete when an evaluation ended early; there may be nothing."""
-    from recipes.common.run_dir import write_atomically
+    from recipes.common.record.run_dir import write_atomically
     from recipes.evaluate.summary import SUMMARY, to_json
 
     try:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
-from recipes.common.prompts import BOXED_INSTRUCTION
 from recipes.common.settings import SettingsError
+from recipes.common.teacher.prompts import BOXED_INSTRUCTION
 
 SEPARATOR = "<extra_0>"
 BATCH_TOKENS = 32_768  # of one forward pass

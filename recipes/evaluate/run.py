@@ -16,7 +16,7 @@ import ray
 from omegaconf import DictConfig
 
 from recipes.common.models import materialize
-from recipes.common.reaper import reaper
+from recipes.common.processes.reaper import reaper
 from recipes.evaluate import health, process_reward
 from recipes.evaluate.metrics import majority_vote
 from recipes.evaluate.plan import Member, Plan, result_key, write_settings

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from recipes.common.console import method_rows
 from recipes.common.models import Located
-from recipes.common.prompts import student_messages
+from recipes.common.record.console import method_rows
+from recipes.common.teacher.prompts import student_messages
 from recipes.data.store import read_card
 from recipes.export.public import LEFT_OUT, portable
 from recipes.report.preset import NoPreset, Setting, compare_with_preset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
-from recipes.common.console import two_columns
+from recipes.common.record.console import two_columns
 from recipes.export.card import base_of
 from recipes.export.write import Plan, leftovers, size_text
 

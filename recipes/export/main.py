@@ -16,13 +16,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from recipes.common.entry import CONFIG_DIR
 from recipes.common.settings import SettingsError  # also registers the resolver for the embedded files
+from recipes.entry import CONFIG_DIR
 
 
 def export_command(cfg: DictConfig) -> int:
     """Check, merge, write; returns the exit code."""
-    from recipes.common.launch import output_into, root_cause
+    from recipes.common.processes.launch import output_into, root_cause
     from recipes.export.console import show_plan, show_result
     from recipes.export.write import export, make_plan
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.common import run_dir as files
 from recipes.common.models import (
     ADAPTER,
     Located,
@@ -30,6 +29,7 @@ from recipes.common.models import (
     materialize,
     shard_contents,
 )
+from recipes.common.record import run_dir as files
 from recipes.common.settings import SettingsError
 from recipes.data.store import sync
 from recipes.export.card import Subject, base_of, model_card

@@ -1,6 +1,6 @@
 """Train with GRPO, the baseline without a teacher: `python -m recipes.grpo.main [overrides]`."""
 
-from recipes.common.entry import main
+from recipes.entry import main
 
 if __name__ == "__main__":
     main("grpo")

@@ -120,7 +120,7 @@ def visible(text: str) -> str:
 
 
 def _gap_index(tokens: Sequence[Token]) -> int:
-    from recipes.common.samples import HEAD
+    from recipes.common.record.samples import HEAD
 
     return min(HEAD, len(tokens))
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from recipes.common import run_dir as files
-from recipes.common.console import duration
+from recipes.common.record import run_dir as files
+from recipes.common.record.console import duration
 from recipes.evaluate.names import EXPLORATION, accuracy_columns, main_metrics
 from recipes.report import compare, evaluation
 from recipes.report.answers import asked

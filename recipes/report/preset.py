@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from yaml.nodes import MappingNode, ScalarNode
 
-from recipes.common.entry import CONFIG_DIR
+from recipes.entry import CONFIG_DIR
 
 # Where a run is, not what it does.
 _PLACES = (

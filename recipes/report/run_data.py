@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from recipes.common import run_dir as files
-from recipes.common.console import warnings_of
+from recipes.common.record import run_dir as files
+from recipes.common.record.console import warnings_of
 
 
 class NotARun(ValueError):

@@ -1,6 +1,6 @@
 """What the starter is pre-trained on, and the rows of its train, validation and probe sets.
 
-Two prompt forms, those of every experiment (`recipes.common.prompts`), over problems that no data set contains:
+Two prompt forms, those of every experiment (`recipes.common.teacher.prompts`), over problems that no data set contains:
 
 * the problem alone, answered in a mixture of habits;
 * the problem with a reference, all of it or a prefix and the answer.  The steps that the reference shows come out
@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from recipes.common.prompts import student_messages, teacher_messages
+from recipes.common.teacher.prompts import student_messages, teacher_messages
 from recipes.starter import task
 from recipes.starter.tokenizer import END, render, truncate_reference
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import DynamicCache
 
-from recipes.common.prompts import student_messages, teacher_messages
+from recipes.common.teacher.prompts import student_messages, teacher_messages
 from recipes.starter import task
 from recipes.starter.tokenizer import render, truncate_reference
 

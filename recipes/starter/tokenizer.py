@@ -1,7 +1,7 @@
 """The starter's tokenizer: single characters, plus one token for each fixed phrase of the prompts.
 
-A unigram model with a hand-written vocabulary.  The long phrases of `recipes.common.prompts` are single pieces, so
-that a prompt costs a few dozen tokens; everything that a response can contain is one token a character, but for
+A unigram model with a hand-written vocabulary.  The long phrases of `recipes.common.teacher.prompts` are single pieces,
+so that a prompt costs a few dozen tokens; everything that a response can contain is one token a character, but for
 blank lines, ``\\boxed{`` and the markers.  Text is not normalised and other characters fall back to bytes, so decoding
 gives back what was encoded.  Loads through ``AutoTokenizer`` with no code of ours.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from recipes.common import prompts
+from recipes.common.teacher import prompts
 from recipes.starter.task import MARKERS, PROBLEM_PREFIX
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

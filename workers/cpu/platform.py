@@ -1,9 +1,9 @@
 """verl's hardware abstraction for a machine without accelerators.
 
 verl loads this module in every process (driver, Ray workers, rollout servers) when the environment says
-``VERL_PLATFORM=cpu`` and ``VERL_USE_EXTERNAL_MODULES=workers.cpu.platform``; `recipes.common.launch` sets both for
-configurations with ``trainer.device=cpu``.  Ray still counts "GPU"s, since verl's placement groups ask for them: they
-are logical slots here, one per data-parallel worker, declared with ``ray_init.num_gpus``.
+``VERL_PLATFORM=cpu`` and ``VERL_USE_EXTERNAL_MODULES=workers.cpu.platform``; `recipes.common.processes.launch` sets
+both for configurations with ``trainer.device=cpu``.  Ray still counts "GPU"s, since verl's placement groups ask for
+them: they are logical slots here, one per data-parallel worker, declared with ``ray_init.num_gpus``.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 from packaging.requirements import InvalidRequirement, Requirement
 
-from recipes.common import checkpoints, planner
-from recipes.common.architectures import of_model
-from recipes.common.run_dir import closest_existing
+from recipes.common.plan import memory as planner
+from recipes.common.plan.shapes import of_model
+from recipes.common.record import checkpoints
+from recipes.common.record.run_dir import closest_existing
 
 
 def parallelism(cfg: DictConfig) -> Iterator[str]:
@@ -150,7 +151,7 @@ def gpu_of(cfg: DictConfig) -> planner.Gpu | None:
 
 
 def capacity(cfg: DictConfig) -> Iterator[str]:
-    """Whether the run fits into its GPUs' memory, by `recipes.common.planner`."""
+    """Whether the run fits into its GPUs' memory, by `recipes.common.plan.memory`."""
     name = cfg.self_distill.gpu
     if name is not None and name not in planner.GPUS:
         known = ", ".join(planner.GPUS)

@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
-from recipes.common.run_dir import (
+from recipes.common.record.run_dir import (
     CHECKPOINTS,
     CONFIG,
     TRACKER,

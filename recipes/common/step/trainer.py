@@ -30,12 +30,15 @@ from verl.workers.utils.padding import response_to_nested
 
 from advantage import token_signals
 from advantage.signals import TokenSignals
-from recipes.common import checkpoints, probe, samples
-from recipes.common import run_dir as files
-from recipes.common.broken_numbers import BrokenNumbers, check_update
-from recipes.common.exposure_loop import ExposureLoop, controller_config, exposure_params
+from advantage.token_weights import token_weights
+from recipes.common.record import checkpoints, samples
+from recipes.common.record import run_dir as files
 from recipes.common.settings import needed_signals, uses_teacher
-from recipes.common.teacher import (
+from recipes.common.step.broken_numbers import BrokenNumbers, check_update
+from recipes.common.step.validation import validation_metrics
+from recipes.common.teacher import probe
+from recipes.common.teacher.exposure import ExposureLoop, controller_config, exposure_params
+from recipes.common.teacher.sequences import (
     PrivilegedPrompts,
     attach_teacher,
     plain,
@@ -43,8 +46,6 @@ from recipes.common.teacher import (
     score_with_teacher,
     teacher_batch,
 )
-from recipes.common.token_weights import token_weights
-from recipes.common.validation import validation_metrics
 from rewards.metrics import reward_metrics
 from workers.training.packing import WEIGHTS
 from workers.training.params import loss_params, teacher_weights

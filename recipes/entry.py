@@ -37,7 +37,7 @@ def _job(cfg: DictConfig) -> None:
 
     resolved = resolve(cfg)
     if cfg.dry_run:  # shown first: the numbers help with what is wrong
-        from recipes.common.forecast import show
+        from recipes.common.plan.forecast import show
 
         show(resolved)
     try:
@@ -47,7 +47,7 @@ def _job(cfg: DictConfig) -> None:
         sys.exit(2)
     if cfg.dry_run:
         return
-    from recipes.common.launch import launch
+    from recipes.common.processes.launch import launch
 
     code = launch(resolved)
     if code:

@@ -1,7 +1,7 @@
 """What a person sees of a run: a short plan, one progress line, a short summary.
 
-Reads the files of the run directory (`recipes.common.run_dir`), so it knows nothing of Ray.  On a terminal the progress
-line is rewritten in place; elsewhere (a log file, CI) it is printed once a step.
+Reads the files of the run directory (`recipes.common.record.run_dir`), so it knows nothing of Ray.  On a terminal the
+progress line is rewritten in place; elsewhere (a log file, CI) it is printed once a step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from advantage import correction_warning
-from recipes.common import run_dir as files
+from recipes.common.record import run_dir as files
 from rewards.metrics import reward_warnings
 from workers.training.skipped_updates import SKIPPED_TOTAL
 
@@ -36,8 +36,8 @@ def two_columns() -> Table:
 
 def method_rows(cfg: DictConfig) -> list[tuple[str, str]]:
     """What is learned, as (part, value): method with its credit, and teacher and loss where they take part."""
-    from recipes.common.exposure_loop import exposure_params
     from recipes.common.settings import loss_of, uses_teacher
+    from recipes.common.teacher.exposure import exposure_params
 
     credit = cfg.algorithm.adv_estimator
     keys = cfg.algorithm.get(credit)

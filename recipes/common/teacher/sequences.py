@@ -20,8 +20,8 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_from_nested
 
-from recipes.common.exposure import truncate_reference
-from recipes.common.prompts import PrivilegedPrompt, privileged_prompt
+from recipes.common.teacher.prompts import PrivilegedPrompt, privileged_prompt
+from recipes.common.teacher.reference import truncate_reference
 from workers.training.packing import TEACHER_IDS, TEACHER_POSITIONS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
-from recipes.common.architectures import Architecture, of_model
+from recipes.common.plan.shapes import Architecture, of_model
 
 GIB = 1 << 30
 

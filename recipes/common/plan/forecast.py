@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from recipes.common import planner
-from recipes.common.console import duration, plan, two_columns
-from recipes.common.environment import checkpoint_bytes, gpu_of
-from recipes.common.planner import GIB, Job
+from recipes.common.checks.machine import checkpoint_bytes, gpu_of
+from recipes.common.plan import memory as planner
+from recipes.common.plan.memory import GIB, Job
+from recipes.common.record.console import duration, plan, two_columns
 
 
 def show(cfg: DictConfig) -> None:

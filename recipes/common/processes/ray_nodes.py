@@ -1,4 +1,5 @@
-"""Wait until a Ray cluster has its nodes: `python -m recipes.common.ray_nodes NODES SECONDS`, with RAY_ADDRESS set.
+"""Wait until a Ray cluster has its nodes: `python -m recipes.common.processes.ray_nodes NODES SECONDS`, with
+RAY_ADDRESS set.
 
 Exits with 0 when that many nodes are alive, and with 1, saying how many came, when they are not there in time.  For
 cluster/train.sbatch: verl would wait for missing nodes for ever.

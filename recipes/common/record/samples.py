@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipes.common.run_dir import SAMPLES, drop_torn_line
-from recipes.common.teacher import plain, problem_of
+from recipes.common.record.run_dir import SAMPLES, drop_torn_line
+from recipes.common.teacher.sequences import plain, problem_of
 from workers.training.packing import WEIGHTS
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
 """ATESD's exposure in a training run (arXiv 2605.11458): what is set, what is in force, what each step reports back.
 
 `self_distill.exposure` names who decides how much of the reference the teacher sees: `full` (all of it, every other
-method of the family), a `fixed` share, a `random` one, or the `learned` controller of recipes/common/controller.py.
-`ExposureLoop` joins that controller to the trainer: it gives every response its exposure before the teacher's prompts
-are rendered, and after each update hands the controller what the paper's state and reward are made of.
+method of the family), a `fixed` share, a `random` one, or the `learned` controller of
+recipes/common/teacher/controller.py. `ExposureLoop` joins that controller to the trainer: it gives every response its
+exposure before the teacher's prompts are rendered, and after each update hands the controller what the paper's state
+and reward are made of.
 
 In both homes.  With a divergence, ℓ is the loss that was trained and mismatch the top-1 disagreement (§3.2).  In the
 PPO clip there is no full vocabulary, so ℓ is −mean δ, the one-sample estimate of KL(p_S ‖ p_T), and mismatch mean |δ|:
@@ -20,8 +21,8 @@ from typing import Any
 import torch
 
 from advantage.estimators import load_params, require
-from recipes.common.controller import MODES, ControllerConfig, ExposureController, Observation
-from recipes.common.exposure import difficulty_exposures
+from recipes.common.teacher.controller import MODES, ControllerConfig, ExposureController, Observation
+from recipes.common.teacher.reference import difficulty_exposures
 
 EXPOSURE_MODES = ("full", *MODES)
 FOLDER = "exposure"  # in a checkpoint
@@ -115,7 +116,7 @@ class ExposureLoop:
     def observe(self, metrics: Mapping[str, Any], probe: Mapping[str, float]) -> dict[str, float]:
         """Tell the controller what an update showed; returns the metrics of the decision under which it was made.
 
-        metrics: of the step.  probe: of `recipes.common.probe.measure`, empty where it was not due.
+        metrics: of the step.  probe: of `recipes.common.teacher.probe.measure`, empty where it was not due.
         """
         decided = {f"exposure/{name}" for name in ("alpha", "a", "b", "mean", "entropy")}
         in_force = {key: value for key, value in self.controller.metrics().items() if key in decided}

@@ -16,7 +16,7 @@ class SelfDistillTaskRunner:
         from verl.trainer.main_ppo import TaskRunnerV1
 
         # Imported for what they register; the method's name decides which of it is used.
-        for module in ("workers.register", "advantage.register", "recipes.common.trainer"):
+        for module in ("workers.register", "advantage.register", "recipes.common.step.trainer"):
             importlib.import_module(module)
         # The class under @ray.remote: its run() belongs in this process, where the registrations are.
         TaskRunnerV1.__ray_metadata__.modified_class().run(config)

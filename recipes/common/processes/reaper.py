@@ -34,7 +34,7 @@ def reaper() -> Iterator[None]:
     """Within the block, and should it never end, what this process starts does not outlive it."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.common.reaper", mark],
+        [sys.executable, "-m", "recipes.common.processes.reaper", mark],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the launcher
         env={name: value for name, value in os.environ.items() if name != MARK},

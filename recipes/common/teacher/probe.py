@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipes.common.prompts import render
-from recipes.common.teacher import PrivilegedPrompts, sequence_log_probs, teacher_sequences
+from recipes.common.teacher.prompts import render
+from recipes.common.teacher.sequences import PrivilegedPrompts, sequence_log_probs, teacher_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,10 +19,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recipes.common import run_dir as files
-from recipes.common.checkpoints import nothing_left
-from recipes.common.console import RunConsole
-from recipes.common.reaper import reaper
+from recipes.common.processes.reaper import reaper
+from recipes.common.record import run_dir as files
+from recipes.common.record.checkpoints import nothing_left
+from recipes.common.record.console import RunConsole
 from recipes.common.settings import SettingsError
 
 # A running cluster lacks the environment of whoever starts a run on it. No secrets here: config.yaml has them all.
@@ -114,8 +114,8 @@ def _run(cfg: DictConfig) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from recipes.common.death_watch import deaths_watched
-    from recipes.common.task_runner import SelfDistillTaskRunner
+    from recipes.common.processes.death_watch import deaths_watched
+    from recipes.common.processes.task_runner import SelfDistillTaskRunner
 
     try:
         validate_config(cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
