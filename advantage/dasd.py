@@ -21,15 +21,9 @@ import numpy as np
 import torch
 
 from advantage.checks import as_mask, check_finite, check_shape
-from advantage.estimators import (
-    AdditiveParams,
-    Credit,
-    CreditInputs,
-    additive_credit,
-    estimator,
-    magnitude_metrics,
-    require,
-)
+from advantage.estimators import AdditiveParams, Credit, CreditInputs, additive_credit, estimator, magnitude_metrics
+from advantage.labels import Metric, TokenField
+from advantage.params import require
 from advantage.segments import (
     Tokens,
     map_rows,
@@ -40,6 +34,8 @@ from advantage.segments import (
     row_median,
     sigmoid,
 )
+from advantage.signals import Signals
+from advantage.token_weights import token_weight
 
 ROUTERS = ("entropy", "position", "token_frequency", "external")
 DIRECTIONS = ("tanh", "hard", "linear", "constant")
@@ -289,20 +285,24 @@ def _signals_needed(params: DasdParams) -> tuple[str, ...]:
     return ("log_prob_gap", *by_router[params.router])
 
 
-@estimator("dasd", params=DasdParams, needs=_signals_needed)
-def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
-    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8)."""
-    mask = inputs.response_mask
-    gap = inputs.signal("log_prob_gap")
+def omega_and_gap(
+    signals: Signals, response_mask: torch.Tensor, params: DasdParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """omega_t and delta-bar_t, (B, T) fp32 each, as `direction_coefficient` makes them under these parameters.
+
+    The one place where parameters meet signals: the credit below and the divergence's weight both start here.
+    """
     router_signal = None
     if params.direction != "constant" and params.router == "token_frequency":
-        router_signal = inverse_frequency_signal(inputs.signal("token_ids"), mask, inputs.signal("token_counts"))
+        router_signal = inverse_frequency_signal(
+            signals.signal("token_ids"), response_mask, signals.signal("token_counts")
+        )
     elif params.direction != "constant" and params.router == "external":
-        router_signal = inputs.signal("router_signal")
-    omega, normalized = direction_coefficient(
-        inputs.entropy if params.router == "entropy" else None,
-        gap,
-        mask,
+        router_signal = signals.signal("router_signal")
+    return direction_coefficient(
+        signals.entropy if params.router == "entropy" else None,
+        signals.signal("log_prob_gap"),
+        response_mask,
         router_quantile=params.router_quantile,
         gap_eps=params.gap_eps,
         entropy_eps=params.entropy_eps,
@@ -315,6 +315,41 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
         gate_threshold=params.gate_threshold,
         deviation=params.deviation,
     )
+
+
+@token_weight("dasd", params=DasdParams, needs=_signals_needed)
+def dasd_weight(
+    signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: DasdParams
+) -> torch.Tensor:
+    """The signed omega_t of Eq. 4 as the factor of a token's divergence (Eq. 5); beta is the loss's coefficient."""
+    omega, _ = omega_and_gap(signals, response_mask, params)
+    if params.mask_zero_variance_groups:
+        omega[equal_reward_rows] = 0.0
+    return omega
+
+
+@estimator(
+    "dasd",
+    params=DasdParams,
+    needs=_signals_needed,
+    shows=("beta", "gap_eps", "entropy_eps", "router_quantile"),
+    tokens=(TokenField("omega", "ω", "direction: positive attracts to the teacher, negative repels", 1.0),),
+    metrics=(
+        Metric(
+            "credit/omega/positive_share",
+            "Share of positive ω",
+            "tokens that are drawn to the teacher; the others are pushed away",
+            line="share",
+            percent=True,
+            idle=1.0,
+        ),
+    ),
+)
+def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
+    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8)."""
+    mask = inputs.response_mask
+    gap = inputs.signal("log_prob_gap")
+    omega, normalized = omega_and_gap(inputs, mask, params)
     gap_scale = row_median(gap.detach().abs(), mask)[mask.any(dim=-1)]
     tokens = pack(omega, mask)
     below_eps = (gap_scale < params.gap_eps).float()

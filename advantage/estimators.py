@@ -12,70 +12,51 @@ Most methods add a token field to A_G: `additive_credit` is that rule, with its 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 
 from advantage.checks import check_finite, check_shape, masked_float32
+from advantage.labels import Metric, TokenField
+from advantage.params import load_params, require
 from advantage.segments import batch_abs_mean, batch_magnitude
+from advantage.signals import MissingSignalError, Signals
 
 CORRECTION_RATIO_LIMIT = 5.0  # above it the teacher's correction drowns the verifier's advantage
 
-SIGNALS = ("entropy", "log_prob_gap", "token_ids", "router_signal", "token_counts", "step", "total_steps")
-TOKEN_SHAPED_SIGNALS = ("entropy", "log_prob_gap", "token_ids", "router_signal")
+# Of every estimator that adds a token field to A_G.
+CORRECTION_RATIO = Metric(
+    "credit/correction_ratio",
+    "Correction / advantage",
+    f"mean |teacher's correction| over mean |A_G|; above {CORRECTION_RATIO_LIMIT:g} the verifier no longer decides",
+    line="ratio",
+    short="corr/adv",
+    form="{:.2g}",
+    limit=CORRECTION_RATIO_LIMIT,
+    from_zero=True,
+)
+# Estimators that were called like the method whose sampled-token form they are.
+RENAMED = {"opsd": "opsd_sampled", "pw_opsd": "pw_opsd_sampled", "atesd": "atesd_sampled"}
 
 
-class MissingSignalError(ValueError):
-    """An estimator was called without a signal that it needs."""
-
-
-@dataclass(frozen=True)
-class CreditInputs:
-    """What an estimator may use. Tensors are (B, T) with rows and padding as in `response_mask`, unless said otherwise.
+@dataclass(frozen=True, kw_only=True)
+class CreditInputs(Signals):
+    """What an estimator may use: the token signals, and what verl knows of each response.
 
     Attributes:
-        group_advantage: A_G, fp32, zero outside the mask.
-        response_mask: bool.
+        group_advantage: A_G, (B, T) fp32, zero outside the mask.
+        response_mask: (B, T) bool.
         scores: (B,) fp32, the verifier's reward of each response (the sum of its token rewards).
         equal_reward_rows: (B,) bool, rows of a group of two or more whose rewards are all equal.
-        entropy: H_t of the student over the full vocabulary, nats.
-        log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), nats, both at the rollout's weights.
-        token_ids: the response's token ids.
-        router_signal: any per-token quantity to route on instead of entropy.
-        token_counts: (V,) how often each token id occurs in the training corpus.
-        step, total_steps: training progress, for estimators with a schedule.
     """
 
     group_advantage: torch.Tensor
     response_mask: torch.Tensor
     scores: torch.Tensor
     equal_reward_rows: torch.Tensor
-    entropy: torch.Tensor | None = None
-    log_prob_gap: torch.Tensor | None = None
-    token_ids: torch.Tensor | None = None
-    router_signal: torch.Tensor | None = None
-    token_counts: torch.Tensor | None = None
-    step: int | None = None
-    total_steps: int | None = None
-
-    def signal(self, name: str) -> Any:
-        """The named signal.
-
-        Raises:
-            MissingSignalError: it was not supplied.
-        """
-        value = getattr(self, name)
-        if value is None:
-            raise MissingSignalError(f"the estimator needs the signal {name!r}, which was not supplied")
-        return value
 
 
 @dataclass(frozen=True)
@@ -116,40 +97,66 @@ class AdditiveParams(EstimatorParams):
         require(0.0 <= self.beta < math.inf, "beta", self.beta, "finite, 0 or more (0 is GRPO)")
 
 
-ParamsT = TypeVar("ParamsT", bound=EstimatorParams)
 CreditFn = Callable[[CreditInputs, Any], Credit]
+Needs = Sequence[str] | Callable[[Any], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """A registered estimator. `needs` maps its parameters to the names of the signals that they require."""
+    """A registered estimator, and all that others must know of it.
+
+    Attributes:
+        name: what `algorithm.adv_estimator` selects it by, and the key of its parameters, `algorithm.<name>`.
+        credit: the rule.
+        params: its parameters' dataclass.
+        needs: maps its parameters to the names of the signals that they require.
+        shows: parameters that are worth a place in a run's first lines.
+        tokens: what it leaves in `Credit.tokens`.
+        metrics: those of its metrics that a report draws.
+    """
 
     name: str
     credit: CreditFn
     params: type[EstimatorParams]
     needs: Callable[[Any], tuple[str, ...]]
+    shows: tuple[str, ...] = ()
+    tokens: tuple[TokenField, ...] = ()
+    metrics: tuple[Metric, ...] = ()
 
 
 ESTIMATORS: dict[str, Estimator] = {}
 
 
 def estimator(
-    name: str, *, params: type[EstimatorParams], needs: Sequence[str] | Callable[[Any], tuple[str, ...]] = ()
+    name: str,
+    *,
+    params: type[EstimatorParams],
+    needs: Needs = (),
+    shows: Sequence[str] = (),
+    tokens: Sequence[TokenField] = (),
+    metrics: Sequence[Metric] = (),
 ) -> Callable[[CreditFn], CreditFn]:
-    """Enter a credit function under the name that `algorithm.adv_estimator` selects it by.
+    """Enter a credit function into `ESTIMATORS`.
 
     Args:
-        name: also the key of its parameters, `algorithm.<name>`.
-        params: its parameter dataclass.
+        name, params, shows, tokens, metrics: as in `Estimator`. The metrics of `additive_credit` come by themselves
+            where the parameters are `AdditiveParams`.
         needs: the signals it requires, or a function of the parameters that returns them.
     """
-    wanted = needs if callable(needs) else _always(tuple(needs))
 
     def enter(fn: CreditFn) -> CreditFn:
-        ESTIMATORS[name] = Estimator(name=name, credit=fn, params=params, needs=wanted)
+        shared = (CORRECTION_RATIO,) if issubclass(params, AdditiveParams) else ()
+        ESTIMATORS[name] = Estimator(
+            name, fn, params, needs_of(needs), tuple(shows), tuple(tokens), (*shared, *metrics)
+        )
         return fn
 
     return enter
+
+
+def needs_of(needs: Needs) -> Callable[[Any], tuple[str, ...]]:
+    """A fixed list of signals, or a function of the parameters, as a function of the parameters."""
+    return needs if callable(needs) else lambda params: tuple(needs)
 
 
 def get_estimator(name: str) -> Estimator:
@@ -158,6 +165,8 @@ def get_estimator(name: str) -> Estimator:
     Raises:
         ValueError: there is none; the message lists those there are.
     """
+    if name in RENAMED:
+        raise ValueError(f"advantage estimator {name!r} is called {RENAMED[name]!r} now, and so are its parameters")
     if name not in ESTIMATORS:
         raise ValueError(f"unknown advantage estimator {name!r}: must be one of {', '.join(sorted(ESTIMATORS))}")
     return ESTIMATORS[name]
@@ -180,46 +189,6 @@ def params_from_config(name: str, algorithm: Any) -> EstimatorParams:
 def required_signals(name: str, algorithm: Any = None) -> tuple[str, ...]:
     """Names of the signals an estimator needs under a config; lets a trainer compute those and no others."""
     return get_estimator(name).needs(params_from_config(name, algorithm))
-
-
-def load_params(params: type[ParamsT], node: Any, *, where: str) -> ParamsT:
-    """Build and validate a parameter dataclass from a config node.
-
-    Args:
-        params: the dataclass.
-        node: a mapping (an OmegaConf node is one), an instance of `params`, or None for defaults.
-        where: the node's path in the config, for messages.
-
-    Raises:
-        ValueError: unknown key, wrong type or a value outside its range; states the value, the rule and the fix.
-    """
-    if isinstance(node, params):
-        node.validate()
-        return node
-    if node is None:
-        node = {}
-    if not isinstance(node, Mapping):
-        raise ValueError(f"{where}={node!r}: must be a mapping of {', '.join(_field_types(params))}")
-    known = _field_types(params)
-    values = {}
-    for key, value in node.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"{where}.{key}={value!r}: no such parameter{hint} There are: {', '.join(known)}")
-        values[key] = _converted(f"{where}.{key}", value, known[key])
-    try:
-        built = params(**values)
-        built.validate()
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from None
-    return built
-
-
-def require(holds: bool, name: str, value: Any, rule: str) -> None:
-    """Raise ValueError `name=value: must be rule` unless the rule holds."""
-    if not holds:
-        raise ValueError(f"{name}={value!r}: must be {rule}")
 
 
 def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> Credit:
@@ -342,39 +311,3 @@ def _missing_message(name: str, missing: Sequence[str], needed: Sequence[str]) -
         f"    with advantage.token_signals({arguments}) as signals:\n"
         f"        data = compute_advantage(data, adv_estimator={name!r}, config=config.algorithm)"
     )
-
-
-def _always(names: tuple[str, ...]) -> Callable[[Any], tuple[str, ...]]:
-    return lambda params: names
-
-
-def _field_types(params: type[EstimatorParams]) -> dict[str, Any]:
-    hints = typing.get_type_hints(params)
-    return {field.name: hints[field.name] for field in dataclasses.fields(params)}
-
-
-def _converted(where: str, value: Any, kind: Any) -> Any:
-    """A config value as the field's type: ints become floats, everything else must already be of that type."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and type(None) in options:
-        return None
-    if bool in options:
-        if isinstance(value, (bool, np.bool_)):
-            return bool(value)
-    elif isinstance(value, bool):
-        _wrong_type(where, value, options)
-    elif float in options and isinstance(value, (int, float)):
-        if math.isnan(value):
-            _wrong_type(where, value, options)
-        return float(value)
-    elif int in options and isinstance(value, int):
-        return value
-    elif str in options and isinstance(value, str):
-        return value
-    _wrong_type(where, value, options)
-
-
-def _wrong_type(where: str, value: Any, options: Sequence[type]) -> NoReturn:
-    names = {bool: "true or false", float: "a number", int: "a whole number", str: "a word", type(None): "null"}
-    hint = "; YAML reads 1e-6 as text, write 1.0e-6" if isinstance(value, str) and float in options else ""
-    raise ValueError(f"{where}={value!r}: must be {' or '.join(names[option] for option in options)}{hint}")

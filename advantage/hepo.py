@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from advantage.checks import check_finite, check_shape, masked_float32
-from advantage.estimators import Credit, CreditInputs, EstimatorParams, estimator, require
+from advantage.estimators import Credit, CreditInputs, EstimatorParams, estimator
+from advantage.labels import TokenField
+from advantage.params import require
 from advantage.segments import batch_abs_mean, batch_mean, batch_quantile
 
 
@@ -38,7 +40,13 @@ class HepoParams(EstimatorParams):
         require(0.0 < self.softness < math.inf, "softness", self.softness, "a positive number of nats")
 
 
-@estimator("hepo", params=HepoParams, needs=("entropy",))
+@estimator(
+    "hepo",
+    params=HepoParams,
+    needs=("entropy",),
+    shows=("entropy_share", "weighting"),
+    tokens=(TokenField("weight", "w", "factor of the group advantage: zero where the student is sure"),),
+)
 def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
     """A_t = A_G times the weight of the token's entropy."""
     mask = inputs.response_mask

@@ -20,13 +20,17 @@ from advantage.estimators import (
     AdditiveParams,
     Credit,
     CreditInputs,
+    EstimatorParams,
     additive_credit,
     estimator,
     magnitude_metrics,
     masked_gap,
-    require,
 )
+from advantage.labels import TokenField
+from advantage.params import require
 from advantage.segments import Tokens, batch_mean, map_rows, relative_positions, sigmoid
+from advantage.signals import Signals
+from advantage.token_weights import token_weight
 
 # (floor w_min, threshold theta, scale s). Only "moderate" is the paper's. The tuples of the other three are lost from
 # its text, which fixes nothing but their order (mild: high floor, softest; sharp: lower floor, steeper; aggressive:
@@ -73,8 +77,13 @@ def _check_schedule(floor: float, threshold: float, scale: float) -> None:
 
 
 @dataclass(frozen=True)
-class PwOpsdParams(AdditiveParams):
-    """Parameters of `algorithm.pw_opsd`. A named schedule, of which single values can be overridden."""
+class PositionParams(EstimatorParams):
+    """Parameters of `algorithm.pw_opsd`: a named schedule, of which single values can be overridden.
+
+    Attributes:
+        schedule: a key of `SCHEDULES`.
+        floor, threshold, scale: as in `position_weight`; None takes the schedule's.
+    """
 
     schedule: str = "moderate"
     floor: float | None = None
@@ -95,13 +104,36 @@ class PwOpsdParams(AdditiveParams):
             scale if self.scale is None else self.scale,
         )
 
+    def weight(self, response_mask: torch.Tensor) -> torch.Tensor:
+        """w(u_t) under this schedule, (B, T) fp32."""
+        floor, threshold, scale = self.position_schedule()
+        return position_weight(response_mask, floor=floor, threshold=threshold, scale=scale)
 
-@estimator("pw_opsd", params=PwOpsdParams, needs=("log_prob_gap",))
-def pw_opsd_credit(inputs: CreditInputs, params: PwOpsdParams) -> Credit:
+
+@dataclass(frozen=True)
+class PwOpsdSampledParams(PositionParams, AdditiveParams):
+    """Parameters of `algorithm.pw_opsd_sampled`: beta beside the schedule."""
+
+
+@token_weight("position", params=PositionParams, node="pw_opsd")
+def pw_opsd_weight(
+    signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: PositionParams
+) -> torch.Tensor:
+    """w(u_t) of Eq. 5 as the factor of a token's divergence; the rewards have no part in it."""
+    return params.weight(response_mask)
+
+
+@estimator(
+    "pw_opsd_sampled",
+    params=PwOpsdSampledParams,
+    needs=("log_prob_gap",),
+    shows=("beta", "schedule"),
+    tokens=(TokenField("weight", "w", "factor of the token's credit: small early in the response"),),
+)
+def pw_opsd_sampled_credit(inputs: CreditInputs, params: PwOpsdSampledParams) -> Credit:
     """A_t = A_G + beta * w(u_t) * delta_t."""
     mask = inputs.response_mask
-    floor, threshold, scale = params.position_schedule()
-    weight = position_weight(mask, floor=floor, threshold=threshold, scale=scale)
+    weight = params.weight(mask)
     gap = masked_gap(inputs)
     metrics = magnitude_metrics("credit/gap", gap, mask)
     metrics["credit/position_weight/mean"] = batch_mean(weight, mask)

@@ -92,7 +92,7 @@ def compute_token_advantage(
         response_mask=mask,
         scores=scores,
         equal_reward_rows=equal_reward_rows(scores, index),
-        **signals.as_inputs(mask),
+        **signals.checked(mask),
     )
     credit = run_estimator(name, inputs, params)
     signals.diagnostics.update(credit.metrics)

@@ -24,8 +24,8 @@ from advantage.estimators import (
     estimator,
     magnitude_metrics,
     masked_gap,
-    require,
 )
+from advantage.params import require
 from advantage.segments import batch_mean, batch_quantile
 
 
@@ -55,7 +55,12 @@ class ReopoldParams(EstimatorParams):
         return math.log(self.mixture / (1.0 - self.mixture))
 
 
-@estimator("reopold", params=ReopoldParams, needs=("log_prob_gap", "entropy", "step", "total_steps"))
+@estimator(
+    "reopold",
+    params=ReopoldParams,
+    needs=("log_prob_gap", "entropy", "step", "total_steps"),
+    shows=("mixture", "entropy_share", "first_part"),
+)
 def reopold_credit(inputs: CreditInputs, params: ReopoldParams) -> Credit:
     """A_t = M_t * max(delta_t, log(lambda / (1 - lambda))) * N / sum(M)."""
     mask = inputs.response_mask

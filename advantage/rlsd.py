@@ -19,8 +19,9 @@ from advantage.estimators import (
     estimator,
     magnitude_metrics,
     masked_gap,
-    require,
 )
+from advantage.labels import TokenField
+from advantage.params import require
 from advantage.segments import batch_abs_mean, batch_mean
 
 
@@ -59,7 +60,13 @@ def _signals_needed(params: RlsdParams) -> tuple[str, ...]:
     return ("log_prob_gap",) if params.decay_steps is None else ("log_prob_gap", "step")
 
 
-@estimator("rlsd", params=RlsdParams, needs=_signals_needed)
+@estimator(
+    "rlsd",
+    params=RlsdParams,
+    needs=_signals_needed,
+    shows=("mix", "decay_steps", "weight_clip"),
+    tokens=(TokenField("weight", "w", "factor of the group advantage at this token"),),
+)
 def rlsd_credit(inputs: CreditInputs, params: RlsdParams) -> Credit:
     """A_t = A_G * ((1 - lambda) + lambda * w_t)."""
     mask, anchor = inputs.response_mask, inputs.group_advantage

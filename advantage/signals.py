@@ -1,4 +1,4 @@
-"""The token signals of an advantage estimator, handed over beside verl's call.
+"""The token signals of an advantage estimator, and how they are handed over beside verl's call.
 
 verl calls an estimator with rewards, the mask, the config and the group index, and with nothing else. What these
 estimators need besides (entropies, the teacher's log-probability gap, ...) is set around that call:
@@ -7,8 +7,8 @@ estimators need besides (entropies, the teacher's log-probability gap, ...) is s
         data = compute_advantage(data, adv_estimator="dasd", config=config.algorithm)
     metrics.update(signals.diagnostics)
 
-Tensors are (B, T), padded as the batch that verl passes and with its rows in the same order. The hand-over is a context
-variable: concurrent threads and asyncio tasks each see their own, and nothing is left behind after the block.
+The hand-over is a context variable: concurrent threads and asyncio tasks each see their own, and nothing is left behind
+after the block.
 """
 
 from __future__ import annotations
@@ -16,87 +16,102 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from advantage.checks import check_shape
-from advantage.estimators import SIGNALS, TOKEN_SHAPED_SIGNALS
+
+_PER_TOKEN = {"per_token": True}
 
 
-@dataclass
-class TokenSignals:
-    """The signals in force, and what the estimator leaves: `diagnostics`, metric name to float, and `tokens`, what a
-    token's credit was made of, name to (B, T) (see `Credit`).
+class MissingSignalError(ValueError):
+    """An estimator was called without a signal that it needs."""
 
-    The other fields are those of `advantage.estimators.CreditInputs` of the same name.
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What is known of a batch's tokens. The one list of signals: names, shapes and units.
+
+    Signals per token are (B, T), padded like the batch that verl passes and with its rows in the same order.
+
+    Attributes:
+        entropy: H_t of the student over the full vocabulary at the sampling temperature, (B, T) nats.
+        log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), (B, T) nats, both at the rollout's weights.
+        token_ids: (B, T) the responses' token ids.
+        router_signal: (B, T) any quantity to route on instead of entropy (`router=external`).
+        token_counts: (V,) how often each token id occurs in the training corpus.
+        step: the current training step, from 1, for estimators with a schedule.
+        total_steps: the last training step.
     """
 
-    entropy: torch.Tensor | None = None
-    log_prob_gap: torch.Tensor | None = None
-    token_ids: torch.Tensor | None = None
-    router_signal: torch.Tensor | None = None
+    entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    log_prob_gap: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    token_ids: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    router_signal: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     token_counts: torch.Tensor | None = None
     step: int | None = None
     total_steps: int | None = None
-    diagnostics: dict[str, float] = field(default_factory=dict)
-    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def as_inputs(self, response_mask: torch.Tensor) -> dict[str, Any]:
-        """The signals as keyword arguments of `CreditInputs`, on the mask's device.
+    def signal(self, name: str) -> Any:
+        """The named signal.
 
         Raises:
-            ValueError: a token signal's shape is not the mask's.
+            MissingSignalError: it was not supplied.
         """
-        values = {name: getattr(self, name) for name in SIGNALS}
-        for name in TOKEN_SHAPED_SIGNALS:
-            if values[name] is not None:
-                check_shape(f"token_signals({name}=...)", values[name], response_mask)
-                values[name] = values[name].to(response_mask.device)
+        value = getattr(self, name)
+        if value is None:
+            raise MissingSignalError(f"the estimator needs the signal {name!r}, which was not supplied")
+        return value
+
+    def checked(self, response_mask: torch.Tensor) -> dict[str, Any]:
+        """The signals by name, those per token on the mask's device.
+
+        Raises:
+            ValueError: the shape of a signal per token is not the mask's.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(Signals)}
+        for f in fields(Signals):
+            if f.metadata.get("per_token") and values[f.name] is not None:
+                check_shape(f"token_signals({f.name}=...)", values[f.name], response_mask)
+                values[f.name] = values[f.name].to(response_mask.device)
         return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSignals(Signals):
+    """The signals in force, and what the estimator leaves behind.
+
+    Attributes:
+        diagnostics: metric name to float.
+        tokens: what a token's credit was made of, name to (B, T); see `advantage.estimators.Credit`.
+    """
+
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 _current: contextvars.ContextVar[TokenSignals | None] = contextvars.ContextVar("token_signals", default=None)
 
 
 @contextmanager
-def token_signals(
-    *,
-    entropy: torch.Tensor | None = None,
-    log_prob_gap: torch.Tensor | None = None,
-    token_ids: torch.Tensor | None = None,
-    router_signal: torch.Tensor | None = None,
-    token_counts: torch.Tensor | None = None,
-    step: int | None = None,
-    total_steps: int | None = None,
-) -> Iterator[TokenSignals]:
-    """Supply token signals to the estimators called within the block; see the module's example.
+def token_signals(**signals: Any) -> Iterator[TokenSignals]:
+    """Supply token signals to the estimators that are called within the block; see the module's example.
 
     Args:
-        entropy: H_t, (B, T) nats, student, full vocabulary, at the sampling temperature.
-        log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), (B, T) nats.
-        token_ids: (B, T) response token ids.
-        router_signal: (B, T) any per-token quantity for `router=external`.
-        token_counts: (V,) corpus counts for `router=token_frequency`.
-        step: the current training step, from 1, for estimators with a schedule.
-        total_steps: the last training step.
+        signals: fields of `Signals` by name.
 
     Yields:
         The `TokenSignals`, whose `diagnostics` and `tokens` hold what the estimator leaves after the call.
+
+    Raises:
+        TypeError: a name that is no signal.
     """
-    signals = TokenSignals(
-        entropy=entropy,
-        log_prob_gap=log_prob_gap,
-        token_ids=token_ids,
-        router_signal=router_signal,
-        token_counts=token_counts,
-        step=step,
-        total_steps=total_steps,
-    )
-    token = _current.set(signals)
+    in_force = TokenSignals(**signals)
+    token = _current.set(in_force)
     try:
-        yield signals
+        yield in_force
     finally:
         _current.reset(token)
 

@@ -1,79 +1,93 @@
-"""Factors of the tokens' divergences: PW-OPSD's w(u) and DASD's ω, from the parameters of the estimators of that name.
+"""Factors of the tokens' divergences: a table like that of the estimators, for losses over the full vocabulary.
 
-Computed once a step for the global batch, from the scores at the rollout's weights, and held over its mini-batches.
+A weight is computed once a step for the global batch, from the scores at the rollout's weights, and held over its
+mini-batches.  Each stands in the module of its method, beside the estimator and the parameters that it shares with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from advantage.dasd import DasdParams, direction_coefficient, inverse_frequency_signal
-from advantage.estimators import equal_reward_rows, params_from_config
-from advantage.pw_opsd import PwOpsdParams, position_weight
+from advantage.estimators import EstimatorParams, Needs, needs_of
+from advantage.params import load_params
 from advantage.segments import batch_mean
-from advantage.signals import TokenSignals
+from advantage.signals import MissingSignalError, Signals
+
+WeightFn = Callable[[Signals, torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
 
-def token_weights(
-    weighting: str,
-    algorithm: Any,
-    response_mask: torch.Tensor,
-    signals: TokenSignals,
+@dataclass(frozen=True)
+class TokenWeight:
+    """A registered weight.
+
+    Attributes:
+        name: what `self_distill.loss.weighting` selects it by.
+        weigh: (signals, response_mask (B, T) bool, equal_reward_rows (B,) bool, params) to factors (B, T) fp32, zero
+            outside the mask.
+        params: its parameters' dataclass.
+        node: the key under `algorithm` that its parameters stand at.
+        needs: maps its parameters to the names of the signals that they require.
+    """
+
+    name: str
+    weigh: WeightFn
+    params: type[EstimatorParams]
+    node: str
+    needs: Callable[[Any], tuple[str, ...]]
+
+    def params_from(self, algorithm: Any) -> EstimatorParams:
+        """The parameters from the `algorithm` node of a configuration.
+
+        Raises:
+            ValueError: an unknown key, a wrong type or a value outside its range.
+        """
+        node = None if algorithm is None else algorithm.get(self.node, None)
+        return load_params(self.params, node, where=f"algorithm.{self.node}")
+
+
+TOKEN_WEIGHTS: dict[str, TokenWeight] = {}
+
+
+def token_weight(
+    name: str, *, params: type[EstimatorParams], node: str | None = None, needs: Needs = ()
+) -> Callable[[WeightFn], WeightFn]:
+    """Enter a function into `TOKEN_WEIGHTS`; arguments are the fields of `TokenWeight`, `node` being `name` if None."""
+
+    def enter(fn: WeightFn) -> WeightFn:
+        TOKEN_WEIGHTS[name] = TokenWeight(name, fn, params, node or name, needs_of(needs))
+        return fn
+
+    return enter
+
+
+def weigh_tokens(
+    weight: TokenWeight,
+    params: EstimatorParams,
+    signals: Signals,
     *,
-    scores: torch.Tensor,
-    groups: Sequence[Any],
+    response_mask: torch.Tensor,
+    equal_reward_rows: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Factors (B, T) fp32, zero outside the mask, and metrics.
+    """Factors (B, T) fp32, zero outside the mask, and their metrics.
 
     Args:
-        weighting: "position" (PW-OPSD, Eq. 5; `algorithm.pw_opsd`) or "dasd" (DASD, Eq. 4 in its Eq. 5;
-            `algorithm.dasd`, of which `beta` is replaced by `self_distill.loss.coefficient`).
-        algorithm: the configuration's node of that name.
+        weight, params: the entry of `TOKEN_WEIGHTS` and its parameters.
+        signals: those that `weight.needs(params)` names, (B, T) each.
         response_mask: (B, T) bool.
-        signals: what the weights are made of; "dasd" needs `log_prob_gap` and its router's signal.
-        scores: (B,) rewards, and groups: the label of each row's group; for `mask_zero_variance_groups`.
+        equal_reward_rows: (B,) bool, rows of groups whose rewards are all equal.
+
+    Raises:
+        MissingSignalError: lists the signals that are missing.
     """
-    if weighting == "position":
-        pw = cast(PwOpsdParams, params_from_config("pw_opsd", algorithm))
-        floor, threshold, scale = pw.position_schedule()
-        weights = position_weight(response_mask, floor=floor, threshold=threshold, scale=scale)
-    elif weighting == "dasd":
-        dasd = cast(DasdParams, params_from_config("dasd", algorithm))
-        weights = _dasd_omega(dasd, response_mask, signals)
-        if dasd.mask_zero_variance_groups:
-            weights[equal_reward_rows(scores, groups)] = 0.0
-    else:
-        raise ValueError(f"weighting={weighting!r}: must be position or dasd")
-    return weights, {
-        "divergence/weight/mean": batch_mean(weights, response_mask),
-        "divergence/weight/positive_share": batch_mean(weights > 0, response_mask),
+    missing = [name for name in weight.needs(params) if getattr(signals, name) is None]
+    if missing:
+        raise MissingSignalError(f"weighting={weight.name!r} needs the signals {', '.join(missing)}")
+    factors = weight.weigh(signals, response_mask, equal_reward_rows, params)
+    return factors, {
+        "divergence/weight/mean": batch_mean(factors, response_mask),
+        "divergence/weight/positive_share": batch_mean(factors > 0, response_mask),
     }
-
-
-def _dasd_omega(params: DasdParams, mask: torch.Tensor, signals: TokenSignals) -> torch.Tensor:
-    """ω_t (B, T) of DASD's Eq. 4, signed: positive attracts to the teacher, negative repels."""
-    router_signal = None
-    if params.direction != "constant" and params.router == "token_frequency":
-        router_signal = inverse_frequency_signal(signals.token_ids, mask, signals.token_counts)
-    elif params.direction != "constant" and params.router == "external":
-        router_signal = signals.router_signal
-    omega, _ = direction_coefficient(
-        signals.entropy if params.router == "entropy" else None,
-        signals.log_prob_gap,
-        mask,
-        router_quantile=params.router_quantile,
-        gap_eps=params.gap_eps,
-        entropy_eps=params.entropy_eps,
-        gap_clip=params.gap_clip,
-        router=params.router,
-        router_signal=router_signal,
-        direction=params.direction,
-        constant=params.constant,
-        gate=params.gate,
-        gate_threshold=params.gate_threshold,
-        deviation=params.deviation,
-    )
-    return omega

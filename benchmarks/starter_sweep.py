@@ -35,9 +35,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from config import CONFIG_DIR
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import duration, validation_accuracy
-from recipes.entry import CONFIG_DIR
 from recipes.report.compare import estimate
 from recipes.report.page import comparison_page, write_page
 from recipes.report.run_data import NotARun, load_run

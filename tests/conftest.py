@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
     """The configuration that the command line would train with, resolved."""
-    from recipes.common import settings  # noqa: F401  registers the resolver for the embedded files
+    import config  # noqa: F401
 
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         where = [f"hydra.run.dir={run_dir}", f"hydra.runtime.output_dir={run_dir}"] if run_dir else []

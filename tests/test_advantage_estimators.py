@@ -34,7 +34,7 @@ from advantage.estimators import (
 from advantage.pw_opsd import position_weight
 
 EXAMPLES = settings(deadline=None, max_examples=40, derandomize=True)
-ADDITIVE = ("dasd", "pw_opsd", "atesd")
+ADDITIVE = ("dasd", "pw_opsd_sampled", "atesd_sampled")
 
 
 def make_inputs(seed=0, rows=4, width=12, **changes):
@@ -65,7 +65,11 @@ def test_each_estimator_is_its_formula(seed, beta):
     inputs = make_inputs(seed)
     anchor, mask, gap = inputs.group_advantage, inputs.response_mask, inputs.log_prob_gap * inputs.response_mask
     omega, normalized = direction_coefficient(inputs.entropy, inputs.log_prob_gap, mask, gap_eps=1.0, entropy_eps=0.1)
-    for name, field in (("dasd", omega * normalized), ("pw_opsd", position_weight(mask) * gap), ("atesd", gap)):
+    for name, field in (
+        ("dasd", omega * normalized),
+        ("pw_opsd_sampled", position_weight(mask) * gap),
+        ("atesd_sampled", gap),
+    ):
         got = run(name, inputs, beta=beta).advantages
         torch.testing.assert_close(got, anchor + beta * field, rtol=1e-6, atol=1e-7)
         assert got.dtype == torch.float32 and not got[~mask].any()
@@ -112,8 +116,8 @@ def test_every_dasd_option_reaches_the_formula(options):
 
 def test_uniform_schedule_without_a_mask_is_atesd():
     inputs = make_inputs(8)
-    wanted = run("atesd", inputs, beta=0.3).advantages
-    assert torch.equal(run("pw_opsd", inputs, beta=0.3, schedule="uniform").advantages, wanted)
+    wanted = run("atesd_sampled", inputs, beta=0.3).advantages
+    assert torch.equal(run("pw_opsd_sampled", inputs, beta=0.3, schedule="uniform").advantages, wanted)
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
@@ -196,7 +200,7 @@ def test_metric_keys_do_not_depend_on_the_data(name):
 
 
 def test_ratio_is_finite_when_all_groups_are_equal():
-    metrics = run("atesd", make_inputs(0, group_advantage=torch.zeros(4, 12))).metrics
+    metrics = run("atesd_sampled", make_inputs(0, group_advantage=torch.zeros(4, 12))).metrics
     assert metrics["credit/correction_ratio"] == 0.0 and metrics["credit/correction_ratio_undefined"] == 1.0
     assert metrics["credit/correction/mean"] > 0
 
@@ -235,7 +239,7 @@ def test_every_kind_of_node_is_accepted():
     for algorithm in ({"dasd": values}, struct, {"dasd": wanted}):
         got = params_from_config("dasd", algorithm)
         assert got == wanted and isinstance(got.router_quantile, float)
-    assert params_from_config("pw_opsd", struct) == ESTIMATORS["pw_opsd"].params()
+    assert params_from_config("pw_opsd_sampled", struct) == ESTIMATORS["pw_opsd_sampled"].params()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,7 @@ def test_required_signals_follow_the_parameters():
     assert required_signals("dasd", {"dasd": {"router": "position"}}) == ("log_prob_gap",)
     assert required_signals("dasd", {"dasd": {"direction": "constant"}}) == ("log_prob_gap",)
     assert required_signals("dasd", {"dasd": {"router": "token_frequency"}})[1:] == ("token_ids", "token_counts")
-    assert required_signals("pw_opsd") == ("log_prob_gap",)
+    assert required_signals("pw_opsd_sampled") == ("log_prob_gap",)
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
@@ -309,10 +313,10 @@ def test_non_finite_values_never_leave_an_estimator():
     anchor = inputs.group_advantage.clone()
     anchor[1] = float("inf")
     with pytest.raises(advantage.NonFiniteSignalError, match="group advantage A_G is not finite"):
-        run("atesd", dataclasses.replace(inputs, group_advantage=anchor))
+        run("atesd_sampled", dataclasses.replace(inputs, group_advantage=anchor))
     huge = torch.full_like(gap, 3e38)
     with pytest.raises(advantage.NonFiniteSignalError, match="the advantage of atesd"):
-        run("atesd", dataclasses.replace(inputs, log_prob_gap=huge), beta=1e3)
+        run("atesd_sampled", dataclasses.replace(inputs, log_prob_gap=huge), beta=1e3)
 
 
 def test_adding_an_estimator_is_one_function_and_one_dataclass(monkeypatch):
@@ -380,7 +384,7 @@ def test_signals_of_another_shape_are_refused():
     mask = torch.ones(2, 3, dtype=torch.bool)
     with advantage.token_signals(entropy=torch.ones(2, 3), log_prob_gap=torch.ones(2, 4)) as signals:
         with pytest.raises(ValueError, match=r"token_signals\(log_prob_gap=\.\.\.\) has shape \(2, 4\) .* \(2, 3\)"):
-            signals.as_inputs(mask)
+            signals.checked(mask)
 
 
 def test_importing_the_package_does_not_import_verl():
@@ -394,7 +398,7 @@ def test_the_readme_names_every_estimator_parameter_and_default():
         assert f"| `{name}` |" in text
         for field in dataclasses.fields(chosen.params):
             assert f"`{field.name}`" in text, f"{name}.{field.name}"
-    assert "| `dasd`; `pw_opsd`, `atesd` | `beta` | 0.02; 0.1 |" in text
+    assert "| `dasd`; `pw_opsd_sampled`, `atesd_sampled` | `beta` | 0.02; 0.1 |" in text
     assert "| | `gap_eps`, `entropy_eps` | 1.0, 0.1 |" in text
     defaults = DasdParams()
     assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.02, 1.0, 0.1)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advantage.pw_opsd import SCHEDULES, PwOpsdParams, position_weight
+from advantage.pw_opsd import SCHEDULES, PositionParams, position_weight
 
 EXAMPLES = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -108,11 +108,11 @@ def test_wrong_schedules_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         position_weight(torch.ones(1, 3), **options)
     with pytest.raises(ValueError, match=message):
-        PwOpsdParams(**options).validate()
+        PositionParams(**options).validate()
 
 
 def test_parameters_override_the_named_schedule():
-    assert PwOpsdParams().position_schedule() == (0.25, 0.30, 0.10)
-    assert PwOpsdParams(schedule="sharp", floor=0.4).position_schedule() == (0.4, 0.30, 0.05)
+    assert PositionParams().position_schedule() == (0.25, 0.30, 0.10)
+    assert PositionParams(schedule="sharp", floor=0.4).position_schedule() == (0.4, 0.30, 0.05)
     with pytest.raises(ValueError, match="schedule='gentle': must be one of moderate"):
-        PwOpsdParams(schedule="gentle").validate()
+        PositionParams(schedule="gentle").validate()

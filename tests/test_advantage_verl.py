@@ -26,7 +26,7 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  
 import advantage.register  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-ADDITIVE = ("dasd", "pw_opsd", "atesd")
+ADDITIVE = ("dasd", "pw_opsd_sampled", "atesd_sampled")
 
 
 def make_batch(seed=0, groups=3, size=4, width=10):
@@ -77,7 +77,7 @@ def test_the_formulas_through_verls_call():
     silenced = torch.from_numpy(data.non_tensor_batch["uid"] == "prompt-0")
     assert not anchor[silenced].any()
     omega, normalized = direction_coefficient(entropy, gap, mask, gap_eps=1.0, entropy_eps=0.1)
-    fields = {"dasd": omega * normalized, "pw_opsd": position_weight(mask) * gap, "atesd": gap * mask}
+    fields = {"dasd": omega * normalized, "pw_opsd_sampled": position_weight(mask) * gap, "atesd_sampled": gap * mask}
     for name, field in fields.items():
         with advantage.token_signals(entropy=entropy, log_prob_gap=gap) as signals:
             got = compute_advantage(data, adv_estimator=name, config=config(name, beta=0.5)).batch["advantages"]
@@ -174,7 +174,7 @@ def test_group_labels_may_be_a_tensor_and_baselines_are_ignored():
 def test_a_drowned_verifier_is_logged(caplog):
     data, entropy, _ = make_batch(7)
     with advantage.token_signals(entropy=entropy, log_prob_gap=torch.full_like(entropy, 500.0)):
-        compute_advantage(data, adv_estimator="atesd", config=None)
+        compute_advantage(data, adv_estimator="atesd_sampled", config=None)
     assert "lower beta or raise gap_eps" in caplog.text
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from config import CONFIG_DIR
 from recipes.common.processes import launch
 from recipes.common.record import run_dir as files
-from recipes.entry import CONFIG_DIR
 from tests.conftest import ROOT
 
 SCRIPTS = sorted((ROOT / "cluster").iterdir())
@@ -213,7 +213,6 @@ def test_nodes_are_waited_for_and_counted():
 
 def test_the_slurm_launcher_gives_each_job_one_task_and_requeues():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    import recipes.common.settings  # noqa: F401  registers the resolver
 
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         cfg = compose(

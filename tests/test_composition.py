@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,16 @@ from verl.trainer.ppo import core_algos
 
 import advantage
 import advantage.register  # enters the estimators into verl's registry
-from advantage.token_weights import token_weights
-from recipes.common import settings
-from recipes.common.settings import STARTER
+from advantage.estimators import equal_reward_rows
+from advantage.token_weights import TOKEN_WEIGHTS, weigh_tokens
+from config import STARTER
+from recipes.common.checks import check
+from recipes.common.checks.errors import SettingsError
+from recipes.common.method import read
+from recipes.common.teacher.contexts import PrivilegedPrompts
+from recipes.common.teacher.controller import Observation
 from recipes.common.teacher.exposure import ExposureLoop, controller_config, exposure_params
 from recipes.common.teacher.prompts import render, student_messages
-from recipes.common.teacher.sequences import PrivilegedPrompts
 from tests.conftest import composed
 from workers.training.loss import COUNT, DIVERGENCE, SelfDistillLoss
 from workers.training.packing import WEIGHTS
@@ -35,8 +40,8 @@ from workers.training.params import LossParams, loss_params
 EXPOSURES = {
     "full": {},
     "fixed": {"mode": "fixed", "fixed_exposure": 0.4},
-    "random": {"mode": "random", "seed": 3},
-    "learned": {"mode": "learned", "hold": 1, "lookahead": 1, "decisions_per_update": 2},
+    "random": {"mode": "random", "controller": {"seed": 3}},
+    "learned": {"mode": "learned", "controller": {"hold": 1, "lookahead": 1, "decisions_per_update": 2}},
     "by difficulty": {"mode": "fixed", "fixed_exposure": 0.5, "difficulty_strength": 3.0},
 }
 WEIGHTINGS = ("uniform", "position", "dasd")
@@ -48,7 +53,7 @@ DIVERGENCES = {
     "teacher top-k": {"kind": "forward_kl", "top_k": 3},
     "student top-k": {"kind": "jsd", "top_k": 3, "top_k_by": "student"},
 }
-CREDITS = ("dasd", "pw_opsd", "atesd", "opsd", "rlsd")
+CREDITS = ("dasd", "pw_opsd_sampled", "atesd_sampled", "opsd_sampled", "rlsd")
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0])
 GROUPS = ["a", "a", "b", "b"]
 
@@ -89,7 +94,7 @@ class Bench:
         return OmegaConf.create(
             {
                 "self_distill": {
-                    "exposure": {**self.shipped["exposure"], "mode": "full", **EXPOSURES[exposure]},
+                    "exposure": OmegaConf.merge(self.shipped["exposure"], {"mode": "full"}, EXPOSURES[exposure]),
                     "teacher": self.shipped["teacher"],
                     "loss": {**dataclasses.asdict(LossParams()), "ppo": credit != "grpo", **loss},
                 },
@@ -105,7 +110,7 @@ class Bench:
         self.base.algorithm.adv_estimator = cfg.algorithm.adv_estimator
         for name in CREDITS:
             self.base.algorithm[name] = cfg.algorithm.get(name)
-        settings.check(self.base, gpus=0)
+        check(self.base, read(self.base), gpus=0)
 
     def train(self, cfg: DictConfig, responses: list[torch.Tensor] | None = None, steps: int = 2) -> torch.Tensor:
         """All parameters after the steps, as one vector."""
@@ -114,7 +119,9 @@ class Bench:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
         params = loss_params(cfg.self_distill)
         exposure = exposure_params(cfg.self_distill)
-        loop = ExposureLoop(exposure, controller_config(cfg.self_distill, total_steps=9)) if exposure.active else None
+        loop = None
+        if exposure.active:
+            loop = ExposureLoop(exposure, replace(controller_config(cfg.self_distill, exposure), total_steps=9))
         prompts = PrivilegedPrompts(self.tokenizer, "solution", 512, {"enable_thinking": False}, exposure.separator)
         mask = torch.nested.as_nested_tensor([torch.ones_like(r) for r in responses], layout=torch.jagged)
         padded = mask.to_padded_tensor(0).bool()
@@ -142,20 +149,27 @@ class Bench:
                 advantages = self.advantages(cfg, padded)
                 weights = None
                 if params.weighting != "uniform":
-                    weights, _ = token_weights(
-                        params.weighting, cfg.algorithm, padded, signals, scores=REWARDS, groups=GROUPS
+                    weight = TOKEN_WEIGHTS[params.weighting]
+                    weights, _ = weigh_tokens(
+                        weight,
+                        weight.params_from(cfg.algorithm),
+                        signals,
+                        response_mask=padded,
+                        equal_reward_rows=equal_reward_rows(REWARDS, GROUPS),
                     )
             loss, disagreement = self.loss(params, student, teacher, mask, padded, weights, taken, advantages)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if loop:
-                metrics = {
-                    "divergence/loss": loss.item(),
-                    "divergence/top1_disagreement": disagreement,
-                    "student/log_prob/mean": float(torch.cat(taken).detach().mean()),
-                }
-                loop.observe(metrics, {"probe/nll": 0.5, "probe/grounded": -0.1 * (step + 1)})
+                seen = Observation(
+                    loss=loss.item(),
+                    mismatch=disagreement,
+                    probe_nll=0.5,
+                    confidence=float(torch.cat(taken).detach().mean()),
+                    grounded=-0.1 * (step + 1),
+                )
+                loop.observe(seen)
         return torch.cat([p.detach().flatten() for p in self.model.parameters()]).clone()
 
     def logits(self, prompt: list[int], response: torch.Tensor) -> torch.Tensor:
@@ -209,7 +223,9 @@ def test_every_combination_trains_and_every_part_counts(bench):
         cfg = bench.config(exposure=exposure, credit=credit)
         bench.check(cfg)
         ends[exposure, credit] = bench.train(cfg)
-    ends["beside the PPO clip"] = bench.train(bench.config(credit="atesd", **DIVERGENCES["reverse"], coefficient=0.5))
+    ends["beside the PPO clip"] = bench.train(
+        bench.config(credit="atesd_sampled", **DIVERGENCES["reverse"], coefficient=0.5)
+    )
     start = torch.cat([p.flatten() for name, p in bench.start.items() if name in dict(bench.model.named_parameters())])
     assert all(end.isfinite().all() for end in ends.values())
     moved = {name: float((end - start).norm()) for name, end in ends.items()}
@@ -224,7 +240,7 @@ def test_exposure_one_is_no_truncation(bench, weighting, divergence):
     """ATESD at α = 1 is OPSD (its eq. 2), bit for bit."""
     full = bench.config(weighting=weighting, **DIVERGENCES[divergence])
     fixed = full.copy()
-    fixed.self_distill.exposure = {**full.self_distill.exposure, "mode": "fixed", "fixed_exposure": 1.0}
+    fixed.self_distill.exposure.mode, fixed.self_distill.exposure.fixed_exposure = "fixed", 1.0
     assert torch.equal(bench.train(full), bench.train(fixed))
 
 
@@ -232,7 +248,7 @@ def test_exposure_one_is_no_truncation(bench, weighting, divergence):
 def test_exposure_one_is_no_truncation_in_the_ppo_clip(bench, credit):
     full = bench.config(credit=credit)
     fixed = full.copy()
-    fixed.self_distill.exposure = {**full.self_distill.exposure, "mode": "fixed", "fixed_exposure": 1.0}
+    fixed.self_distill.exposure.mode, fixed.self_distill.exposure.fixed_exposure = "fixed", 1.0
     assert torch.equal(bench.train(full), bench.train(fixed))
 
 
@@ -264,7 +280,7 @@ def test_an_infinite_clip_is_none(bench, mode):
 
 def test_what_means_nothing_is_refused_with_a_reason(bench):
     def problems(cfg) -> str:
-        with pytest.raises(settings.SettingsError) as caught:
+        with pytest.raises(SettingsError) as caught:
             bench.check(cfg)
         return str(caught.value)
 
@@ -280,5 +296,5 @@ def test_what_means_nothing_is_refused_with_a_reason(bench):
     unweighted = bench.config(credit="dasd", weighting="position")
     assert "no divergence to weigh" in problems(unweighted)
     hopeless = bench.config(exposure="learned", **DIVERGENCES["opsd"])
-    hopeless.self_distill.exposure.lookahead = 40
+    hopeless.self_distill.exposure.controller.lookahead = 40
     assert "stay random to the end" in problems(hopeless)

@@ -12,8 +12,10 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from advantage.estimators import ESTIMATORS, get_estimator
-from recipes.common import settings
-from recipes.entry import CONFIG_DIR
+from config import CONFIG_DIR, STARTER
+from recipes.common.checks import check
+from recipes.common.checks.errors import SettingsError
+from recipes.common.method import read
 from tests.conftest import ROOT
 from workers.training.params import LossParams, TeacherWeights, loss_params
 
@@ -35,8 +37,8 @@ ABOUT_THE_MACHINE = (
 
 def problems(cfg, gpus: int = 0) -> list[str]:
     try:
-        settings.check(cfg, gpus=gpus)
-    except settings.SettingsError as error:
+        check(cfg, read(cfg), gpus=gpus)
+    except SettingsError as error:
         return error.problems
     return []
 
@@ -212,7 +214,7 @@ def test_more_gpus_than_the_machine_has(compose_config, gpus, wanted, fix):
 
 
 def rewrite(path, change):
-    frame = pd.read_parquet(settings.STARTER / "data/train.parquet").head(20)
+    frame = pd.read_parquet(STARTER / "data/train.parquet").head(20)
     frame = change(frame)
     frame.to_parquet(path)
     return f"data.train_files={path}"
@@ -236,7 +238,7 @@ def test_empty_references_are_named_by_row(compose_config, tmp_path):
 
 def test_a_tokenizer_without_chat_template(compose_config, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(settings.STARTER / "model", model)
+    shutil.copytree(STARTER / "model", model)
     (model / "chat_template.jinja").unlink()
     (problem,) = problems(compose_config("method=dasd", "experiment=starter", f"actor_rollout_ref.model.path={model}"))
     assert "no chat template" in problem and "custom_chat_template" in problem

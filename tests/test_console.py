@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from recipes.common.method import read
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import RunConsole
 
@@ -47,7 +48,8 @@ def everything(descriptor: int) -> str:
 def test_chatter_does_not_reach_the_terminal(compose_config, tmp_path, terminal, capfd):
     """Ray prints its workers' output through this process's sys.stdout, which rich would show on the terminal."""
     ours, theirs = terminal
-    console = RunConsole(compose_config("experiment=starter", "method=dasd"), tmp_path, theirs, resumed_from=None)
+    cfg = compose_config("experiment=starter", "method=dasd")
+    console = RunConsole(cfg, read(cfg), tmp_path, theirs, resumed_from=None)
     assert console.interactive
     metrics = files.MetricsFile(tmp_path)
     with console:
@@ -64,7 +66,7 @@ def test_chatter_does_not_reach_the_terminal(compose_config, tmp_path, terminal,
 def test_a_run_that_stands_still_is_named_with_its_stage_once(compose_config, tmp_path, terminal):
     ours, theirs = terminal
     cfg = compose_config("experiment=starter", "method=dasd", "self_distill.stall_minutes=0.01")
-    console = RunConsole(cfg, tmp_path, theirs, resumed_from=None)
+    console = RunConsole(cfg, read(cfg), tmp_path, theirs, resumed_from=None)
     with console:
         files.set_stage(tmp_path, "rollout", 3)
         time.sleep(0.4)

@@ -1,4 +1,4 @@
-"""recipes.common.teacher.controller: rewards by hand, the policy's direction, and resume that equals an uninterrupted run."""
+"""recipes.common.teacher.controller: rewards by hand, the policy's direction, and resume that equals a run without."""
 
 from __future__ import annotations
 

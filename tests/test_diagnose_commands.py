@@ -8,8 +8,8 @@ import math
 import pytest
 from hydra import compose, initialize_config_dir
 
+from config import CONFIG_DIR
 from recipes.diagnose import branch_viability, dasd_probes, exposure_sweep, figures, runner
-from recipes.entry import CONFIG_DIR
 
 COMMANDS = {
     "diagnose_dasd": ("dasd_probes", dasd_probes, figures.dasd_probes),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from recipes.common.settings import STARTER
+from config import STARTER
 from recipes.diagnose.branches import (
     DIVERSITY,
     GRAY,

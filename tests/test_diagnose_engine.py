@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.common.settings import STARTER, SettingsError
+from config import STARTER
+from recipes.common.checks.errors import SettingsError
 from recipes.diagnose.distributions import entropy
 from recipes.diagnose.engine import (
     as_response,

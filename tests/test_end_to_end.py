@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from config import STARTER
 from recipes.common.record import run_dir as files
-from recipes.common.settings import STARTER
 from recipes.common.teacher import prompts
 from rewards.math import STATUSES
 from tests.conftest import (

@@ -14,7 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from recipes.common.checks import machine as environment
+from recipes.common.checks import machine
+from recipes.common.method import read
 from recipes.common.plan import memory as planner
 from recipes.common.record import checkpoints
 from recipes.common.record.run_dir import CHECKPOINTS, CONFIG, TRACKER
@@ -35,35 +36,35 @@ def starter_config(compose_config):
 )
 def test_a_server_that_does_not_divide_a_node(gpu_config, parallel, named):
     gpu_config.actor_rollout_ref.rollout.tensor_model_parallel_size = parallel
-    (problem,) = environment.parallelism(gpu_config)
+    (problem,) = machine.parallelism(gpu_config, read(gpu_config))
     assert f"tensor_model_parallel_size={parallel}" in problem and named in problem
 
 
 def test_a_server_that_does_not_divide_the_heads(gpu_config):
     gpu_config.trainer.n_gpus_per_node = 6
     gpu_config.actor_rollout_ref.rollout.tensor_model_parallel_size = 6
-    (problem,) = environment.parallelism(gpu_config)
+    (problem,) = machine.parallelism(gpu_config, read(gpu_config))
     assert "32 attention heads" in problem and "power of two" in problem
 
 
 def test_nodes_that_ray_was_not_told_of(gpu_config, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     gpu_config.trainer.nnodes = 2
-    (problem,) = environment.parallelism(gpu_config)
+    (problem,) = machine.parallelism(gpu_config, read(gpu_config))
     assert "trainer.nnodes=2" in problem and "cluster/train.sbatch" in problem
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert list(environment.parallelism(gpu_config)) == []
+    assert list(machine.parallelism(gpu_config, read(gpu_config))) == []
 
 
 @pytest.mark.skipif(
-    any(environment._version(package) for package in ("flash-attn", "vllm")), reason="this machine has GPU packages"
+    any(machine._version(package) for package in ("flash-attn", "vllm")), reason="this machine has GPU packages"
 )
 def test_missing_gpu_packages_are_named_with_their_installation(gpu_config, starter_config):
-    attention, server = environment.software(gpu_config)
+    attention, server = machine.software(gpu_config, read(gpu_config))
     assert "flash-attn==2.8.3 --no-build-isolation" in attention and "vllm==0.24.0" in server
-    assert list(environment.software(starter_config)) == []
+    assert list(machine.software(starter_config, read(starter_config))) == []
     gpu_config.dry_run = True  # planned here, run elsewhere
-    assert list(environment.software(gpu_config)) == []
+    assert list(machine.software(gpu_config, read(gpu_config))) == []
 
 
 @pytest.mark.parametrize(
@@ -78,15 +79,15 @@ def test_missing_gpu_packages_are_named_with_their_installation(gpu_config, star
     ],
 )
 def test_vllm_built_for_another_torch(monkeypatch, wanted, refused):
-    monkeypatch.setattr(environment, "requires", lambda package: ["transformers>=4", wanted])
-    found = list(environment._mismatches("vllm", "0.24.0"))
+    monkeypatch.setattr(machine, "requires", lambda package: ["transformers>=4", wanted])
+    found = list(machine._mismatches("vllm", "0.24.0"))
     assert bool(found) == refused, found
     if refused:
         assert "vllm 0.24.0" in found[0] and f"torch is {version('torch')}" in found[0] and "install.md" in found[0]
 
 
 def test_metadata_of_a_real_package_is_read():
-    assert list(environment._mismatches("verl", version("verl"))) == []
+    assert list(machine._mismatches("verl", version("verl"))) == []
 
 
 def test_wandb_without_a_key(starter_config, monkeypatch, tmp_path):
@@ -94,15 +95,15 @@ def test_wandb_without_a_key(starter_config, monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert list(environment.logging(starter_config)) == []
+    assert list(machine.logging(starter_config, read(starter_config))) == []
     starter_config.trainer.logger = ["tensorboard", "wandb"]
-    (problem,) = environment.logging(starter_config)
+    (problem,) = machine.logging(starter_config, read(starter_config))
     assert "WANDB_MODE=offline" in problem
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password not-a-key")
-    assert list(environment.logging(starter_config)) == []
+    assert list(machine.logging(starter_config, read(starter_config))) == []
     (tmp_path / "netrc").unlink()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert list(environment.logging(starter_config)) == []
+    assert list(machine.logging(starter_config, read(starter_config))) == []
 
 
 def test_secrets_are_not_passed_on_where_config_yaml_shows_them(starter_config, monkeypatch, tmp_path):
@@ -116,22 +117,22 @@ def test_secrets_are_not_passed_on_where_config_yaml_shows_them(starter_config, 
 
 def test_what_does_not_fit_is_refused_with_what_would(compose_config):
     cfg = compose_config("method=dasd", "experiment=qwen3_8b_dapo", "hardware=1xh100", "dry_run=true")
-    assert list(environment.capacity(cfg)) == []
+    assert list(machine.capacity(cfg, read(cfg))) == []
     cfg.actor_rollout_ref.actor.fsdp_config.offload_policy = False
-    (problem,) = environment.capacity(cfg)
+    (problem,) = machine.capacity(cfg, read(cfg))
     assert "does not fit" in problem and "offload_policy=true" in problem
 
 
 def test_an_unknown_gpu(gpu_config):
     gpu_config.self_distill.gpu = "tpu"
-    (problem,) = environment.capacity(gpu_config)
+    (problem,) = machine.capacity(gpu_config, read(gpu_config))
     assert "self_distill.gpu=tpu" in problem and "h100, h200" in problem
 
 
 def test_a_disk_without_room_for_the_checkpoints(gpu_config, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 200 * planner.GIB))
-    (problem,) = environment.output(gpu_config)
+    (problem,) = machine.output(gpu_config, read(gpu_config))
     # 8.19 B parameters × 12 bytes = 91.5 GiB a checkpoint, two kept and one in the making
     assert "200.0 GiB free" in problem and "274.6" in problem and "keep_checkpoints=1" in problem
 
@@ -143,7 +144,7 @@ def test_a_read_only_file_system(starter_config, tmp_path):
         pytest.skip("mounting a file system needs root")
     try:
         starter_config.self_distill.run_dir = str(folder / "run")
-        (problem,) = environment.output(starter_config)
+        (problem,) = machine.output(starter_config, read(starter_config))
         assert "not a directory that can be written" in problem and "another hydra.run.dir" in problem
     finally:
         subprocess.run(["umount", str(folder)], check=True)
@@ -186,20 +187,20 @@ def test_a_checkpoint_of_another_run(starter_config, tmp_path, key, value, told_
     folder = checkpoint(tmp_path / "run", before if told_by == "config.yaml" else starter_config, world=1)
     if told_by == "the checkpoint":
         checkpoints.write_fingerprint(folder, before)
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert f"{key}={value}" in problem and "choose another hydra.run.dir" in problem
 
 
 def test_a_checkpoint_of_the_same_run_is_welcome(starter_config, tmp_path):
     folder = checkpoint(tmp_path / "run", starter_config, world=1)
-    assert list(environment.output(starter_config)) == []
+    assert list(machine.output(starter_config, read(starter_config))) == []
     checkpoints.write_fingerprint(folder, starter_config)
-    assert list(environment.output(starter_config)) == []
+    assert list(machine.output(starter_config, read(starter_config))) == []
 
 
 def test_shards_of_another_number_of_workers(starter_config, tmp_path):
     checkpoint(tmp_path / "run", None, world=4)
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert "written by 4 workers" in problem and "this run has 1" in problem
 
 
@@ -209,7 +210,7 @@ def test_a_path_to_another_methods_checkpoint(starter_config, tmp_path):
     folder = checkpoint(tmp_path / "elsewhere", before, world=1)
     starter_config.trainer.resume_mode = "resume_path"
     starter_config.trainer.resume_from_path = str(folder)
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert "self_distill.method=grpo" in problem and "trainer.resume_from_path" in problem
 
 
@@ -221,16 +222,16 @@ def test_a_path_to_a_bare_folder_of_another_method(starter_config, tmp_path):
     shutil.move(tmp_path / "elsewhere" / CHECKPOINTS / "global_step_3", tmp_path / "global_step_3")
     starter_config.trainer.resume_mode = "resume_path"
     starter_config.trainer.resume_from_path = str(tmp_path / "global_step_3")
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert "self_distill.method=grpo" in problem and "choose another trainer.resume_from_path" in problem
     starter_config.self_distill.method = "grpo"
-    assert list(environment.output(starter_config)) == []
+    assert list(machine.output(starter_config, read(starter_config))) == []
 
 
 def test_starting_anew_ignores_what_is_there(starter_config, tmp_path):
     checkpoint(tmp_path / "run", None, world=4)
     starter_config.trainer.resume_mode = "disable"
-    assert list(environment.output(starter_config)) == []
+    assert list(machine.output(starter_config, read(starter_config))) == []
 
 
 DAMAGE = {
@@ -258,10 +259,10 @@ def test_a_checkpoint_that_is_not_whole_names_the_last_that_is(starter_config, t
     folders = tmp_path / "run" / CHECKPOINTS
     cut(next((folders / "global_step_2").rglob("model*")))
     harm(folders / "global_step_3")
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert said in problem and f"echo 1 > {folders / TRACKER}" in problem, problem
     (folders / TRACKER).write_text("1\n")  # as it says
-    assert list(environment.output(starter_config)) == []
+    assert list(machine.output(starter_config, read(starter_config))) == []
 
 
 def test_a_path_to_a_checkpoint_that_is_not_whole(starter_config, tmp_path):
@@ -269,10 +270,10 @@ def test_a_path_to_a_checkpoint_that_is_not_whole(starter_config, tmp_path):
     starter_config.trainer.resume_mode = "resume_path"
     starter_config.trainer.resume_from_path = str(checkpoint(tmp_path / "run", starter_config, world=1, step=3))
     next(Path(starter_config.trainer.resume_from_path).rglob("model*")).unlink()
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert "is not whole" in problem and f"set trainer.resume_from_path={whole}" in problem
     shutil.rmtree(whole)
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert "set trainer.resume_from_path=a checkpoint that is" in problem
 
 
@@ -280,10 +281,10 @@ def test_a_tracker_whose_writing_was_interrupted(starter_config, tmp_path):
     checkpoint(tmp_path / "run", starter_config, world=1, step=2)
     tracker = tmp_path / "run" / CHECKPOINTS / TRACKER
     tracker.write_text("")
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert f"echo 2 > {tracker}" in problem
     cut(next((tmp_path / "run").rglob("model*")))
-    (problem,) = environment.output(starter_config)
+    (problem,) = machine.output(starter_config, read(starter_config))
     assert "there is no whole one" in problem and "to start anew" in problem
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recipes.common.settings import STARTER
+from config import STARTER
 from recipes.evaluate import health, summary
 from recipes.evaluate.main import evaluate_command
 from recipes.evaluate.results import corrupt_file, read_records

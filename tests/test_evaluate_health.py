@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AddedToken, Qwen2Config, Qwen2Model
 
-from recipes.common.settings import SettingsError
+from recipes.common.checks.errors import SettingsError
 from recipes.evaluate import health, process_reward
 from tests.data.tiny_tokenizer import tiny_tokenizer
 

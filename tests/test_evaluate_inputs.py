@@ -11,9 +11,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from config import CONFIG_DIR, STARTER
 from recipes.common import models
-from recipes.common.settings import STARTER, SettingsError
-from recipes.entry import CONFIG_DIR
+from recipes.common.checks.errors import SettingsError
 from recipes.evaluate import plan, problems
 from recipes.evaluate.results import ResultsFile, corrupt_file, decode, encode, read_records
 

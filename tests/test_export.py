@@ -17,9 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
 
+from config import CONFIG_DIR, STARTER
 from recipes.common import models
-from recipes.common.settings import STARTER, SettingsError
-from recipes.entry import CONFIG_DIR
+from recipes.common.checks.errors import SettingsError
 from recipes.export import card, write
 from recipes.export.main import export_command
 from recipes.export.public import portable, public_config

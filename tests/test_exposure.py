@@ -1,4 +1,4 @@
-"""recipes.common.teacher.reference: what the teacher is shown at each exposure, with tokenizers that cut text differently."""
+"""recipes.common.teacher.reference: what the teacher is shown at each exposure, by different tokenizers."""
 
 from __future__ import annotations
 

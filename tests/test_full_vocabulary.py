@@ -498,9 +498,15 @@ def test_token_weights_are_those_of_the_estimators():
     from omegaconf import OmegaConf
 
     from advantage.dasd import direction_coefficient
+    from advantage.estimators import equal_reward_rows
     from advantage.pw_opsd import position_weight
     from advantage.signals import TokenSignals
-    from advantage.token_weights import token_weights
+    from advantage.token_weights import TOKEN_WEIGHTS, weigh_tokens
+
+    def token_weights(name, algorithm, mask, signals, *, scores, groups):
+        weight, equal = TOKEN_WEIGHTS[name], equal_reward_rows(scores, groups)
+        params = weight.params_from(algorithm)
+        return weigh_tokens(weight, params, signals, response_mask=mask, equal_reward_rows=equal)
 
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
     entropy, gap = torch.rand(3, 4), torch.randn(3, 4)
@@ -531,9 +537,9 @@ def test_atesd_trains_on_the_starter_and_resumes(tmp_path):
         "actor_rollout_ref.actor.optim.lr=1.0e-12",
         "self_distill.teacher.weights=ema",
         "self_distill.teacher.ema_decay=0.5",
-        "self_distill.exposure.hold=1",
-        "self_distill.exposure.lookahead=1",
-        "self_distill.exposure.decisions_per_update=2",
+        "self_distill.exposure.controller.hold=1",
+        "self_distill.exposure.controller.lookahead=1",
+        "self_distill.exposure.controller.decisions_per_update=2",
         "self_distill.exposure.probe_size=5",
     )
     run = train("atesd", directory, "trainer.total_training_steps=3", *options)
@@ -556,7 +562,7 @@ def check_probe(steps: dict[int, dict]) -> None:
     import pandas as pd
     from transformers import AutoTokenizer
 
-    from recipes.common.settings import STARTER
+    from config import STARTER
     from recipes.common.teacher.prompts import render, student_messages, teacher_messages
     from recipes.common.teacher.reference import truncate_reference
 

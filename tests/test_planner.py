@@ -9,12 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from recipes.common.checks import machine as environment
+from config import STARTER
+from recipes.common.method import read
 from recipes.common.plan import memory as planner
 from recipes.common.plan import shapes as architectures
 from recipes.common.plan.memory import GIB, GPUS
 from recipes.common.plan.shapes import KNOWN, Architecture
-from recipes.common.settings import STARTER
 from tests.conftest import composed
 from workers.divergence import DivergenceSpec, logits_divergence
 
@@ -64,12 +64,13 @@ def starter():
 
 @pytest.fixture
 def job(tmp_path):
-    return planner.job_of(composed("method=dasd", "experiment=starter", run_dir=tmp_path), gpu=None)
+    cfg = composed("method=dasd", "experiment=starter", run_dir=tmp_path)
+    return planner.job_of(cfg, read(cfg), gpu=None)
 
 
 def preset(tmp_path, *overrides):
     cfg = composed(*overrides, run_dir=tmp_path)
-    return planner.job_of(cfg, GPUS[cfg.self_distill.gpu])
+    return planner.job_of(cfg, read(cfg), GPUS[cfg.self_distill.gpu])
 
 
 def test_weights_gradients_optimiser_and_checkpoint_of_the_starter(starter, job, tmp_path):
@@ -86,7 +87,7 @@ def test_weights_gradients_optimiser_and_checkpoint_of_the_starter(starter, job,
     planned = planner.memory(job)["update"]
     assert {name: planned[name] for name in measured} == measured
     torch.save([starter.state_dict(), optimiser.state_dict()], tmp_path / "checkpoint.pt")
-    assert (tmp_path / "checkpoint.pt").stat().st_size == pytest.approx(environment.checkpoint_bytes(job), rel=0.02)
+    assert (tmp_path / "checkpoint.pt").stat().st_size == pytest.approx(planner.checkpoint_bytes(job), rel=0.02)
 
 
 def test_logits_and_cache_of_the_starter(starter, job):
@@ -215,7 +216,8 @@ def test_the_command_names_what_would_fit(tmp_path, capsys):
     from recipes.common.plan import forecast
 
     overrides = ("method=opsd", "experiment=qwen3_8b_openthoughts", "hardware=8xh100")
-    forecast.show(composed(*overrides, run_dir=tmp_path))
+    cfg = composed(*overrides, run_dir=tmp_path)
+    forecast.show(cfg, read(cfg))
     shown = " ".join(capsys.readouterr().out.split())
     assert "32 × 1 = 32 sequences, 4 a worker" in shown
     assert "teacher logits" in shown and "KV cache" in shown and "not a measurement" in shown

@@ -7,9 +7,12 @@ import itertools
 import pytest
 from omegaconf import OmegaConf
 
-from recipes.common import settings
+from config import CONFIG_DIR
+from recipes.common import checks
+from recipes.common.checks import check
+from recipes.common.checks.errors import SettingsError
+from recipes.common.method import read
 from recipes.common.plan import memory as planner
-from recipes.entry import CONFIG_DIR
 from tests.conftest import composed
 from tests.test_config import ABOUT_THE_MACHINE
 
@@ -59,18 +62,20 @@ def test_merging_a_machine_is_choosing_it_on_the_command_line(presets, tmp_path)
 
 @pytest.mark.parametrize("hardware", HARDWARE)
 def test_every_combination_passes_the_checks_and_fits(presets, hardware, monkeypatch):
-    monkeypatch.setattr(settings, "_model", lambda cfg: ())  # tokenizers are on the hub
+    monkeypatch.setattr(
+        checks, "CHECKS", [part for part in checks.CHECKS if part is not checks.files.model]
+    )  # tokenizers are on the hub
     if hardware.startswith("2x"):
         monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     for (method, model, problems), preset in presets.items():
         cfg = on(preset, hardware)
         try:
-            settings.check(cfg, gpus=8)
+            check(cfg, read(cfg), gpus=8)
             found = []
-        except settings.SettingsError as error:
+        except SettingsError as error:
             found = [p for p in error.problems if not p.startswith(ABOUT_THE_MACHINE)]
         assert found == [], (method, model, problems)
-        job = planner.job_of(cfg, planner.GPUS[cfg.self_distill.gpu])
+        job = planner.job_of(cfg, read(cfg), planner.GPUS[cfg.self_distill.gpu])
         assert planner.overfull(job) == []
         nodes, gpus = (2, 8) if hardware.startswith("2x8") else (1, int(hardware[0]))
         assert (cfg.trainer.nnodes, cfg.trainer.n_gpus_per_node) == (nodes, gpus)

@@ -6,15 +6,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from recipes.common.settings import STARTER
+from config import STARTER
 from recipes.common.teacher import prompts
-from recipes.common.teacher.sequences import (
-    MissingReference,
-    PrivilegedPrompts,
-    problem_of,
-    reference_of,
-    teacher_sequences,
-)
+from recipes.common.teacher.contexts import MissingReference, PrivilegedPrompts, problem_of, reference_of
+from recipes.common.teacher.sequences import teacher_sequences
 
 PROBLEM, SOLUTION = "7+5*3", "7+5=2;2*3=6;\\boxed{6}"
 

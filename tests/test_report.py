@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hydra import initialize_config_dir
 
+from config import CONFIG_DIR
 from recipes.common.record import run_dir as files
-from recipes.entry import CONFIG_DIR
 from recipes.report import compare
 from recipes.report.figures import Line, curves, smoothed
 from recipes.report.heat import heat, level

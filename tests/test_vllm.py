@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from config import STARTER
 from recipes.common.record import run_dir as files
-from recipes.common.settings import STARTER
 from tests.conftest import ROOT, Run, console_of, descendants, gone, read_json_lines, start, title, wait_for_step
 
 pytestmark = [

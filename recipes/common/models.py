@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.common.checks.errors import SettingsError
 from recipes.common.record.checkpoints import MODEL_SHARDS, model_shards, written_by
 from recipes.common.record.run_dir import CHECKPOINTS, TRACKER, checkpointed_step
-from recipes.common.settings import SettingsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

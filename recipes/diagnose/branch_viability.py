@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from config import CONFIG_DIR
 from recipes.diagnose import figures
 from recipes.diagnose.branches import (
     DIVERSITY,
@@ -52,7 +53,6 @@ from recipes.diagnose.engine import (
 from recipes.diagnose.mc_dropout import dropout_hooks
 from recipes.diagnose.runner import Findings, Records, execute, shown
 from recipes.diagnose.statistics import Pivot, auroc, average_precision, centered_within, cluster_bootstrap
-from recipes.entry import CONFIG_DIR
 from workers.divergence import token_divergence
 from workers.rollout.generation import SamplingParams, response_seed
 

@@ -20,6 +20,7 @@ import torch
 from omegaconf import DictConfig
 from scipy.stats import spearmanr
 
+from config import CONFIG_DIR
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import entropy
 from recipes.diagnose.engine import (
@@ -37,7 +38,6 @@ from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, f
 from recipes.diagnose.one_step import STEPS, one_step_shifts
 from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
-from recipes.entry import CONFIG_DIR
 from workers.divergence import sampled_token_gap
 from workers.rollout.generation import SamplingParams
 

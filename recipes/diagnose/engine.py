@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from recipes.common.settings import SettingsError
+from recipes.common.checks.errors import SettingsError
 from recipes.common.teacher.prompts import render, student_messages
 from workers.rollout.generation import SamplingParams, generate_batch, response_seed, stop_token_ids
 
@@ -163,7 +163,7 @@ def teacher_prompts(
     Raises:
         SettingsError: rows without that reference; names the first.
     """
-    from recipes.common.teacher.sequences import MissingReference, PrivilegedPrompts, reference_of
+    from recipes.common.teacher.contexts import MissingReference, PrivilegedPrompts, reference_of
 
     if context not in ("solution", "answer"):
         raise SettingsError([f"teacher.context={context}: must be solution or answer"])

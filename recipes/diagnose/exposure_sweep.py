@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from config import CONFIG_DIR
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import top1_disagreement
 from recipes.diagnose.engine import (
@@ -37,7 +38,6 @@ from recipes.diagnose.engine import (
 )
 from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
 from recipes.diagnose.statistics import Interval, Pivot, auroc, centered_within, cluster_bootstrap
-from recipes.entry import CONFIG_DIR
 from workers.divergence import sampled_token_gap, token_divergence
 from workers.rollout.generation import SamplingParams
 

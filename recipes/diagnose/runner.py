@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from recipes.common.checks.errors import SettingsError
 from recipes.common.record.run_dir import write_atomically
-from recipes.common.settings import SettingsError
 from recipes.diagnose.statistics import Interval
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from recipes.common.settings import SettingsError  # also registers the resolver for the embedded files
-from recipes.entry import CONFIG_DIR, count_gpus
+from config import CONFIG_DIR
+from recipes.common.checks.errors import SettingsError
+from recipes.common.checks.machine import count_gpus
 
 if TYPE_CHECKING:
     from recipes.evaluate.console import EvaluationConsole

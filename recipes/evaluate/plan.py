@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from recipes.common.checks.errors import SettingsError
 from recipes.common.checks.machine import vllm_is_for_cpus
 from recipes.common.models import Located, fingerprint, load_tokenizer, locate
 from recipes.common.record.run_dir import write_atomically
-from recipes.common.settings import SettingsError
 from recipes.common.teacher.prompts import render
 from recipes.evaluate.metrics import default_ks
 from recipes.evaluate.problems import Problem, ProblemSet, load_sets

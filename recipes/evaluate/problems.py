@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import config as config_package
-from recipes.common.settings import SettingsError
+from recipes.common.checks.errors import SettingsError
 from recipes.data.sources import DataError, file_sha256
 from recipes.data.validate import read_rows
 from rewards.grader import gold_text

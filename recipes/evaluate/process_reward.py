@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
-from recipes.common.settings import SettingsError
+from recipes.common.checks.errors import SettingsError
 from recipes.common.teacher.prompts import BOXED_INSTRUCTION
 
 SEPARATOR = "<extra_0>"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recipes.common.settings import SettingsError
+from recipes.common.checks.errors import SettingsError
 
 RESULTS, STEPS = "results.jsonl", "steps.jsonl"
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from recipes.common.method import About, about, cited
 from recipes.common.models import Located
-from recipes.common.record.console import method_rows
 from recipes.common.teacher.prompts import student_messages
 from recipes.data.store import read_card
 from recipes.export.public import LEFT_OUT, portable
@@ -25,42 +25,6 @@ if TYPE_CHECKING:
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE = ("license", "license_name", "license_link")
 
-_DASD = """@misc{dasd,
-  title = {Tailoring Teaching to Aptitude: Direction-Adaptive Self-Distillation for LLM Reasoning},
-  author = {Zhang, Hongbin and Wang, Chaozheng and Chen, Kehai and Pan, Youcheng and Xiang, Yang and Wang, Jinpeng
-            and Zhang, Min},
-  eprint = {2605.22263},
-  archivePrefix = {arXiv},
-  url = {https://arxiv.org/abs/2605.22263}
-}"""
-_ATESD = """@misc{atesd,
-  title = {Adaptive Teacher Exposure for Self-Distillation in LLM Reasoning},
-  author = {Han, Zihao and Zhang, Tiangang and Wang, Huaibin and Sun, Yilun},
-  eprint = {2605.11458},
-  archivePrefix = {arXiv},
-  url = {https://arxiv.org/abs/2605.11458}
-}"""
-_OPSD = """@misc{opsd,
-  title = {On-policy self-distillation (OPSD)},
-  eprint = {2601.18734},
-  archivePrefix = {arXiv},
-  url = {https://arxiv.org/abs/2601.18734}
-}"""
-_GRPO = """@misc{grpo,
-  title = {DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models},
-  author = {Shao, Zhihong and Wang, Peiyi and Zhu, Qihao and Xu, Runxin and Song, Junxiao and others},
-  eprint = {2402.03300},
-  archivePrefix = {arXiv},
-  url = {https://arxiv.org/abs/2402.03300}
-}"""
-# By the start of the method's name: what it is called, and the papers to cite.
-_METHODS = {
-    "dasd": ("DASD, direction-adaptive self-distillation", (_DASD,)),
-    "pw_opsd": ("PW-OPSD, position-weighted on-policy self-distillation", (_OPSD,)),
-    "atesd": ("ATESD, adaptive teacher exposure", (_ATESD, _OPSD)),
-    "opsd": ("OPSD, on-policy self-distillation", (_OPSD,)),
-    "grpo": ("GRPO", (_GRPO,)),
-}
 _PARAMETERS = (
     ("problems a step", "data.train_batch_size"),
     ("rollouts a problem", "actor_rollout_ref.rollout.n"),
@@ -152,7 +116,8 @@ def model_card(subject: Subject) -> ModelCard:
     run = subject.run
     method = run.method if run else None
     results = _results(subject)
-    tags = ["self-distillation", "on-policy-distillation"] if method not in (None, "grpo") else []
+    distilled = run is not None and run.asks is not None and run.asks.uses_teacher
+    tags = ["self-distillation", "on-policy-distillation"] if distilled else []
     data = ModelCardData(
         base_model=subject.base.hub,
         library_name="peft" if subject.adapter_only else "transformers",
@@ -172,7 +137,7 @@ def model_card(subject: Subject) -> ModelCard:
             _training(subject, run),
             changed,
             _validation(run, subject.step),
-            _citation(run.method),
+            _citation(about(run.config.self_distill)),
         ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
@@ -185,7 +150,8 @@ def _head(subject: Subject) -> str:
     if run is None:
         made = f"Made from {named}."
     else:
-        called = _called(run.method)
+        of = about(run.config.self_distill)
+        called = f"{of.title} (`{of.name}`)" if of.title != of.name else f"`{of.name}`"
         made = f"{named}, trained with {called} by verl-self-distill, recipes of on-policy self-distillation on "
         made += "[verl](https://github.com/volcengine/verl)."
     step = "" if subject.step is None else f" after training step {subject.step}"
@@ -198,11 +164,6 @@ def _head(subject: Subject) -> str:
         weights = f"The weights{step} in {subject.dtype}{merged}."
     config = "" if run is None else " All settings of the training are in `training_config.yaml`."
     return f"{what}{made} {weights}{config}"
-
-
-def _called(method: str) -> str:
-    known = next((name for start, (name, _) in _METHODS.items() if method.startswith(start)), method)
-    return known if method in _METHODS else f"{known} (`{method}`)"
 
 
 def _usage(subject: Subject) -> str:
@@ -248,7 +209,7 @@ The prompt is that of data prepared by verl-self-distill. {defaults}"""
 
 
 def _method(run: Run, settings: list[Setting]) -> str:
-    lines = ["## Method", "", *_table(("part", "value"), method_rows(run.config))]
+    lines = ["## Method", "", *_table(("part", "value"), run.asks.rows() if run.asks else [("method", run.method)])]
     if settings:
         rows = [
             (f"`{s.key}`", s.value, f"changed; the preset's {s.preset}: {s.source}" if s.differs else s.source)
@@ -386,14 +347,22 @@ def _results(subject: Subject) -> list[EvalResult]:
     ]
 
 
-def _citation(method: str) -> str:
-    papers = next((papers for start, (_, papers) in _METHODS.items() if method.startswith(start)), ())
+def _citation(method: About) -> str:
+    papers = cited(method)
     if not papers:
-        return f"## Citation\n\nThe paper of `{method}`."
-    beside = ""
-    if method.startswith("pw_opsd"):
-        beside = " PW-OPSD is to be cited too; this package knows no identifier of its paper."
-    return "\n".join(["## Citation", "", f"The method's papers:{beside}", "", "```bibtex", "\n\n".join(papers), "```"])
+        return f"## Citation\n\nThe paper of `{method.name}`."
+    entries = "\n\n".join(_bibtex(paper) for paper in papers)
+    return f"## Citation\n\nThe method's papers:\n\n```bibtex\n{entries}\n```"
+
+
+def _bibtex(paper: dict[str, str]) -> str:
+    """A paper as far as its method's YAML knows it."""
+    fields = {"title": paper.get("title"), "author": paper.get("authors")}
+    if arxiv := paper.get("arxiv"):
+        fields |= {"eprint": arxiv, "archivePrefix": "arXiv", "url": f"https://arxiv.org/abs/{arxiv}"}
+    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items() if value)
+    key = re.sub(r"\W+", "", paper.get("arxiv") or paper.get("title", "paper"))
+    return f"@misc{{arxiv{key},\n{lines}\n}}"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

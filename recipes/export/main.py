@@ -16,8 +16,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from recipes.common.settings import SettingsError  # also registers the resolver for the embedded files
-from recipes.entry import CONFIG_DIR
+from config import CONFIG_DIR
+from recipes.common.checks.errors import SettingsError
 
 
 def export_command(cfg: DictConfig) -> int:

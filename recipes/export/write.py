@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from recipes.common.checks.errors import SettingsError
 from recipes.common.models import (
     ADAPTER,
     Located,
@@ -30,7 +31,6 @@ from recipes.common.models import (
     shard_contents,
 )
 from recipes.common.record import run_dir as files
-from recipes.common.settings import SettingsError
 from recipes.data.store import sync
 from recipes.export.card import Subject, base_of, model_card
 from recipes.export.public import public_config

@@ -23,7 +23,7 @@ _INCIDENTAL = (
     "actor_rollout_ref.rollout.seed",
     "self_distill.run_dir",
     "self_distill.keep_checkpoints",
-    "self_distill.exposure.seed",
+    "self_distill.exposure.controller.seed",
     "trainer.default_local_dir",
     "trainer.experiment_name",
     "trainer.val_before_train",
@@ -89,7 +89,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         Group(_label(key, configs, found[0].method), sorted(found, key=lambda run: str(run.seed)))
         for key, found in settings.items()
     ]
-    return sorted(groups, key=lambda group: group.runs[0].method != "grpo")
+    # The baseline, which has no teacher, first.
+    return sorted(groups, key=lambda group: group.runs[0].asks is None or group.runs[0].asks.uses_teacher)
 
 
 def _label(key: str, configs: dict[str, dict[str, str]], method: str) -> str:

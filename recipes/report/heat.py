@@ -13,31 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from advantage.labels import TokenField
+from recipes.common.record.samples import FIELDS, HEAD
 from recipes.report.run_data import Run
 
 LEVELS = 5
 RECORDS = 3  # of a run: the first, the middle and the last
-
-
-@dataclass(frozen=True)
-class Field:
-    """A per-token quantity. `scale` is the |value| of full colour; None: from the values."""
-
-    name: str
-    label: str
-    meaning: str
-    scale: float | None = None
-
-
-# In the order of interest; the first one that a run has is shown first. Names are those of samples.jsonl.
-FIELDS = (
-    Field("omega", "ω", "DASD's coefficient: positive attracts to the teacher, negative repels", 1.0),
-    Field("delta", "δ", "log p_T − log p_S of the sampled token, nats: positive where the teacher prefers it more"),
-    Field("weight", "w", "factor of the token's credit"),
-    Field("divergence_weight", "w", "factor of the token's divergence from the teacher"),
-    Field("advantage", "Â", "the advantage that the PPO clip trains on"),
-    Field("entropy", "H", "entropy of the student's next token, nats"),
-)
 
 
 @dataclass(frozen=True)
@@ -64,7 +45,7 @@ class Response:
 class Heat:
     """The samples of a page. `fields`: (field, scale) of each; `records`: (step, responses), newest first."""
 
-    fields: list[tuple[Field, float]]
+    fields: list[tuple[TokenField, float]]
     records: list[tuple[int, list[Response]]]
 
 
@@ -77,7 +58,7 @@ def heat(run: Run) -> Heat | None:
     samples = [sample for _, found in records for sample in found]
     fields = [
         (field, field.scale or scale)
-        for field in FIELDS
+        for field in (*(run.asks.token_fields if run.asks else ()), *FIELDS)
         if (scale := _scale([v for s in samples for v in s["fields"].get(field.name, ()) if v is not None]))
     ]
     return Heat(fields, [(step, [_response(s, fields) for s in found]) for step, found in records])
@@ -97,7 +78,7 @@ def _scale(values: Sequence[float]) -> float:
     return float(np.quantile(sizes, 0.95)) or float(sizes.max())
 
 
-def _response(sample: Mapping[str, Any], fields: Sequence[tuple[Field, float]]) -> Response:
+def _response(sample: Mapping[str, Any], fields: Sequence[tuple[TokenField, float]]) -> Response:
     tokens = []
     for place, text in enumerate(sample["tokens"]):
         classes, title = [], []
@@ -120,8 +101,6 @@ def visible(text: str) -> str:
 
 
 def _gap_index(tokens: Sequence[Token]) -> int:
-    from recipes.common.record.samples import HEAD
-
     return min(HEAD, len(tokens))
 
 

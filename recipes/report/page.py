@@ -20,7 +20,7 @@ from recipes.report import compare, evaluation
 from recipes.report.answers import asked
 from recipes.report.figures import SERIES, SMOOTH_FROM
 from recipes.report.heat import LEVELS, heat
-from recipes.report.panels import PANELS, group_panels, run_panels, stage_panel
+from recipes.report.panels import group_panels, panels, run_panels, stage_panel
 from recipes.report.preset import Comparison, NoPreset, compare_with_preset
 from recipes.report.run_data import Run, load_run, status, validations, warnings
 
@@ -223,7 +223,7 @@ def _numbers(run: Run) -> Numbers | None:
     found = validations(run)
     if found:
         columns[found[0].name] = {v.step: v.mean for v in found}
-    for panel in PANELS:
+    for panel in panels():
         curve = panel.series[0].of(run)
         if curve[0]:
             columns[panel.title] = dict(zip(*curve, strict=True))

@@ -1,18 +1,19 @@
 """Which curves a report shows: a table of panels, and how each becomes a figure for one run or for several.
 
-A panel appears where a run has the metric.  What a panel is called and what its lines are is written here, so a new
-metric is one more entry.
+A panel appears where a run has the metric.  Those of verl's numbers are written here; those of the methods come from
+`advantage.labels.Metric`, where each method declares them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
-from advantage.estimators import CORRECTION_RATIO_LIMIT
+from advantage.labels import Metric
+from recipes.common import metric_names as names
 from recipes.report.figures import Line, curves, stacked_bars
 from recipes.report.run_data import Run, validations
 
@@ -55,74 +56,40 @@ class Panel:
 
 def _gap_estimate(run: Run) -> Curve:
     """Mean of log p_S − log p_T over the sampled tokens, nats: the one-sample estimate of KL(p_S ‖ p_T)."""
-    teacher = {r["step"]: r["teacher/log_prob/mean"] for r in run.steps if r.get("teacher/log_prob/mean") is not None}
-    steps, student = run.curve("student/log_prob/mean")
+    teacher = {r["step"]: r[names.TEACHER_LOG_PROB] for r in run.steps if r.get(names.TEACHER_LOG_PROB) is not None}
+    steps, student = run.curve(names.STUDENT_LOG_PROB)
     kept = [(step, value - teacher[step]) for step, value in zip(steps, student, strict=True) if step in teacher]
     return [s for s, _ in kept], [v for _, v in kept]
 
 
-PANELS = (
-    Panel("Reward", "mean over the step's rollouts", (Series("reward", ("critic/score/mean",)),)),
+FIRST_PANELS = (
+    Panel("Reward", "mean over the step's rollouts", (Series("reward", (names.REWARD,)),)),
     Panel(
         "Entropy",
         "of the student's next token, nats",
         (
-            Series("mean", ("actor/entropy",)),
-            Series("95th percentile", ("student/entropy/p95",), dashed=True),
+            Series("mean", (names.ENTROPY,)),
+            Series("95th percentile", (names.ENTROPY_QUANTILE.format(95),), dashed=True),
         ),
         from_zero=True,
     ),
     Panel(
         "Response length",
         "tokens",
-        (Series("mean", ("response_length/mean",)), Series("longest", ("response_length/max",), dashed=True)),
+        (Series("mean", (names.LENGTH,)), Series("longest", ("response_length/max",), dashed=True)),
         from_zero=True,
     ),
     Panel(
         "Cut responses",
         "share that reached the length limit",
-        (Series("share", ("response_length/clip_ratio",)),),
+        (Series("share", (names.CUT_SHARE,)),),
         percent=True,
         from_zero=True,
         idle=0.0,
     ),
-    Panel(
-        "Divergence from the teacher",
-        "per token, nats, weighted and clipped as in the loss; it may be negative",
-        (Series("mean", ("divergence/mean",)),),
-    ),
-    Panel(
-        "KL to the teacher, estimated",
-        "mean of log p_S − log p_T over the sampled tokens, nats",
-        (Series("estimate", compute=_gap_estimate),),
-    ),
-    Panel(
-        "Top-1 disagreement",
-        "share of tokens where student and teacher prefer different ones",
-        (Series("share", ("divergence/top1_disagreement",)),),
-        percent=True,
-        from_zero=True,
-    ),
-    Panel(
-        "Correction / advantage",
-        f"mean |teacher's correction| over mean |A_G|; above {CORRECTION_RATIO_LIMIT:g} the verifier no longer decides",
-        (Series("ratio", ("credit/correction_ratio",)),),
-        limit=CORRECTION_RATIO_LIMIT,
-        from_zero=True,
-    ),
-    Panel(
-        "Share of positive ω",
-        "tokens that are drawn to the teacher; the others are pushed away",
-        (Series("share", ("credit/omega/positive_share", "divergence/weight/positive_share")),),
-        percent=True,
-        idle=1.0,
-    ),
-    Panel(
-        "Exposure α",
-        "share of the reference's reasoning that the teacher sees",
-        (Series("in force", ("exposure/alpha",)), Series("policy's mean", ("exposure/mean",), dashed=True)),
-    ),
-    Panel("Probe", "negative log-likelihood of held-out solutions, nats a token", (Series("NLL", ("probe/nll",)),)),
+)
+# After those of the methods.
+LAST_PANELS = (
     Panel("Gradient norm", "before clipping", (Series("norm", ("actor/grad_norm",)),), from_zero=True),
     Panel(
         "KL of the update",
@@ -130,8 +97,33 @@ PANELS = (
         (Series("KL", ("actor/ppo_kl",)),),
         idle=0.0,
     ),
-    Panel("Throughput", "tokens a second", (Series("tokens/s", ("perf/throughput",)),), from_zero=True),
+    Panel("Throughput", "tokens a second", (Series("tokens/s", (names.THROUGHPUT,)),), from_zero=True),
 )
+KL_ESTIMATE = Panel(
+    "KL to the teacher, estimated",
+    "mean of log p_S − log p_T over the sampled tokens, nats",
+    (Series("estimate", compute=_gap_estimate),),
+)
+
+
+def panels(metrics: Iterable[Metric] = ()) -> list[Panel]:
+    """All panels in their order.  metrics: of the methods that are shown; those of every method come by themselves."""
+    shown = dict.fromkeys((*names.SHARED, *metrics))
+    return [*FIRST_PANELS, KL_ESTIMATE, *map(_panel, shown), *LAST_PANELS]
+
+
+def _panel(metric: Metric) -> Panel:
+    dashed = [Series(line, (name,), dashed=True) for name, line in metric.also]
+    return Panel(
+        metric.title,
+        metric.note,
+        (Series(metric.line, (metric.name,)), *dashed),
+        percent=metric.percent,
+        limit=metric.limit,
+        from_zero=metric.from_zero,
+        idle=metric.idle,
+    )
+
 
 # verl's names of a step's stages, in the order in which they happen, and the colours of those that most runs have.
 STAGES = {
@@ -165,7 +157,7 @@ def run_panels(run: Run) -> list[Shown]:
     """The panels of one run: validation first."""
     validation = _validation_panel(run)
     shown = [validation] if validation else []
-    for panel in PANELS:
+    for panel in panels(run.asks.metrics if run.asks else ()):
         present = [(series, curve) for series in panel.series if (curve := series.of(run))[0]]
         if not present or _idle(panel, [curve for _, curve in present]):
             continue
@@ -184,7 +176,8 @@ def group_panels(groups: Sequence[Sequence[Run]]) -> list[Shown]:
     """The panels of several groups of runs: a colour each group, a thin line each run, a thick one for their mean."""
     shown = []
     accuracy = Panel("Validation accuracy", "mean of the sets", (Series("accuracy", compute=_accuracy),), percent=True)
-    for panel in (accuracy, *PANELS):
+    of_methods = [metric for runs in groups for run in runs[:1] if run.asks for metric in run.asks.metrics]
+    for panel in (accuracy, *panels(of_methods)):
         curves_of = [[c for run in runs if (c := panel.series[0].of(run))[0]] for runs in groups]
         if _idle(panel, [curve for group in curves_of for curve in group]):
             continue
@@ -215,7 +208,7 @@ def stage_panel(run: Run) -> tuple[Shown, list[tuple[str, int, float, float]]] |
 
     Seconds are means over all steps, so a checkpoint every tenth step counts a tenth. None if no step was timed.
     """
-    timed = [r for r in run.steps if r.get("timing_s/step") is not None]
+    timed = [r for r in run.steps if r.get(names.STEP_SECONDS) is not None]
     if not timed:
         return None
     stages = [
@@ -225,7 +218,7 @@ def stage_panel(run: Run) -> tuple[Shown, list[tuple[str, int, float, float]]] |
     ]
     # verl measures the validation after the step, everything else within it.
     inside = sum((seconds for label, _, seconds in stages if label != "validation"), np.zeros(len(timed)))
-    rest = np.array([r["timing_s/step"] for r in timed]) - inside
+    rest = np.array([r[names.STEP_SECONDS] for r in timed]) - inside
     stages.append(("other", 9, rest.clip(min=0.0)))
     stages.sort(key=lambda stage: -stage[2].sum())
     total = sum(seconds.sum() for _, _, seconds in stages)

@@ -17,11 +17,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from yaml.nodes import MappingNode, ScalarNode
 
-from recipes.entry import CONFIG_DIR
+from config import CONFIG_DIR
 
 # Where a run is, not what it does.
 _PLACES = (
-    *("self_distill.run_dir", "trainer.default_local_dir", "ray_kwargs.ray_init", "dry_run"),
+    *("self_distill.about", "self_distill.run_dir", "trainer.default_local_dir", "ray_kwargs.ray_init", "dry_run"),
     *("model", "data_dir", "compare", "workers"),  # of an evaluation
 )
 _SECRET = re.compile(r"(api_?key|secret|password|passwd|(^|_)token)$")
@@ -97,7 +97,7 @@ def _comparison(
     return Comparison(
         name=" ".join(f"{group}={choice}" for group, choice in chosen.items()),
         changed=[s for s in map(setting, keys) if s.differs],
-        method=[setting(key) for key in bundle],
+        method=[setting(key) for key in bundle if not key.startswith(_PLACES)],
     )
 
 
@@ -177,8 +177,6 @@ def _composed(primary: str, chosen: Mapping[str, str], values: Mapping[str, Any]
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-
-    import recipes.common.settings  # noqa: F401  registers the resolver for the embedded files
 
     def composed() -> DictConfig:
         return compose(primary, overrides=overrides)

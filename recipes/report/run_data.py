@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from recipes.common import metric_names as names
+from recipes.common.method import Method, read
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import warnings_of
 
@@ -51,6 +53,14 @@ class Run:
     def method(self) -> str:
         return str(OmegaConf.select(self.config, "self_distill.method", default="?"))
 
+    @cached_property
+    def asks(self) -> Method | None:
+        """What its configuration asks to learn; None where that cannot be told any more."""
+        try:
+            return read(self.config)
+        except OmegaConfBaseException:
+            return None
+
     @property
     def seed(self) -> Any:
         return OmegaConf.select(self.config, "data.seed", default=None)
@@ -58,7 +68,7 @@ class Run:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """Records of training steps: without that of the validation before the first."""
-        return [r for r in self.records if "training/global_step" in r]
+        return [r for r in self.records if names.TRAINED in r]
 
     @property
     def planned_steps(self) -> int | None:
@@ -227,7 +237,7 @@ def warnings(run: Run) -> list[Warned]:
         for kind, text in [*warnings_of(record), *_skipped(record)]:
             occurrences.setdefault(kind, []).append((record["step"], text))
     found = [Warned(steps[0][1], _extent(run, [s for s, _ in steps])) for steps in occurrences.values()]
-    missing = sum(int(r.get("training/rollouts_missing") or 0) for r in run.records)
+    missing = sum(int(r.get(names.ROLLOUTS_MISSING) or 0) for r in run.records)
     if missing:
         found.append(Warned(f"{missing} rollouts of the whole run failed and were left out", "all steps"))
     if run.unreadable:
@@ -244,7 +254,7 @@ def _skipped(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if "/timeout/mean@" in name and value:
             where = name.split("/")[1]
             yield f"timeout {where}", f"grading timed out for {value:.1%} of the validation responses of {where}"
-    cut = record.get("response_length/clip_ratio") or 0
+    cut = record.get(names.CUT_SHARE) or 0
     if cut > 0.05:
         yield "cut", f"{cut:.0%} of the responses were cut at the length limit (data.max_response_length)"
 

@@ -24,6 +24,7 @@ from workers.divergence import (
     student_topk_divergence,
     teacher_topk_divergence,
 )
+from workers.training.metrics import LOSS
 from workers.training.packing import WEIGHTS, scored_rows
 from workers.training.params import LossParams
 
@@ -103,7 +104,7 @@ class SelfDistillLoss:
             token_weights=data[WEIGHTS].to_padded_tensor(0.0) if WEIGHTS in data else None,
         )[padded.bool()]
         distill = (weights.to(divergence.dtype) * divergence).sum()
-        metrics: dict[str, Any] = {"divergence/loss": Metric(value=distill, aggregation=AggregationType.SUM)}
+        metrics: dict[str, Any] = {LOSS: Metric(value=distill, aggregation=AggregationType.SUM)}
         loss = self.params.coefficient * distill
         if self.params.ppo:
             if self.policy_loss is None:

@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Names of what is measured here and in the loss; the trainer writes them as they are.
+LOSS, MEAN, DISAGREEMENT = "divergence/loss", "divergence/mean", "divergence/top1_disagreement"
+
 POSITION_BINS = 10
 QUANTILE = 0.99
 
@@ -48,11 +51,11 @@ def divergence_metrics(
 
     share = sums / max(count, 1)
     metrics = {
-        "divergence/mean": float(share[1]),
+        MEAN: float(share[1]),
         "divergence/p99": float(top[-1]),
         "divergence/max": float(top[0]),
         "divergence/negative_share": float(share[2]),
-        "divergence/top1_disagreement": float(share[3]),
+        DISAGREEMENT: float(share[3]),
     }
     tokens, total = sums[4 : 4 + POSITION_BINS], sums[4 + POSITION_BINS :]
     for i, mean in enumerate((total / tokens.clamp(min=1.0)).tolist()):

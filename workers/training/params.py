@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from advantage.estimators import load_params, require
+from advantage.params import load_params, require
+from advantage.token_weights import TOKEN_WEIGHTS
 from workers.divergence import CLIP_MODES, KINDS, REDUCTIONS, DivergenceSpec
 
-WEIGHTINGS = ("uniform", "position", "dasd")
 TOP_K_BY = ("teacher", "student")
 STUDENT_NORMS = ("renormalised", "full")
 TEACHER_WEIGHTS = ("current", "frozen", "ema", "snapshot")
@@ -32,8 +32,7 @@ class LossParams:
         top_k: compare that many tokens only instead of the vocabulary; None: all.
         top_k_by: whose likeliest tokens: "teacher" (renormalised over them) or "student" (all others in one bucket).
         student_norm: with top_k_by="teacher", "renormalised" over the same tokens (OPSD) or "full" (EOPD).
-        weighting: factor of each token. "uniform": 1. "position": PW-OPSD's w(u), parameters `algorithm.pw_opsd`.
-            "dasd": DASD's signed ω, parameters `algorithm.dasd`.
+        weighting: factor of each token: "uniform" is 1, every other name is one of `advantage.token_weights`.
         reduction: "token_mean" pools the tokens of the global mini-batch, "sequence_mean" averages within each response
             and then over responses.
         coefficient: factor of the divergence.
@@ -62,7 +61,8 @@ class LossParams:
         """Raise ValueError, with value and rule, on a parameter or a combination that is not usable."""
         require(self.kind in ("none", *KINDS), "kind", self.kind, f"one of none, {', '.join(KINDS)}")
         require(self.clip_mode in CLIP_MODES, "clip_mode", self.clip_mode, f"one of {', '.join(CLIP_MODES)}")
-        require(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"one of {', '.join(WEIGHTINGS)}")
+        weightings = ("uniform", *TOKEN_WEIGHTS)
+        require(self.weighting in weightings, "weighting", self.weighting, f"one of {', '.join(weightings)}")
         require(self.reduction in REDUCTIONS, "reduction", self.reduction, f"one of {', '.join(REDUCTIONS)}")
         require(0.0 < self.coefficient < math.inf, "coefficient", self.coefficient, "positive and finite")
         require(

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 SKIPPED = "skipped_updates"  # in the workers' metrics of a step
-SKIPPED_TOTAL = "training/skipped_updates_total"  # in the records, of the whole run
 
 
 def count_skipped(metrics: dict[str, Any]) -> int:

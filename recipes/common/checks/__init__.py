@@ -1,1 +1,51 @@
-"""What is refused before anything starts: each check yields sentences that state the value, the rule and the fix."""
+"""What is refused before anything starts: each check yields sentences that state the value, the rule and the fix.
+
+None of them starts a process, and verl is imported only where a name asks for it: a mistake costs a second and not a
+minute.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from recipes.common.checks import batch, files, learning, machine
+from recipes.common.checks.errors import SettingsError
+from recipes.common.method import Method
+
+CHECKS = (
+    learning.parameters,
+    learning.teacher,
+    learning.distillation,
+    learning.exposure,
+    learning.precision,
+    batch.batches,
+    batch.lengths,
+    batch.rollout,
+    batch.logical_cpus,
+    files.model,
+    files.data,
+    machine.parallelism,
+    machine.software,
+    machine.logging,
+    machine.capacity,
+    machine.output,
+)
+
+
+def check(cfg: DictConfig, method: Method, *, gpus: int) -> None:
+    """Refuse a resolved configuration with everything that is wrong with it.
+
+    Args:
+        method: of this configuration (`recipes.common.method.read`).
+        gpus: number of GPUs in this machine.
+
+    Raises:
+        SettingsError: lists every problem found.
+    """
+    problems = list(machine.device(cfg, gpus))
+    if problems:  # on the wrong machine nothing else matters
+        raise SettingsError(problems)
+    for part in CHECKS:
+        problems += part(cfg, method)
+    if problems:
+        raise SettingsError(problems)

@@ -1,7 +1,6 @@
-"""Checks of what a run stands on: installed packages, GPUs and their memory, the run directory and its checkpoints.
+"""Refusals of what a run stands on: installed packages, GPUs and their memory, the run directory and its checkpoints.
 
-Parts of `recipes.common.settings.check`, in the same form: each takes the resolved configuration and yields sentences
-with value, rule and fix.  Nothing here imports a GPU library; versions are read from package metadata.
+Versions are read from package metadata: nothing here imports a GPU library.
 """
 
 from __future__ import annotations
@@ -17,13 +16,40 @@ from pathlib import Path
 from omegaconf import DictConfig
 from packaging.requirements import InvalidRequirement, Requirement
 
+from recipes.common.method import Method
 from recipes.common.plan import memory as planner
 from recipes.common.plan.shapes import of_model
 from recipes.common.record import checkpoints
 from recipes.common.record.run_dir import closest_existing
 
 
-def parallelism(cfg: DictConfig) -> Iterator[str]:
+def count_gpus() -> int:
+    """GPUs of this machine that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device(cfg: DictConfig, gpus: int) -> Iterator[str]:
+    """Whether the GPUs that are asked for are here.  gpus: those that torch can use."""
+    trainer = cfg.trainer
+    if trainer.device == "cpu" or cfg.dry_run:
+        return  # a dry run plans for `self_distill.gpu`, wherever it is
+    if "RAY_ADDRESS" in os.environ or trainer.nnodes > 1:
+        return  # the GPUs are elsewhere; Ray will say what it has
+    if gpus == 0:
+        yield (
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but this machine has no GPU that torch can use. "
+            "Without one, run the embedded experiment: add experiment=starter"
+        )
+    elif trainer.n_gpus_per_node > gpus:
+        yield (
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but this machine has {gpus}: "
+            f"set trainer.n_gpus_per_node={gpus}"
+        )
+
+
+def parallelism(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Nodes, GPUs and the splitting of the rollout model over them."""
     trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
     workers, parallel = trainer.n_gpus_per_node * trainer.nnodes, rollout.tensor_model_parallel_size
@@ -51,7 +77,7 @@ def parallelism(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-def software(cfg: DictConfig) -> Iterator[str]:
+def software(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Packages that a run on GPUs needs, and whether their versions belong together."""
     arr = cfg.actor_rollout_ref
     if cfg.dry_run:
@@ -82,7 +108,7 @@ def software(cfg: DictConfig) -> Iterator[str]:
             yield from _mismatches("vllm", installed)
 
 
-def logging(cfg: DictConfig) -> Iterator[str]:
+def logging(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Whether Weights & Biases can log: it would say so only when all workers are there."""
     loggers = cfg.trainer.logger
     if cfg.dry_run or "wandb" not in ([loggers] if isinstance(loggers, str) else loggers):
@@ -135,34 +161,19 @@ def _mismatches(package: str, installed: str, others: tuple[str, ...] = ("torch"
             )
 
 
-def gpu_of(cfg: DictConfig) -> planner.Gpu | None:
-    """The GPU that is planned for: `self_distill.gpu`, else this machine's first, else None."""
-    if cfg.trainer.device == "cpu":
-        return None
-    if cfg.self_distill.gpu is not None:
-        return planner.GPUS.get(cfg.self_distill.gpu)
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    like = next((g for g in planner.GPUS.values() if g.name in properties.name), planner.GPUS["h100"])
-    return planner.Gpu(properties.name, properties.total_memory, like.flops, like.bandwidth)
-
-
-def capacity(cfg: DictConfig) -> Iterator[str]:
+def capacity(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Whether the run fits into its GPUs' memory, by `recipes.common.plan.memory`."""
     name = cfg.self_distill.gpu
     if name is not None and name not in planner.GPUS:
         known = ", ".join(planner.GPUS)
         yield f"self_distill.gpu={name}: must be one of {known}, or null for the GPUs of this machine"
         return
-    gpu = gpu_of(cfg)
+    gpu = planner.gpu_of(cfg)
     if gpu is None or cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes < 1:
         return
     if not cfg.dry_run:
         yield from _smaller_than_planned(name, gpu)
-    job = planner.job_of(cfg, gpu)
+    job = planner.job_of(cfg, method, gpu)
     if job is not None:
         yield from planner.refusal(job)
 
@@ -180,35 +191,29 @@ def _smaller_than_planned(name: str | None, gpu: planner.Gpu) -> Iterator[str]:
         )
 
 
-def output(cfg: DictConfig) -> Iterator[str]:
+def output(cfg: DictConfig, method: Method) -> Iterator[str]:
     """The run directory: can be written, has room for the checkpoints, and what it starts from is its own and whole."""
     run_dir = Path(cfg.self_distill.run_dir)
     parent = closest_existing(run_dir)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
         return
-    yield from _room(cfg, parent)
+    yield from _room(cfg, method, parent)
     yield from checkpoints.problems(cfg)
 
 
-def _room(cfg: DictConfig, folder: Path) -> Iterator[str]:
-    job = planner.job_of(cfg, gpu=None)
+def _room(cfg: DictConfig, method: Method, folder: Path) -> Iterator[str]:
+    job = planner.job_of(cfg, method, gpu=None)
     if job is None or cfg.trainer.save_freq < 1:
         return
     # The kept ones, and the next while it is written, before the oldest goes.
-    needed, free = (cfg.self_distill.keep_checkpoints + 1) * checkpoint_bytes(job), shutil.disk_usage(folder).free
+    needed, free = (
+        (cfg.self_distill.keep_checkpoints + 1) * planner.checkpoint_bytes(job),
+        shutil.disk_usage(folder).free,
+    )
     if free < needed:
         yield (
             f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {cfg.self_distill.keep_checkpoints} "
             f"checkpoints and the one being written take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
             "set self_distill.keep_checkpoints=1"
         )
-
-
-def checkpoint_bytes(job: planner.Job) -> int:
-    """Of one checkpoint: weights, two moments for what is trained, and the teacher where it has weights of its own."""
-    weights = job.model.parameters + (job.trainable if job.lora_rank else 0)
-    return job.weight_bytes * (weights * (1 + job.teacher_copy) + 2 * job.trainable)
-
-
-CHECKS = (parallelism, software, logging, capacity, output)

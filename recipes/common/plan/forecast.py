@@ -8,19 +8,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from recipes.common.checks.machine import checkpoint_bytes, gpu_of
+from recipes.common.method import Method
 from recipes.common.plan import memory as planner
 from recipes.common.plan.memory import GIB, Job
 from recipes.common.record.console import duration, plan, two_columns
 
 
-def show(cfg: DictConfig) -> None:
+def show(cfg: DictConfig, method: Method) -> None:
     """Print what a resolved configuration would do; starts and refuses nothing."""
     console = Console(highlight=False)
-    console.print(plan(cfg, Path(cfg.self_distill.run_dir)))
+    console.print(plan(cfg, method, Path(cfg.self_distill.run_dir)))
     if cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes < 1:
         return
-    job = planner.job_of(cfg, gpu_of(cfg))
+    job = planner.job_of(cfg, method, planner.gpu_of(cfg))
     if job is None:
         console.print(
             f"the shape of {cfg.actor_rollout_ref.model.path} is not known here: memory and time are not planned"
@@ -66,7 +66,7 @@ def arithmetic(job: Job, steps: int | None) -> Table:
             f"{held:,} tokens a rollout server: {held // job.sequence} full sequences at once, of "
             f"{job.sequences * job.tensor_parallel / job.workers:g} that it gets",
         )
-    table.add_row("checkpoint", f"{checkpoint_bytes(job) / GIB:,.2f} GiB")
+    table.add_row("checkpoint", f"{planner.checkpoint_bytes(job) / GIB:,.2f} GiB")
     return table
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
+from recipes.common.method import Method
 from recipes.common.plan.shapes import Architecture, of_model
 
 GIB = 1 << 30
@@ -122,15 +123,13 @@ class Job:
         return self.batch * self.rollouts
 
 
-def job_of(cfg: DictConfig, gpu: Gpu | None) -> Job | None:
+def job_of(cfg: DictConfig, method: Method, gpu: Gpu | None) -> Job | None:
     """The job of a resolved configuration; None where the model's shape is not known here."""
-    from recipes.common.settings import loss_of, needed_signals, teacher_of, uses_teacher
-
     arr = cfg.actor_rollout_ref
     model = of_model(str(arr.model.path))
     if model is None:
         return None
-    actor, rollout, fsdp, loss = arr.actor, arr.rollout, arr.actor.fsdp_config, loss_of(cfg)
+    actor, rollout, fsdp, loss = arr.actor, arr.rollout, arr.actor.fsdp_config, method.loss
     precision = fsdp.get("mixed_precision") or {}
     lora = int(arr.model.lora_rank or 0)
     longest = cfg.data.max_prompt_length + cfg.data.max_response_length
@@ -164,12 +163,33 @@ def job_of(cfg: DictConfig, gpu: Gpu | None) -> Job | None:
         response=cfg.data.max_response_length,
         temperature=rollout.temperature,
         entropy_rows=fsdp.get("entropy_from_logits_chunk_size", 2048),
-        scored="log_prob_gap" in needed_signals(cfg),
+        scored=method.scores_with_teacher,
         divergence=loss.active,
         policy_loss=loss.ppo,
-        teacher_copy=uses_teacher(cfg) and teacher_of(cfg).needs_copy(lora=lora > 0),
-        teacher_prompt=cfg.self_distill.teacher.max_prompt_length,
+        teacher_copy=method.teacher_copy,
+        teacher_prompt=method.max_prompt_length,
     )
+
+
+def gpu_of(cfg: DictConfig) -> Gpu | None:
+    """The GPU that is planned for: `self_distill.gpu`, else this machine's first, else None."""
+    if cfg.trainer.device == "cpu":
+        return None
+    if cfg.self_distill.gpu is not None:
+        return GPUS.get(cfg.self_distill.gpu)
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    like = next((g for g in GPUS.values() if g.name in properties.name), GPUS["h100"])
+    return Gpu(properties.name, properties.total_memory, like.flops, like.bandwidth)
+
+
+def checkpoint_bytes(job: Job) -> int:
+    """Of one checkpoint: weights, two moments for what is trained, and the teacher where it has weights of its own."""
+    weights = job.model.parameters + (job.trainable if job.lora_rank else 0)
+    return job.weight_bytes * (weights * (1 + job.teacher_copy) + 2 * job.trainable)
 
 
 def _element(dtype: str) -> int:

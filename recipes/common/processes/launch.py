@@ -12,25 +12,36 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from recipes.common.checks.errors import SettingsError
+from recipes.common.method import Method
 from recipes.common.processes.reaper import reaper
 from recipes.common.record import run_dir as files
 from recipes.common.record.checkpoints import nothing_left
 from recipes.common.record.console import RunConsole
-from recipes.common.settings import SettingsError
 
-# A running cluster lacks the environment of whoever starts a run on it. No secrets here: config.yaml has them all.
+# A running cluster lacks the environment of whoever starts a run on it. What is passed on is written into config.yaml
+# too, so no variable that may hold a secret belongs here.
 PASSED_ON = ("WANDB_MODE", "WANDB_ENTITY", "HF_HOME", "HF_HUB_OFFLINE")
+PASSED_ON_PREFIXES = ("NCCL_", "VLLM_")
 
 
-def launch(cfg: DictConfig) -> int:
-    """Train as configured; returns the process's exit code (0 done, 1 failed, 130 stopped at once)."""
+def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | None]) -> int:
+    """Train as configured.
+
+    Args:
+        method: of this configuration.
+        report: writes the run's report when it is over; returns where it is, or None where there is nothing to report.
+
+    Returns:
+        The process's exit code: 0 done, 1 failed, 2 refused by verl, 130 stopped at once.
+    """
     run_dir = Path(cfg.self_distill.run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / files.STOP).unlink(missing_ok=True)
@@ -42,12 +53,12 @@ def launch(cfg: DictConfig) -> int:
         if "RAY_ADDRESS" in os.environ:
             for key in ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard"):
                 cfg.ray_kwargs.ray_init.pop(key, None)  # a running cluster has its own
-        elif cfg.trainer.device == "cpu":
+        else:
             cfg.ray_kwargs.ray_init.address = "local"  # never join somebody else's cluster by accident
     files.write_atomically(run_dir / files.CONFIG, OmegaConf.to_yaml(cfg))
 
     with output_into(run_dir / files.LOG) as terminal:
-        console = RunConsole(cfg, run_dir, terminal, resumed_from=resumed_from)
+        console = RunConsole(cfg, method, run_dir, terminal, resumed_from=resumed_from)
         code, ending, reason = 0, files.DONE, ""
         with console, _signals(run_dir, console), reaper():
             try:
@@ -66,22 +77,19 @@ def launch(cfg: DictConfig) -> int:
         if code == 0:
             console.summary()
         files.set_stage(run_dir, ending, files.read_stage(run_dir).get("step", 0), reason)
-        _report(run_dir, console)
+        _report(report, run_dir, console)
     return code
 
 
-def _report(run_dir: Path, console: RunConsole) -> None:
+def _report(report: Callable[[Path], str | None], run_dir: Path, console: RunConsole) -> None:
     """Write the run's report; a run is not a failure because its report is."""
-    from recipes.report.page import write_report
-    from recipes.report.run_data import NotARun
-
     try:
-        console.report(str(write_report(run_dir)))
-    except NotARun:
-        pass  # it ended before its first step, and the console has said why
+        written = report(run_dir)
     except Exception as error:
         traceback.print_exc()  # into train.log
-        console.report(f"could not be written ({type(error).__name__}: {error}); details: {run_dir / files.LOG}")
+        written = f"could not be written ({type(error).__name__}: {error}); details: {run_dir / files.LOG}"
+    if written is not None:
+        console.report(written)
 
 
 def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
@@ -91,7 +99,7 @@ def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
         "WANDB_DIR": str(run_dir),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "HYDRA_FULL_ERROR": "1",
-        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        **{k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)},
     }
     if cfg.trainer.device == "cpu":
         environment |= {

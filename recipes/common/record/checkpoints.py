@@ -40,7 +40,7 @@ BOUND_TO = (
     "trainer.n_gpus_per_node",
     "trainer.nnodes",
 )
-FINGERPRINT, RECORD = "self_distill.json", "record.json"
+FINGERPRINT, RECORD, STATE = "self_distill.json", "record.json", "state.json"
 SHARD, MODEL_SHARDS = "{kind}_world_size_{world}_rank_{rank}.pt", "model_world_size_*_rank_*.pt"
 KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl's contents -> its files
 
@@ -65,6 +65,34 @@ def saved_record(folder: Path) -> dict[str, Any] | None:
         return None
     record = json.loads(path.read_text(encoding="utf-8"))
     return {key: math.nan if value is None else value for key, value in record.items()}
+
+
+def save_state(folder: Path, state: dict[str, int]) -> None:
+    """Keep what the trainer counts over a run."""
+    write_atomically(folder / STATE, json.dumps(state) + "\n")
+
+
+def saved_state(folder: Path) -> dict[str, int]:
+    """What `save_state` kept; empty in a checkpoint of a version that kept nothing."""
+    path = folder / STATE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def safe_ground(run_dir: Path) -> str:
+    """A sentence for errors: which checkpoint is complete, and how to go on from it."""
+    step = checkpointed_step(run_dir)
+    if step is None:
+        return "No checkpoint was saved before."
+    return (
+        f"The checkpoint of step {step} is complete; start again with hydra.run.dir={run_dir} to go on "
+        "from it, with a lower learning rate or correction (algorithm.<method>.beta) if it happens again."
+    )
+
+
+def reason(error: Exception) -> str:
+    """The cause of a failed save inside Ray's wrapping, on one line."""
+    cause = getattr(error, "cause", None) or error
+    return str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
 
 
 def disagreements(before: Any, cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,9 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from advantage import correction_warning
+from advantage.labels import Metric
+from recipes.common import metric_names as names
+from recipes.common.method import Method
 from recipes.common.record import run_dir as files
 from rewards.metrics import reward_warnings
-from workers.training.skipped_updates import SKIPPED_TOTAL
 
 WIDE = 110  # columns of a terminal from which the progress line has a bar
 
@@ -34,37 +37,11 @@ def two_columns() -> Table:
     return table
 
 
-def method_rows(cfg: DictConfig) -> list[tuple[str, str]]:
-    """What is learned, as (part, value): method with its credit, and teacher and loss where they take part."""
-    from recipes.common.settings import loss_of, uses_teacher
-    from recipes.common.teacher.exposure import exposure_params
-
-    credit = cfg.algorithm.adv_estimator
-    keys = cfg.algorithm.get(credit)
-    shown = [f"{k}={keys[k]}" for k in ("beta", "gap_eps", "entropy_eps", "router_quantile") if keys and k in keys]
-    rows = [("method", f"{cfg.self_distill.method}  ({', '.join([f'credit {credit}', *shown])})")]
-    if uses_teacher(cfg):
-        teacher = cfg.self_distill.teacher
-        exposure = exposure_params(cfg.self_distill)
-        part = ""
-        if exposure.active:
-            value = f" {cfg.self_distill.exposure.fixed_exposure:g}" if exposure.mode == "fixed" else ""
-            part = f", exposure {exposure.mode}{value}"
-        rows.append(("teacher", f"{teacher.weights} weights, shown the {teacher.context}{part}"))
-    loss = loss_of(cfg)
-    if loss.active:
-        clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
-        beside = f"PPO clip + {loss.coefficient:g} × " if loss.ppo else ""
-        value = f"{beside}{loss.kind}, full vocabulary{clip}, {loss.weighting} weights, {loss.reduction}"
-        rows.append(("loss", value))
-    return rows
-
-
-def plan(cfg: DictConfig, run_dir: Path) -> Table:
+def plan(cfg: DictConfig, method: Method, run_dir: Path) -> Table:
     """What will run and where it writes, as a two-column table."""
     rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
     table = two_columns()
-    for part, value in method_rows(cfg):
+    for part, value in method.rows():
         table.add_row(part, value)
     table.add_row("model", f"{cfg.actor_rollout_ref.model.path}")
     files_shown = data.train_files if isinstance(data.train_files, str) else ", ".join(data.train_files)
@@ -103,14 +80,14 @@ def progress_line(console: Console, interactive: bool) -> Progress:
 class RunConsole:
     """Shows one run on the descriptor of a terminal or file; a context manager around the training call."""
 
-    def __init__(self, cfg: DictConfig, run_dir: Path, descriptor: int, resumed_from: int | None):
-        self.run_dir = run_dir
+    def __init__(self, cfg: DictConfig, method: Method, run_dir: Path, descriptor: int, resumed_from: int | None):
+        self.run_dir, self.method = run_dir, method
         self._stream: TextIO = os.fdopen(os.dup(descriptor), "w", buffering=1)
         self.interactive = self._stream.isatty()
         self.console = Console(file=self._stream, width=None if self.interactive else 120, highlight=False)
         self._offset = (run_dir / files.METRICS).stat().st_size if (run_dir / files.METRICS).exists() else 0
         self._start_step = resumed_from or 0
-        self._total = self._planned_steps(cfg)
+        self._total: int | None = cfg.trainer.total_training_steps
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._warned: set[str] = set()
@@ -119,14 +96,10 @@ class RunConsole:
         self._last: dict[str, Any] = {}
         self._began = time.time()
         self.ended_early = False
-        self.console.print(plan(cfg, run_dir))
+        self.console.print(plan(cfg, method, run_dir))
         if resumed_from is not None:
             self.console.print(f"[bold]resuming[/] after step {resumed_from}")
         self.console.print(f"Ray's and verl's messages go to {escape(str(run_dir / files.LOG))}", style="dim")
-
-    @staticmethod
-    def _planned_steps(cfg: DictConfig) -> int | None:
-        return cfg.trainer.total_training_steps
 
     # ------------------------------------------------------------------ life
 
@@ -175,8 +148,8 @@ class RunConsole:
 
     def _show(self, record: dict[str, Any]) -> None:
         self._last = record
-        step, numbers = record["step"], progress_numbers(record)
-        if "training/global_step" in record:
+        step, numbers = record["step"], progress_numbers(record, self.method.metrics)
+        if names.TRAINED in record:
             self._progress.update(self._task, completed=step, numbers=numbers.replace("  ", " "))
             if not self.interactive:
                 self.console.print(f"step {step}{f'/{self._total}' if self._total else ''}  {numbers}")
@@ -215,7 +188,7 @@ class RunConsole:
     def summary(self) -> None:
         """After a run: accuracy from the first validation to the last, seconds, place."""
         records = list(files.read_metrics(self.run_dir))
-        steps = [r for r in records if "training/global_step" in r]
+        steps = [r for r in records if names.TRAINED in r]
         scored = [(r["step"], *a) for r in records if (a := validation_accuracy(r)) is not None]
         self.console.print()
         if self.ended_early:
@@ -234,7 +207,7 @@ class RunConsole:
                 f"best {best[2]:.3f} (step {best[0]})"
             )
         if steps:
-            seconds = [r["timing_s/step"] for r in steps if r.get("timing_s/step") is not None]
+            seconds = [r[names.STEP_SECONDS] for r in steps if r.get(names.STEP_SECONDS) is not None]
             self.console.print(f"{sum(seconds) / max(len(seconds), 1):.2f} s a step over {len(seconds)} steps")
         self.console.print(f"metrics, configuration and checkpoints: {escape(str(self.run_dir))}")
 
@@ -243,17 +216,18 @@ class RunConsole:
         self.console.print(f"report: {escape(text)}")
 
 
-def progress_numbers(record: dict[str, Any]) -> str:
-    """Reward, entropy, response length and speed of a step, for the progress line."""
+def progress_numbers(record: dict[str, Any], metrics: Sequence[Metric] = ()) -> str:
+    """Reward, entropy, response length and speed of a step, then what its method shows, for the progress line.
+
+    metrics: the method's own; those that every method may have come by themselves.
+    """
     parts = [
-        ("reward", record.get("critic/score/mean"), "{:.3f}"),
-        ("entropy", record.get("actor/entropy"), "{:.3f}"),
-        ("length", record.get("response_length/mean"), "{:.0f}"),
-        ("tok/s", record.get("perf/throughput"), "{:,.0f}"),
-        ("corr/adv", record.get("credit/correction_ratio"), "{:.2g}"),
-        ("div", record.get("divergence/mean"), "{:.4f}"),
-        ("exposure", record.get("exposure/alpha"), "{:.2f}"),
-        ("skipped", record.get(SKIPPED_TOTAL) or None, "{:.0f}"),
+        ("reward", record.get(names.REWARD), "{:.3f}"),
+        ("entropy", record.get(names.ENTROPY), "{:.3f}"),
+        ("length", record.get(names.LENGTH), "{:.0f}"),
+        ("tok/s", record.get(names.THROUGHPUT), "{:,.0f}"),
+        *((m.short, record.get(m.name), m.form) for m in (*metrics, *names.SHARED) if m.short),
+        ("skipped", record.get(names.SKIPPED_TOTAL) or None, "{:.0f}"),
     ]
     return "  ".join(f"{name} {form.format(value)}" for name, value, form in parts if value is not None)
 
@@ -273,32 +247,32 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     if correction:
         found.append(("correction", correction))
     found += reward_warnings(record)
-    if record.get("training/rollouts_missing"):
+    if record.get(names.ROLLOUTS_MISSING):
         found.append(
-            ("missing", f"{record['training/rollouts_missing']:.0f} rollouts failed and were left out; see train.log")
+            ("missing", f"{record[names.ROLLOUTS_MISSING]:.0f} rollouts failed and were left out; see train.log")
         )
-    if record.get("training/skipped_updates"):
+    if record.get(names.SKIPPED):
         found.append(
             (
                 "skipped",
-                f"{record['training/skipped_updates']:.0f} updates skipped, {record[SKIPPED_TOTAL]:.0f} in this run: "
+                f"{record[names.SKIPPED]:.0f} updates skipped, {record[names.SKIPPED_TOTAL]:.0f} in this run: "
                 "their gradient was not finite, and the weights are as before; more than "
                 "self_distill.max_skipped_updates end the run",
             )
         )
-    if (record.get("exposure/forced_full") or 0) > 0.05:
+    if (record.get(names.FORCED_FULL) or 0) > 0.05:
         found.append(
             (
                 "forced_full",
-                f"{record['exposure/forced_full']:.0%} of the references have no boxed answer and no answer column, "
+                f"{record[names.FORCED_FULL]:.0%} of the references have no boxed answer and no answer column, "
                 "so they were shown whole at any exposure; `python -m recipes.data.validate` names the rows",
             )
         )
-    if (record.get("teacher/prompt_truncated") or 0) > 0.05:
+    if (record.get(names.PROMPT_TRUNCATED) or 0) > 0.05:
         found.append(
             (
                 "truncated",
-                f"{record['teacher/prompt_truncated']:.0%} of the references did not fit into the teacher's "
+                f"{record[names.PROMPT_TRUNCATED]:.0%} of the references did not fit into the teacher's "
                 "prompt and were cut; raise self_distill.teacher.max_prompt_length",
             )
         )

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from advantage.labels import TokenField
 from recipes.common.record.run_dir import SAMPLES, drop_torn_line
-from recipes.common.teacher.sequences import plain, problem_of
-from workers.training.packing import WEIGHTS
+from recipes.common.teacher.contexts import problem_of
+from recipes.common.teacher.sequences import plain
 
 if TYPE_CHECKING:
+    import torch
     from transfer_queue import KVBatchMeta
     from transformers import PreTrainedTokenizerBase
 
@@ -27,12 +27,15 @@ COUNT = 6  # responses a record
 HEAD, TAIL = 768, 256  # tokens kept of a response's beginning and end
 DIGITS = 4  # significant ones
 
-# Name in the file: the field that verl, or this package, keeps in TransferQueue. What a run does not have is left out.
-STORED = {
-    "entropy": "entropy",  # H_t, nats
-    "advantage": "advantages",  # what the PPO clip trains on
-    "divergence_weight": WEIGHTS,  # w_t of a full-vocabulary loss
-}
+# What any method's samples may hold, beside its own fields.
+FIELDS = (
+    TokenField(
+        "delta", "δ", "log p_T − log p_S of the sampled token, nats: positive where the teacher prefers it more"
+    ),
+    TokenField("divergence_weight", "w", "factor of the token's divergence from the teacher"),
+    TokenField("advantage", "Â", "the advantage that the PPO clip trains on"),
+    TokenField("entropy", "H", "entropy of the student's next token, nats"),
+)
 
 
 def due(trainer: Any, step: int, last: int) -> bool:
@@ -66,39 +69,35 @@ def append(
     step: int,
     batch: KVBatchMeta,
     tokenizer: PreTrainedTokenizerBase,
-    token_fields: Mapping[str, torch.Tensor],
+    *,
+    rewards: torch.Tensor,
+    groups: Sequence[Any],
+    fields: Mapping[str, torch.Tensor],
 ) -> None:
     """Add a step's samples to the run's file, after its advantages were written to TransferQueue.
 
-    token_fields: (B, T) each, padded, rows as in `batch`: what the estimator made its credit of, `TokenSignals.tokens`.
+    rewards, groups: (B,) reward of each row and label of its problem.
+    fields: name to (B, T), padded: what is known of the tokens.
     """
     import transfer_queue as tq
 
-    def fetch(keys: list[str], names: list[str]) -> Any:
-        return tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=names)
-
     real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
-    rewards = fetch([batch.keys[i] for i in real], ["rm_scores", "uid"])
-    scores = rewards["rm_scores"].to_padded_tensor(0.0).sum(-1).tolist()
-    chosen = choose(scores, [plain(label) for label in rewards["uid"]])
-    texts = ["raw_prompt", "problem"]
-    tensors = ["responses", "response_mask", "old_log_probs", "teacher_log_probs", *STORED.values()]
-    data = fetch([batch.keys[real[i]] for i in chosen], tensors + texts)
-    columns = {name: data[name].unbind() for name in tensors if name in data}  # TransferQueue leaves out what it lacks
-    fields = {ours: columns[theirs] for ours, theirs in STORED.items() if theirs in columns}
-    if "teacher_log_probs" in columns:
-        pairs = zip(columns["teacher_log_probs"], columns["old_log_probs"], strict=True)
-        fields["delta"] = tuple(teacher.float() - student.float() for teacher, student in pairs)
-    for name, values in token_fields.items():
-        fields[name] = tuple(values[real[i]] for i in chosen)
-
+    scores = rewards[real].tolist()
+    chosen = choose(scores, [groups[i] for i in real])
+    texts, tensors = ["raw_prompt", "problem"], ["responses", "response_mask", "advantages"]
+    keys = [batch.keys[real[i]] for i in chosen]
+    data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=tensors + texts)
+    columns = {name: data[name].unbind() for name in tensors}
     records = [
         sample(
             problem=problem_of({name: plain(data[name][row]) for name in texts if name in data}),
             reward=scores[i],
             tokens=[str(tokenizer.decode([int(token)])) for token in columns["responses"][row]],
             mask=columns["response_mask"][row].tolist(),
-            fields={name: values[row].tolist() for name, values in fields.items()},
+            fields={
+                "advantage": columns["advantages"][row].tolist(),
+                **{name: values[real[i]].tolist() for name, values in fields.items()},
+            },
         )
         for row, i in enumerate(chosen)
     ]

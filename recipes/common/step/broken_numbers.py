@@ -1,43 +1,37 @@
-"""What becomes of a run whose numbers stop being numbers: a few skipped updates are survived, all else ends it."""
+"""Numbers that stopped being numbers: the error that ends a run before its next checkpoint, and who raises it."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Mapping
 
-from workers.training.skipped_updates import SKIPPED, SKIPPED_TOTAL
-
-LOSSES = ("actor/pg_loss", "divergence/mean")
+import torch
 
 
 class BrokenNumbers(FloatingPointError):
     """Log-probs, losses or gradients stopped being numbers; the last checkpoint is from before."""
 
 
-def check_update(metrics: dict[str, Any], *, before: int, budget: int, step: int, safe_ground: str) -> int:
-    """Skipped updates of the run so far, also written into the metrics of its last step.
+def check_tokens(
+    tensors: Mapping[str, torch.Tensor], mask: torch.Tensor, *, exact: bool, step: int, safe_ground: str
+) -> None:
+    """Refuse to train on numbers of tokens that are broken or too coarse.
 
-    metrics: of the step, changed in place; the workers' count is in them.
-    before: skipped in the steps before.  budget: how many a run may skip in all.  safe_ground: where it can go on from.
+    Args:
+        tensors: name to (B, T).
+        mask: (B, T) bool, valid tokens.
+        exact: whether a gap is made of them, whose small median is divided by.
+        step, safe_ground: for the message: the training step, and a sentence that says where the run can go on from.
 
     Raises:
-        BrokenNumbers: more were skipped; or an update was made although its loss is not finite.
+        BrokenNumbers: NaN or infinity among the valid tokens.
+        RuntimeError: `exact`, and a tensor is not float32.
     """
-    skipped = int(metrics.pop(f"actor/{SKIPPED}"))
-    total = before + skipped
-    metrics.update({"training/skipped_updates": skipped, SKIPPED_TOTAL: total})
-    if total > budget:
-        raise BrokenNumbers(
-            f"{total} updates were skipped in this run, {skipped} of them at step {step}, because their gradient is "
-            f"not finite; self_distill.max_skipped_updates={budget} allows no more. {safe_ground}"
-        )
-    if skipped:
-        return total
-    for name in LOSSES:
-        value = metrics.get(name)
-        if value is not None and not math.isfinite(value):
-            raise BrokenNumbers(
-                f"{name} is {value} at step {step}, and its gradient was finite, so that the update was made. "
-                f"{safe_ground}"
+    for name, tensor in tensors.items():
+        if exact and tensor.dtype != torch.float32:
+            raise RuntimeError(
+                f"{name} came back as {tensor.dtype}; dividing by their small median needs float32. On GPUs install "
+                "flash-attn (extra 'gpu'), whose cross-entropy works in float32; see docs/precision.md"
             )
-    return total
+        bad = int((~tensor[mask].isfinite()).sum())
+        if bad:
+            raise BrokenNumbers(f"{bad} of {int(mask.sum())} {name} are NaN or infinite at step {step}. {safe_ground}")

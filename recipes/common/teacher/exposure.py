@@ -13,14 +13,14 @@ ours.  Per-sample exposure by difficulty is the paper's future work, in a form o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from advantage.estimators import load_params, require
+from advantage.params import load_params, require
 from recipes.common.teacher.controller import MODES, ControllerConfig, ExposureController, Observation
 from recipes.common.teacher.reference import difficulty_exposures
 
@@ -30,10 +30,11 @@ FOLDER = "exposure"  # in a checkpoint
 
 @dataclass(frozen=True)
 class ExposureParams:
-    """`self_distill.exposure` without the keys of the controller, which are `ControllerConfig`'s.
+    """`self_distill.exposure` without its node `controller`, which is `ControllerConfig`.
 
     Attributes:
         mode: "full", or one of the controller's modes.
+        fixed_exposure: only with mode="fixed": 0 shows the answer alone, 1 all of the reference.
         difficulty_strength: 0 gives all responses one exposure (the paper); above 0, problems that the student fails
             show less and those that it solves more.
         separator: between the shown part of the reasoning and the answer.
@@ -43,6 +44,7 @@ class ExposureParams:
     """
 
     mode: str = "full"
+    fixed_exposure: float = 1.0
     difficulty_strength: float = 0.0
     separator: str = ""
     probe_file: str | None = None
@@ -60,26 +62,22 @@ class ExposureParams:
         require(self.difficulty_strength >= 0.0, "difficulty_strength", self.difficulty_strength, "0 or more")
         require(self.probe_size >= 1, "probe_size", self.probe_size, "1 or more")
         require(self.probe_every >= 1, "probe_every", self.probe_every, "1 or more")
-        require(
-            self.mode != "learned" or self.probe_file is not None,
-            "probe_file",
-            self.probe_file,
-            "a prepared file of held-out problems where mode=learned: the controller reads the probe's likelihood",
-        )
 
 
 def exposure_params(self_distill: Any) -> ExposureParams:
-    """`self_distill.exposure`'s own keys, checked.  Raises ValueError."""
-    names = {field.name for field in fields(ExposureParams)}
-    node = {key: value for key, value in (self_distill.get("exposure") or {}).items() if key in names}
+    """`self_distill.exposure` but for its node `controller`, checked.  Raises ValueError."""
+    node = {key: value for key, value in (self_distill.get("exposure") or {}).items() if key != "controller"}
     return load_params(ExposureParams, node, where="self_distill.exposure")
 
 
-def controller_config(self_distill: Any, *, total_steps: int) -> ControllerConfig:
-    """The controller's settings, checked; `mode` must not be "full".  Raises ValueError."""
-    own = {field.name for field in fields(ExposureParams)} - {"mode"}
-    node = {key: value for key, value in self_distill.exposure.items() if key not in own}
-    return load_params(ControllerConfig, {**node, "total_steps": total_steps}, where="self_distill.exposure")
+def controller_config(self_distill: Any, params: ExposureParams) -> ControllerConfig:
+    """`self_distill.exposure.controller`, checked, for a run of one step; `dataclasses.replace` sets `total_steps`.
+
+    params: of the same configuration; its mode must not be "full".  Raises ValueError.
+    """
+    given = {"total_steps": 1, "mode": params.mode, "fixed_exposure": params.fixed_exposure}
+    node = self_distill.exposure.get("controller") or {}
+    return load_params(ControllerConfig, {**node, **given}, where="self_distill.exposure.controller")
 
 
 class ExposureLoop:
@@ -113,26 +111,11 @@ class ExposureLoop:
             exposure_max=config.exposure_max,
         ).tolist()
 
-    def observe(self, metrics: Mapping[str, Any], probe: Mapping[str, float]) -> dict[str, float]:
-        """Tell the controller what an update showed; returns the metrics of the decision under which it was made.
-
-        metrics: of the step.  probe: of `recipes.common.teacher.probe.measure`, empty where it was not due.
-        """
+    def observe(self, observation: Observation) -> dict[str, float]:
+        """Tell the controller what an update showed; returns the metrics of the decision under which it was made."""
         decided = {f"exposure/{name}" for name in ("alpha", "a", "b", "mean", "entropy")}
         in_force = {key: value for key, value in self.controller.metrics().items() if key in decided}
-        with_divergence = "divergence/loss" in metrics
-        self.controller.step(
-            Observation(
-                loss=metrics["divergence/loss"] if with_divergence else -metrics["teacher/log_prob_gap/mean"],
-                mismatch=metrics[
-                    "divergence/top1_disagreement" if with_divergence else "teacher/log_prob_gap/abs_mean"
-                ],
-                confidence=metrics["student/log_prob/mean"],
-                probe_nll=probe.get("probe/nll"),
-                grounded=probe.get("probe/grounded"),
-                probe_loss=probe.get("probe/loss"),
-            )
-        )
+        self.controller.step(observation)
         return {**self.controller.metrics(), **in_force}
 
     def probe_due(self, step: int) -> bool:

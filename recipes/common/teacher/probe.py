@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recipes.common.metric_names import PROBE_GROUNDED, PROBE_LOSS, PROBE_NLL
+from recipes.common.teacher.contexts import PrivilegedPrompts
 from recipes.common.teacher.prompts import render
-from recipes.common.teacher.sequences import PrivilegedPrompts, sequence_log_probs, teacher_sequences
+from recipes.common.teacher.sequences import sequence_log_probs, teacher_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,26 @@ class Probe:
     prompts: list[list[int]]
     references: list[torch.Tensor]
     cut: int  # references that were longer than the limit
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The probe under the weights of one moment.
+
+    Attributes:
+        nll: the student's, nats a token, mean over all reference tokens.
+        grounded: mean log-prob that the exposed teacher gives to the references' tokens, at most 0.
+        loss: mean of log p_T − log p_S along the references at full exposure; None where it was not asked for.
+    """
+
+    nll: float
+    grounded: float
+    loss: float | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """As they stand in the step's record."""
+        named = {PROBE_NLL: self.nll, PROBE_GROUNDED: self.grounded, PROBE_LOSS: self.loss}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def load_probe(
@@ -64,15 +86,12 @@ def measure(
     teacher_weights: str,
     workers: int,
     fixed_exposure: bool,
-) -> dict[str, float]:
+) -> Measured:
     """Score the probe with the weights of this moment.
 
     exposure: α at which the grounded score is taken.  teacher_weights: as in `sequence_log_probs`.
     workers: data-parallel workers; rows are repeated to a multiple of them, and not counted.
     fixed_exposure: measure ℓ at full exposure too.
-
-    Returns ``probe/nll`` (nats a token, mean over all reference tokens), ``probe/grounded`` (mean log-prob, ≤ 0) and,
-    where asked, ``probe/loss``.
     """
 
     def score(prompts: Sequence[Sequence[int]], weights: str) -> float:
@@ -96,7 +115,5 @@ def measure(
         return score(shown, teacher_weights)
 
     student = score(probe.prompts, "current")
-    found = {"probe/nll": -student, "probe/grounded": teacher_score(exposure)}
-    if fixed_exposure:
-        found["probe/loss"] = teacher_score(1.0) - student
-    return found
+    grounded = teacher_score(exposure)
+    return Measured(-student, grounded, teacher_score(1.0) - student if fixed_exposure else None)

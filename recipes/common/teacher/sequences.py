@@ -11,8 +11,8 @@ Departure from the papers: none; what they leave open (which text is the referen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transfer_queue as tq
@@ -20,84 +20,10 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_from_nested
 
-from recipes.common.teacher.prompts import PrivilegedPrompt, privileged_prompt
-from recipes.common.teacher.reference import truncate_reference
-from workers.training.packing import TEACHER_IDS, TEACHER_POSITIONS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from recipes.common.metric_names import FORCED_FULL, PROMPT_TOKENS, PROMPT_TRUNCATED
+from recipes.common.teacher.contexts import PrivilegedPrompts
 
 PARTITION = "self_teacher"  # TransferQueue partition of the teacher's sequences, cleared after each step
-
-
-class MissingReference(ValueError):
-    """A row that should have a reference for the teacher has none."""
-
-
-@dataclass
-class PrivilegedPrompts:
-    """Renders each problem's privileged prompt once a step, however many rollouts it has, and counts what it cut."""
-
-    tokenizer: PreTrainedTokenizerBase
-    context: str  # "solution" or "answer"
-    max_length: int
-    template_kwargs: dict[str, Any]
-    separator: str = ""  # of a truncated reasoning and its answer
-    _cache: dict[tuple[str, str, float], PrivilegedPrompt] = field(default_factory=dict)
-
-    def __call__(self, row: dict[str, Any], exposure: float = 1.0) -> PrivilegedPrompt:
-        """The prompt for a dataset row with ``problem`` and ``solution`` or ``answer`` (see `reference_of`).
-
-        exposure: share of the reasoning that is shown before the answer (`truncate_reference`); 1 shows all.
-        """
-        problem, reference = problem_of(row), reference_of(row, self.context)
-        key = (problem, reference, exposure)
-        if key not in self._cache:
-            shown, info = truncate_reference(
-                self.tokenizer, reference, exposure, answer_of(row), separator=self.separator
-            )
-            prompt = privileged_prompt(
-                self.tokenizer, problem, shown, max_length=self.max_length, template_kwargs=self.template_kwargs
-            )
-            self._cache[key] = replace(prompt, forced_full=info["forced_full"])
-        return self._cache[key]
-
-    def clear(self) -> None:
-        self._cache.clear()
-
-
-def problem_of(row: dict[str, Any]) -> str:
-    """The problem's text: the ``problem`` column, else what the user asked in ``raw_prompt``."""
-    if row.get("problem"):
-        return str(row["problem"])
-    return str([m["content"] for m in row["raw_prompt"] if m["role"] == "user"][-1])
-
-
-def answer_of(row: dict[str, Any]) -> str:
-    """The answer's text: the ``answer`` column, else the verifier's ground truth, else empty."""
-    answer = row.get("answer") or (row.get("reward_model") or {}).get("ground_truth")
-    return "" if answer is None else str(answer)
-
-
-def reference_of(row: dict[str, Any], context: str) -> str:
-    """The text that the teacher is shown: the ``solution`` column, or the ``answer`` in a box.
-
-    Raises:
-        MissingReference: the column is absent or empty.
-    """
-    if context == "solution":
-        text = str(row.get("solution") or "").strip()
-    else:
-        answer = answer_of(row)
-        text = f"\\boxed{{{answer}}}" if answer else ""
-    if not text:
-        raise MissingReference(
-            f"no {context} to show the teacher for the problem {problem_of(row)[:80]!r}: fill the column "
-            f"{context!r}, or "
-            "choose the other one with "
-            f"self_distill.teacher.context={'answer' if context == 'solution' else 'solution'}"
-        )
-    return text
 
 
 def teacher_sequences(
@@ -135,9 +61,8 @@ def teacher_batch(
     """Render the privileged prompts and put the student's response ids after them.
 
     exposures: (B,) share of the reasoning that the teacher of each response is shown; None: all of it.
-    The metrics are ``teacher/prompt_truncated``, the share of sequences whose reference was cut,
-    ``teacher/prompt_tokens/mean`` and, with exposures, ``exposure/forced_full``: the share of references in which no
-    answer was found to keep, so that they were shown whole.
+    The metrics are the share of sequences whose reference was cut, the mean tokens of a prompt and, with exposures,
+    the share of references in which no answer was found to keep, so that they were shown whole.
     """
     columns = ["responses", "response_mask", "prompts", "raw_prompt", "problem", "solution", "answer", "reward_model"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
@@ -158,47 +83,16 @@ def teacher_batch(
         real += 1
     prompts.clear()
     metrics = {
-        "teacher/prompt_truncated": truncated / max(real, 1),
-        "teacher/prompt_tokens/mean": sum(map(len, prompt_ids)) / len(prompt_ids),
+        PROMPT_TRUNCATED: truncated / max(real, 1),
+        PROMPT_TOKENS: sum(map(len, prompt_ids)) / len(prompt_ids),
     }
     if exposures is not None:
-        metrics["exposure/forced_full"] = forced / max(real, 1)
+        metrics[FORCED_FULL] = forced / max(real, 1)
     return TeacherBatch(
         fields=teacher_sequences(prompt_ids, responses, masks),
         tags=[{**tag, "seq_len": len(p) + len(r)} for tag, p, r in zip(batch.tags, prompt_ids, responses, strict=True)],
         response_mask=data["response_mask"],
         metrics=metrics,
-    )
-
-
-def attach_teacher(batch: KVBatchMeta, teacher: TeacherBatch) -> None:
-    """Write the teacher's sequences beside the batch's other fields, for a loss with the teacher in the worker."""
-    fields = {TEACHER_IDS: teacher.fields["input_ids"], TEACHER_POSITIONS: teacher.fields["position_ids"]}
-    tq.kv_batch_put(
-        keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch.keys))
-    )
-
-
-def score_with_teacher(
-    batch: KVBatchMeta, worker_group: Any, teacher: TeacherBatch, *, weights: str, temperature: float
-) -> None:
-    """Write ``teacher_log_probs``, shaped like the responses, beside the batch's other fields in TransferQueue.
-
-    weights, temperature: as in `sequence_log_probs`; the student's log-probs have the same temperature.
-    """
-    scored = sequence_log_probs(
-        worker_group,
-        keys=batch.keys,
-        fields=teacher.fields,
-        tags=teacher.tags,
-        response_mask=teacher.response_mask,
-        weights=weights,
-        temperature=temperature,
-    )
-    tq.kv_batch_put(
-        keys=batch.keys,
-        partition_id=batch.partition_id,
-        fields=TensorDict({"teacher_log_probs": scored}, batch_size=len(batch.keys)),
     )
 
 

@@ -24,12 +24,12 @@ from advantage.estimators import (
 
 
 @dataclass(frozen=True)
-class AtesdParams(AdditiveParams):
-    """Parameters of `algorithm.atesd`: those of every additive estimator. The exposure is the teacher's business."""
+class AtesdSampledParams(AdditiveParams):
+    """Parameters of `algorithm.atesd_sampled`: those of every additive estimator; the exposure is the teacher's."""
 
 
-@estimator("atesd", params=AtesdParams, needs=("log_prob_gap",))
-def atesd_credit(inputs: CreditInputs, params: AtesdParams) -> Credit:
+@estimator("atesd_sampled", params=AtesdSampledParams, needs=("log_prob_gap",), shows=("beta",))
+def atesd_sampled_credit(inputs: CreditInputs, params: AtesdSampledParams) -> Credit:
     """A_t = A_G + beta * delta_t."""
     gap = masked_gap(inputs)
     return additive_credit(inputs, params, gap, magnitude_metrics("credit/gap", gap, inputs.response_mask))

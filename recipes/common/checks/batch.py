@@ -1,0 +1,107 @@
+"""Refusals of sizes: batches that cannot be dealt, sequences that do not fit, rollouts that verl would wait for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+
+from recipes.common.method import Method
+
+
+def batches(cfg: DictConfig, method: Method) -> Iterator[str]:
+    n, batch = cfg.actor_rollout_ref.rollout.n, cfg.data.train_batch_size
+    mini = cfg.actor_rollout_ref.actor.ppo_mini_batch_size
+    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    if workers < 1:
+        yield f"trainer.n_gpus_per_node × trainer.nnodes = {workers}: at least 1 worker is needed"
+        return
+    if mini > batch or batch % mini:
+        yield (
+            f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}; "
+            "verl would fill the last mini-batch with empty rows, which dilute its mean"
+        )
+    if mini * n % workers:
+        yield (
+            f"ppo_mini_batch_size × rollout.n = {mini * n} rollouts cannot be dealt evenly to {workers} workers: "
+            "make it a multiple of them"
+        )
+
+
+def lengths(cfg: DictConfig, method: Method) -> Iterator[str]:
+    data, actor, rollout = cfg.data, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
+    longest = data.max_prompt_length + data.max_response_length
+    what = "data.max_prompt_length + data.max_response_length"
+    if rollout.max_model_len is not None and rollout.max_model_len < longest:
+        yield f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is less than {what} = {longest}"
+    if method.uses_teacher:
+        with_teacher = cfg.self_distill.teacher.max_prompt_length + data.max_response_length
+        if with_teacher > longest:
+            longest, what = with_teacher, "self_distill.teacher.max_prompt_length + data.max_response_length"
+    limits = {
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": (actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu),
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": (
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+        ),
+    }
+    for key, (used, limit) in limits.items():
+        if used and limit < longest:
+            yield f"{key}={limit}: a micro-batch must hold the longest sequence, {what} = {longest}; raise it to that"
+
+
+def rollout(cfg: DictConfig, method: Method) -> Iterator[str]:
+    rollout, model = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.model
+    if rollout.name == "transformers":
+        if rollout.tensor_model_parallel_size * rollout.data_parallel_size != 1:
+            yield (
+                "actor_rollout_ref.rollout.name=transformers keeps a whole model in each server: set "
+                "rollout.tensor_model_parallel_size=1 and rollout.data_parallel_size=1"
+            )
+        if model.lora_rank > 0 and not model.lora.merge:
+            yield (
+                "actor_rollout_ref.rollout.name=transformers takes merged weights: set "
+                "actor_rollout_ref.model.lora.merge=true"
+            )
+    elif cfg.trainer.device == "cpu" and rollout.name != "vllm":
+        yield (
+            f"actor_rollout_ref.rollout.name={rollout.name} with trainer.device=cpu: set it to transformers, or to "
+            "vllm (docs/cpu.md)"
+        )
+    if cfg.trainer.device == "cpu" and cfg.actor_rollout_ref.actor.strategy != "fsdp2":
+        yield f"actor_rollout_ref.actor.strategy={cfg.actor_rollout_ref.actor.strategy} needs a GPU: set it to fsdp2"
+    if rollout.temperature <= 0:
+        yield f"actor_rollout_ref.rollout.temperature={rollout.temperature}: training samples, so it must be above 0"
+    if cfg.self_distill.keep_checkpoints < 1:
+        yield f"self_distill.keep_checkpoints={cfg.self_distill.keep_checkpoints}: must be at least 1"
+    if cfg.self_distill.max_skipped_updates < 0:
+        yield (
+            f"self_distill.max_skipped_updates={cfg.self_distill.max_skipped_updates}: must be 0 (the first ends the "
+            "run) or more"
+        )
+    if not cfg.self_distill.stall_minutes > 0:
+        yield f"self_distill.stall_minutes={cfg.self_distill.stall_minutes}: must be above 0"
+
+
+def logical_cpus_needed(cfg: DictConfig) -> int:
+    """CPUs that verl's actors reserve in Ray: 3 a worker (its bundle), and one for each helper process."""
+    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    storage = cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    task_runner, queue_controller, router = 1, 1, 1
+    agent_loops, graders = cfg.actor_rollout_ref.rollout.agent.num_workers, cfg.reward.num_workers
+    return 3 * workers + storage + agent_loops + graders + task_runner + queue_controller + router
+
+
+def logical_cpus(cfg: DictConfig, method: Method) -> Iterator[str]:
+    given = cfg.ray_kwargs.ray_init.num_cpus
+    if "RAY_ADDRESS" in os.environ or (cfg.dry_run and cfg.trainer.device != "cpu"):
+        return
+    available, needed = given if given is not None else os.cpu_count() or 1, logical_cpus_needed(cfg)
+    if available < needed:
+        yield (
+            f"ray_kwargs.ray_init.num_cpus={given}: {available} logical CPUs, but verl's processes reserve "
+            f"{needed}, and it "
+            f"waits for ever for those that are missing; set ray_kwargs.ray_init.num_cpus={needed} (a booking, "
+            "not a core)"
+        )

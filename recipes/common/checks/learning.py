@@ -1,0 +1,156 @@
+"""Refusals of what is to be learned: credit, loss, teacher, exposure, and the precision that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from advantage.estimators import ESTIMATORS
+from recipes.common.method import Method
+
+TEACHER_CONTEXTS = ("solution", "answer")
+
+
+def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """What the dataclasses of credit, loss, teacher and exposure say of their values."""
+    yield from method.problems
+    if method.estimator is None and method.credit not in _verls_estimators():
+        known = ", ".join(sorted({*ESTIMATORS, *_verls_estimators()}))
+        yield f"algorithm.adv_estimator={method.credit}: there is no such estimator; one of {known}"
+
+
+def _verls_estimators() -> set[str]:
+    """Names of verl's own estimators; importing them takes seconds, so only a name that is not ours asks."""
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    return {str(getattr(name, "value", name)) for name in ADV_ESTIMATOR_REGISTRY}
+
+
+def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """What the teacher is shown, and groups that A_G can compare."""
+    if not method.uses_teacher:
+        return
+    if method.context == "problem":
+        yield (
+            "self_distill.teacher.context=problem: with the student's own prompt the teacher would be the student, or "
+            "an older one, and have nothing to teach; show it the solution or the answer"
+        )
+    elif method.context not in TEACHER_CONTEXTS:
+        yield f"self_distill.teacher.context={method.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
+    if cfg.actor_rollout_ref.rollout.n < 2 and method.compares_groups:
+        yield (
+            f"actor_rollout_ref.rollout.n={cfg.actor_rollout_ref.rollout.n}: a group advantage compares at least "
+            "2 rollouts of a problem; the papers take 8"
+        )
+
+
+def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """The full-vocabulary loss, and teachers with weights of their own: what our engine cannot do."""
+    loss, weights = method.loss, method.weights.weights
+    if method.token_weight is not None and not loss.active:
+        yield (
+            f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no "
+            "divergence to weigh; choose a kind, or weighting=uniform"
+        )
+    if not (loss.active or (method.uses_teacher and weights in ("ema", "snapshot"))):
+        return
+    what = f"self_distill.loss.kind={loss.kind}" if loss.active else f"self_distill.teacher.weights={weights}"
+    actor = cfg.actor_rollout_ref.actor
+    if actor.strategy != "fsdp2":
+        yield (
+            f"{what} with actor_rollout_ref.actor.strategy={actor.strategy}: the teacher's engine is FSDP2's; set "
+            "it to fsdp2"
+        )
+    engine = actor.get("fsdp_config", {})
+    shards = max(
+        int(actor.get("ulysses_sequence_parallel_size", 1) or 1),
+        int(engine.get("ulysses_sequence_parallel_size", 1) or 1),
+    )
+    if shards > 1:
+        yield (
+            f"{what} with ulysses_sequence_parallel_size={shards}: the teacher's and the student's prompts differ in "
+            "length, so their shards do not hold the same tokens; set it to 1"
+        )
+    if engine.get("pad_to_length", False):
+        yield (
+            f"{what} with actor_rollout_ref.actor.fsdp_config.pad_to_length=true: padded rows have no teacher; set "
+            "it to false"
+        )
+    if weights == "ema" and engine.get("model_dtype") not in (None, "fp32", "float32"):
+        yield (
+            "self_distill.teacher.weights=ema with "
+            f"actor_rollout_ref.actor.fsdp_config.model_dtype={engine.model_dtype}: the average would round its "
+            "updates away; set it to fp32"
+        )
+    if cfg.get("distillation", {}).get("enabled", False):
+        yield f"{what} with distillation.enabled=true: verl's own distillation uses the same hook; set it to false"
+
+
+def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """ATESD's exposure: its own values, and whether there is a teacher with a reasoning to show in part."""
+    mode = f"self_distill.exposure.mode={method.exposure.mode}"
+    if method.truncates and method.context != "solution":
+        yield (
+            f"{mode} with self_distill.teacher.context={method.context}: there is no reasoning to "
+            "show in part; set self_distill.teacher.context=solution"
+        )
+    params, controller = method.exposure, method.controller
+    if not params.active:
+        if params.difficulty_strength > 0:
+            yield (
+                f"self_distill.exposure.difficulty_strength={params.difficulty_strength} with mode=full: there is no "
+                "exposure to condition; set self_distill.exposure.mode to fixed, random or learned"
+            )
+        return
+    if not method.uses_teacher:
+        yield (
+            f"{mode}, but neither algorithm.adv_estimator={cfg.algorithm.adv_estimator} nor the loss uses a teacher: "
+            "set it to full, or choose a method with one"
+        )
+    if params.probe_file is None and params.mode == "learned":
+        yield (
+            "self_distill.exposure.probe_file=null: must be a prepared file of held-out problems where mode=learned: "
+            "the controller reads the probe's likelihood"
+        )
+    if params.probe_file is not None and not Path(params.probe_file).expanduser().is_file():
+        yield (
+            f"self_distill.exposure.probe_file={params.probe_file}: no such file; `python -m recipes.data.prepare` "
+            "writes a probe split"
+        )
+    if params.mode == "learned" and controller is not None:
+        steps = cfg.trainer.total_training_steps
+        needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
+        if steps is not None and steps <= needed:
+            yield (
+                f"{mode} for trainer.total_training_steps={steps}: the controller first learns after {needed} updates "
+                "(lookahead + (decisions_per_update − 1) × hold), so it would stay random to the end; train longer, or "
+                "shorten self_distill.exposure.controller.lookahead and .hold"
+            )
+
+
+def precision(cfg: DictConfig, method: Method) -> Iterator[str]:
+    if not method.uses_teacher:
+        return
+    arr = cfg.actor_rollout_ref
+    if not arr.model.use_remove_padding:
+        yield (
+            "actor_rollout_ref.model.use_remove_padding=false: verl then computes entropies in bfloat16, off by up to "
+            "0.18 nat, and the teacher in the loss needs packed sequences; set it to true"
+        )
+    if "entropy" in method.signals and not arr.actor.entropy_from_logits_with_chunking:
+        yield (
+            "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false: entropies would be bfloat16, off "
+            "by up to 0.18 nat, and they decide the direction; set it to true"
+        )
+    if cfg.algorithm.rollout_correction.get("bypass_mode", False):
+        yield (
+            "algorithm.rollout_correction.bypass_mode=true: verl then skips the pass that gives the student's "
+            "log-probs and entropies, which the teacher's are compared with; set it to false"
+        )
+    if arr.actor.get("use_fused_kernels", False) or arr.model.use_fused_kernels:
+        yield (
+            "actor_rollout_ref.model.use_fused_kernels=true: its entropies are not full-precision, and it has no "
+            "logits for the teacher to be compared with; set it to false"
+        )

@@ -1,0 +1,248 @@
+"""What a configuration asks to learn, read once: credit, loss, teacher, exposure, and what the method says of itself.
+
+`read` is called once in each process that needs it: by the entry, which hands the result to checks, plan and console,
+and by the trainer in its own process.  Nothing else asks the configuration which method it is; no code outside a
+method's own module and YAML knows its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+import advantage  # noqa: F401  registers the estimators
+from advantage.estimators import ESTIMATORS, RENAMED, Estimator, EstimatorParams, params_from_config
+from advantage.labels import Metric, TokenField
+from advantage.token_weights import TOKEN_WEIGHTS, TokenWeight
+from config import CONFIG_DIR
+from recipes.common.teacher.controller import ControllerConfig
+from recipes.common.teacher.exposure import ExposureParams, controller_config, exposure_params
+from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a method says of itself in ``config/method/<name>.yaml``.
+
+    Attributes:
+        name: of the bundle: `method=<name>`.
+        title, description: its name for people, and one line.
+        credit: what a token is trained with, as a formula.
+        paper: title, authors and arxiv of its paper, as far as they are known.
+        builds_on: names of the methods whose papers are cited too.
+    """
+
+    name: str
+    title: str
+    description: str
+    credit: str
+    paper: dict[str, str]
+    builds_on: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method under one configuration.
+
+    Attributes:
+        about: what it says of itself.
+        credit: `algorithm.adv_estimator`.
+        estimator, params: of that name and its parameters; None where the estimator is verl's.
+        loss: the divergence, or kind "none".
+        token_weight, weight_params: the factor of the divergence's tokens; None where it is uniform.
+        weights: whose weights the teacher has.
+        context, template_kwargs: what the teacher is shown, and under which options of the chat template.
+        max_prompt_length: longest privileged prompt, tokens.
+        exposure: how much of the reference it is shown.
+        controller: who decides that, for a run of one step (`total_steps`); None where all of it is shown.
+        lora: whether an adapter is trained.
+        problems: what is wrong with all of it, one sentence each; the attributes then hold defaults.
+    """
+
+    about: About
+    credit: str
+    estimator: Estimator | None
+    params: EstimatorParams | None
+    loss: LossParams
+    token_weight: TokenWeight | None
+    weight_params: EstimatorParams | None
+    weights: TeacherWeights
+    context: str
+    template_kwargs: dict[str, Any]
+    max_prompt_length: int
+    exposure: ExposureParams
+    controller: ControllerConfig | None
+    lora: bool
+    problems: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the bundle."""
+        return self.about.name
+
+    @cached_property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the token signals that credit and token weight need (`advantage.Signals`)."""
+        of_credit = self.estimator.needs(self.params) if self.estimator and self.params else ()
+        of_weight = self.token_weight.needs(self.weight_params) if self.token_weight and self.weight_params else ()
+        return tuple(dict.fromkeys((*of_credit, *of_weight)))
+
+    @property
+    def scores_with_teacher(self) -> bool:
+        """Whether the teacher scores the sampled tokens in a pass of its own."""
+        return "log_prob_gap" in self.signals
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the self-teacher takes part: scoring the sampled tokens, or inside the loss."""
+        return self.scores_with_teacher or self.loss.active
+
+    @property
+    def compares_groups(self) -> bool:
+        """Whether the group advantage A_G is trained with, so that a problem needs several rollouts."""
+        return self.loss.ppo
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the teacher sees parts of references."""
+        return self.uses_teacher and self.exposure.active
+
+    @property
+    def teacher_copy(self) -> bool:
+        """Whether the teacher is a second set of weights."""
+        return self.uses_teacher and self.weights.needs_copy(lora=self.lora)
+
+    @property
+    def scoring_weights(self) -> str:
+        """Where the scoring pass finds the teacher's weights; see `recipes.common.teacher.sequences`."""
+        if self.weights.weights == "current":
+            return "current"
+        return "engine_copy" if self.weights.needs_copy(lora=self.lora) else "frozen_adapter"
+
+    @property
+    def token_fields(self) -> tuple[TokenField, ...]:
+        """What the credit of a token is made of, for people."""
+        return self.estimator.tokens if self.estimator else ()
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Numbers of each step that are this method's own, for people."""
+        return self.estimator.metrics if self.estimator else ()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is learned, as (part, value): method with its credit, and teacher and loss where they take part."""
+        shown = [f"{name}={getattr(self.params, name)}" for name in (self.estimator.shows if self.estimator else ())]
+        rows = [("method", f"{self.name}  ({', '.join([f'credit {self.credit}', *shown])})")]
+        if self.uses_teacher:
+            exposed = ""
+            if self.exposure.active:
+                value = f" {self.exposure.fixed_exposure:g}" if self.exposure.mode == "fixed" else ""
+                exposed = f", exposure {self.exposure.mode}{value}"
+            rows.append(("teacher", f"{self.weights.weights} weights, shown the {self.context}{exposed}"))
+        loss = self.loss
+        if loss.active:
+            clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
+            beside = f"PPO clip + {loss.coefficient:g} × " if loss.ppo else ""
+            value = f"{beside}{loss.kind}, full vocabulary{clip}, {loss.weighting} weights, {loss.reduction}"
+            rows.append(("loss", value))
+        return rows
+
+
+def read(cfg: DictConfig) -> Method:
+    """The method of a resolved configuration. Never raises: what is wrong stands in `problems`."""
+    node, algorithm = cfg.self_distill, cfg.algorithm
+    problems: list[str] = []
+
+    def tried(make: Callable[[], T], otherwise: T) -> T:
+        try:
+            return make()
+        except ValueError as error:
+            problems.append(str(error))
+            return otherwise
+
+    credit = str(algorithm.adv_estimator)
+    estimator = ESTIMATORS.get(credit)
+    params: EstimatorParams | None = None
+    if estimator is not None:
+        params = tried(lambda: params_from_config(credit, algorithm), estimator.params())
+    problems += _old_names(credit, algorithm)
+    loss = tried(lambda: loss_params(node), LossParams())
+    weight = TOKEN_WEIGHTS.get(loss.weighting)
+    weight_params = None if weight is None else tried(lambda: weight.params_from(algorithm), weight.params())
+    exposure = tried(lambda: exposure_params(node), ExposureParams())
+    controller = tried(lambda: controller_config(node, exposure), None) if exposure.active else None
+    teacher = node.teacher
+    weights = tried(lambda: teacher_weights(node), TeacherWeights())
+    return Method(
+        about=about(node),
+        credit=credit,
+        estimator=estimator,
+        params=params,
+        loss=loss,
+        token_weight=weight,
+        weight_params=weight_params,
+        weights=weights,
+        context=str(teacher.context),
+        template_kwargs=dict(teacher.template_kwargs),
+        max_prompt_length=teacher.max_prompt_length,
+        exposure=exposure,
+        controller=controller,
+        lora=int(cfg.actor_rollout_ref.model.get("lora_rank", 0) or 0) > 0,
+        problems=tuple(problems),
+    )
+
+
+def _old_names(credit: str, algorithm: Any) -> Iterator[str]:
+    if credit in RENAMED:
+        yield f"algorithm.adv_estimator={credit}: it is called {RENAMED[credit]} now, and so are its parameters"
+    for old in (name for name in RENAMED if name in algorithm and name not in {w.node for w in TOKEN_WEIGHTS.values()}):
+        yield f"algorithm.{old}: these parameters are called algorithm.{RENAMED[old]} now"
+
+
+def about(self_distill: Any) -> About:
+    """What the method of a `self_distill` node says of itself; runs of earlier versions say only their name."""
+    name = str(self_distill.get("method", "?"))
+    node = self_distill.get("about") or {}
+    return _about(name, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node)
+
+
+def _about(name: str, node: dict[str, Any]) -> About:
+    paper = {key: str(value) for key, value in (node.get("paper") or {}).items() if value is not None}
+    return About(
+        name=name,
+        title=node.get("title") or name,
+        description=node.get("description") or "",
+        credit=node.get("credit") or "",
+        paper=paper,
+        builds_on=tuple(node.get("builds_on") or ()),
+    )
+
+
+def shipped() -> list[About]:
+    """What each bundle in ``config/method`` says of itself, by name; the bundles among its defaults fill the gaps."""
+    return [
+        _about(path.stem, _bundle(path.stem).get("self_distill", {}).get("about", {}))
+        for path in sorted((CONFIG_DIR / "method").glob("*.yaml"))
+    ]
+
+
+def cited(method: About) -> list[dict[str, str]]:
+    """The papers of a method, its own first, then those of the methods that it builds on."""
+    known = {other.name: other for other in shipped()}
+    papers = [method.paper, *(known[name].paper for name in method.builds_on if name in known)]
+    return [paper for i, paper in enumerate(papers) if paper and paper not in papers[:i]]
+
+
+def _bundle(name: str) -> dict[str, Any]:
+    """A bundle's YAML merged over those of its group that it names among its defaults."""
+    own = yaml.safe_load((CONFIG_DIR / "method" / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    merged = OmegaConf.merge(*map(OmegaConf.create, [*map(_bundle, bases), own]))
+    return OmegaConf.to_container(merged, resolve=False)  # type: ignore[return-value]

@@ -1,0 +1,72 @@
+"""Names of the numbers in ``metrics.jsonl`` that more than one module must know, each defined once.
+
+Names of single methods stand in their estimators' modules (`advantage.labels.Metric`), those of the divergence in
+`workers.training.metrics`, where they are made.
+"""
+
+from __future__ import annotations
+
+from advantage.labels import Metric
+from workers.training.metrics import DISAGREEMENT, MEAN
+
+# verl's own.
+REWARD, ENTROPY, THROUGHPUT = "critic/score/mean", "actor/entropy", "perf/throughput"
+LENGTH, CUT_SHARE = "response_length/mean", "response_length/clip_ratio"
+STEP_SECONDS, TRAINED = "timing_s/step", "training/global_step"  # a record has TRAINED where it is of a training step
+
+# What a step left out.
+ROLLOUTS_MISSING = "training/rollouts_missing"
+SKIPPED, SKIPPED_TOTAL = "training/skipped_updates", "training/skipped_updates_total"
+
+# What student and teacher say of the sampled tokens, nats.
+STUDENT_LOG_PROB, TEACHER_LOG_PROB = "student/log_prob/mean", "teacher/log_prob/mean"
+GAP, GAP_SIZE = "teacher/log_prob_gap/mean", "teacher/log_prob_gap/abs_mean"
+ENTROPY_QUANTILE = "student/entropy/p{:02d}"
+
+# The teacher's prompts: share whose reference was cut, tokens, share whose reference had to be shown whole.
+PROMPT_TRUNCATED, PROMPT_TOKENS, FORCED_FULL = (
+    "teacher/prompt_truncated",
+    "teacher/prompt_tokens/mean",
+    "exposure/forced_full",
+)
+
+# The probe: nats a token, and the mean log-prob that the exposed teacher gives.
+PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
+EXPOSURE, EXPOSURE_MEAN = "exposure/alpha", "exposure/mean"
+
+# Shown of every method that has them, before its own.
+SHARED = (
+    Metric(
+        MEAN,
+        "Divergence from the teacher",
+        "per token, nats, weighted and clipped as in the loss; it may be negative",
+        short="div",
+        form="{:.4f}",
+    ),
+    Metric(
+        DISAGREEMENT,
+        "Top-1 disagreement",
+        "share of tokens where student and teacher prefer different ones",
+        line="share",
+        percent=True,
+        from_zero=True,
+    ),
+    Metric(
+        EXPOSURE,
+        "Exposure α",
+        "share of the reference's reasoning that the teacher sees",
+        line="in force",
+        also=((EXPOSURE_MEAN, "policy's mean"),),
+        short="exposure",
+        form="{:.2f}",
+    ),
+    Metric(
+        "divergence/weight/positive_share",
+        "Share of positive weights",
+        "tokens whose divergence from the teacher is reduced; that of the others grows",
+        line="share",
+        percent=True,
+        idle=1.0,
+    ),
+    Metric(PROBE_NLL, "Probe", "negative log-likelihood of held-out solutions, nats a token", line="NLL"),
+)

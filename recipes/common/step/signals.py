@@ -1,0 +1,160 @@
+"""What a step knows of its responses and their tokens before the advantages: rewards, log-probs, entropy, gap.
+
+Everything here is data of one step, fetched once.  The advantage, the divergence's token weights, the exposure
+controller and the samples for people all use it, and the step's metrics are written from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+
+from advantage.estimators import equal_reward_rows
+from recipes.common import metric_names as names
+from recipes.common.step.broken_numbers import check_tokens
+from recipes.common.teacher.contexts import problem_of
+from recipes.common.teacher.sequences import plain
+
+if TYPE_CHECKING:
+    from transfer_queue import KVBatchMeta
+    from transformers import PreTrainedTokenizerBase
+
+ENTROPY_QUANTILES = (0.2, 0.5, 0.8, 0.95)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What the verifier said of each response, rows as in the batch.
+
+    Attributes:
+        scores: (B,) rewards.
+        groups: label of the problem that each response answers.
+        graded: what the reward function returned beside the reward; of verl's filler rows nothing.
+    """
+
+    scores: torch.Tensor
+    groups: list[Any]
+    graded: list[dict[str, Any]]
+
+    @cached_property
+    def equal_rows(self) -> torch.Tensor:
+        """(B,) bool: rows of groups whose rewards are all equal."""
+        return equal_reward_rows(self.scores, self.groups)
+
+
+def fetch_rewards(batch: KVBatchMeta) -> Rewards:
+    """The rewards of a batch; one look into TransferQueue."""
+    fields = ["rm_scores", "uid", "extra_fields"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    extra = [plain(of_row) for of_row in data["extra_fields"]]
+    real = [not tag.get("is_padding", False) for tag in batch.tags]
+    return Rewards(
+        scores=data["rm_scores"].to_padded_tensor(0.0).sum(-1),
+        groups=[plain(label) for label in data["uid"]],
+        graded=[of_row.get("reward_extra_info", {}) for of_row, kept in zip(extra, real, strict=True) if kept],
+    )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What student and teacher say of the sampled tokens; (B, T) each, padded, at the rollout's weights.
+
+    Attributes:
+        nested_mask: the response mask as verl keeps it, jagged (B, response_i).
+        mask: bool.
+        token_ids: the responses' ids.
+        student: log p_S(o_t), nats, fp32.
+        entropy: H_t of the student, nats, fp32.
+        teacher: log p_T(o_t), nats, fp32; None where no teacher scores.
+    """
+
+    nested_mask: torch.Tensor
+    mask: torch.Tensor
+    token_ids: torch.Tensor
+    student: torch.Tensor
+    entropy: torch.Tensor
+    teacher: torch.Tensor | None
+
+    @cached_property
+    def gap(self) -> torch.Tensor | None:
+        """δ_t = log p_T(o_t) − log p_S(o_t), (B, T) nats; None where no teacher scores."""
+        return None if self.teacher is None else self.teacher.float() - self.student.float()
+
+    @cached_property
+    def student_mean(self) -> float:
+        """Mean log p_S of the valid tokens, nats: the student's confidence."""
+        return self.student[self.mask].mean().item()
+
+    @cached_property
+    def gap_mean(self) -> float | None:
+        """Mean δ of the valid tokens, nats: minus the one-sample estimate of KL(p_S ‖ p_T)."""
+        return None if self.gap is None else self.gap[self.mask].mean().item()
+
+    @cached_property
+    def gap_abs_mean(self) -> float | None:
+        """Mean |δ| of the valid tokens, nats."""
+        return None if self.gap is None else self.gap[self.mask].abs().mean().item()
+
+    def metrics(self) -> dict[str, Any]:
+        """The step's numbers about log-probs and entropies."""
+        found = {names.STUDENT_LOG_PROB: self.student_mean}
+        # numpy's: torch.quantile refuses more than 2**24 numbers, which a large batch has.
+        values = np.quantile(self.entropy[self.mask].float().numpy(), ENTROPY_QUANTILES)
+        for quantile, value in zip(ENTROPY_QUANTILES, values, strict=True):
+            found[names.ENTROPY_QUANTILE.format(round(100 * quantile))] = float(value)
+        if self.teacher is not None:
+            found[names.TEACHER_LOG_PROB] = self.teacher[self.mask].mean().item()
+            found |= {names.GAP: self.gap_mean, names.GAP_SIZE: self.gap_abs_mean}
+        return found
+
+    def check(self, *, step: int, safe_ground: str) -> None:
+        """`check_tokens` on all of them; where a teacher scores, they must be float32."""
+        named = {"student log-probs": self.student, "entropy": self.entropy, "teacher log-probs": self.teacher}
+        check_tokens(
+            {name: tensor for name, tensor in named.items() if tensor is not None},
+            self.mask,
+            exact=self.teacher is not None,
+            step=step,
+            safe_ground=safe_ground,
+        )
+
+
+def fetch_scores(batch: KVBatchMeta, teacher: torch.Tensor | None) -> Scores:
+    """The student's scores of a batch, joined with the teacher's; one look into TransferQueue.
+
+    Args:
+        teacher: log p_T of the response tokens, jagged (B, response_i), or None.
+
+    Raises:
+        RuntimeError: verl's log-prob pass did not leave what is needed.
+    """
+    wanted = ["response_mask", "old_log_probs", "entropy", "responses"]
+    nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=wanted)
+    absent = [name for name in wanted if name not in nested]
+    if absent:  # TransferQueue leaves out what it does not have
+        raise RuntimeError(f"verl did not provide {absent}, of which advantages and metrics are made")
+    padded = nested.to_padded_tensor()
+    width = padded["response_mask"].shape[1]
+    return Scores(
+        nested_mask=nested["response_mask"],
+        mask=padded["response_mask"].bool(),
+        token_ids=padded["responses"],
+        student=padded["old_log_probs"],
+        entropy=padded["entropy"],
+        teacher=None if teacher is None else teacher.to_padded_tensor(0.0, (len(batch), width)),
+    )
+
+
+def corpus_counts(tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict[str, Any]]) -> torch.Tensor:
+    """How often each token id occurs in the problems and solutions of a data set, (V,) int64."""
+    counts = torch.zeros(len(tokenizer), dtype=torch.long)
+    for row in rows:
+        text = f"{problem_of(row)}\n{row.get('solution') or ''}"
+        counts += torch.bincount(torch.as_tensor(tokenizer.encode(text)), minlength=len(counts))
+    return counts
