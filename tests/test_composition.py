@@ -29,7 +29,7 @@ from recipes.common.checks import check
 from recipes.common.checks.errors import SettingsError
 from recipes.common.method import read
 from recipes.common.teacher.contexts import PrivilegedPrompts
-from recipes.common.teacher.controller import Observation
+from recipes.common.teacher.decisions import Observation
 from recipes.common.teacher.exposure import ExposureLoop, controller_config, exposure_params
 from recipes.common.teacher.prompts import render, student_messages
 from tests.conftest import composed

@@ -11,18 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.common.teacher.controller import (
-    CREDITS,
-    ControllerConfig,
-    ExposureController,
-    Observation,
-    _sample_gamma,
-    concentrations,
-    controller_loss,
-    lookahead_reward,
-    sample_beta,
-    standardise,
-)
+from recipes.common.teacher.controller import ExposureController
+from recipes.common.teacher.credit import concentrations, controller_loss, lookahead_reward, standardise
+from recipes.common.teacher.decisions import CREDITS, ControllerConfig, Observation
 
 
 def observations(count, seed=0):
@@ -83,11 +74,11 @@ def test_credit_of_a_short_run_by_hand(credit, first, second):
     )
     controller = ExposureController(config)
     exposures = run(controller, [Observation(loss=a, grounded=b) for a, b in zip(LOSSES, GROUNDED, strict=True)])
-    decisions = controller.decisions
-    assert [d["step"] for d in decisions[:2]] == [0, 2]
-    assert [d["reward"] for d in decisions[:2]] == pytest.approx([first, second])
+    decisions = controller.memory.decided
+    assert [d.step for d in decisions[:2]] == [0, 2]
+    assert [d.reward for d in decisions[:2]] == pytest.approx([first, second])
     assert exposures[0] == exposures[1] != exposures[2] == exposures[3] != exposures[4]
-    assert [d["exposure"] for d in decisions[:2]] == [exposures[0], exposures[2]]
+    assert [d.exposure for d in decisions[:2]] == [exposures[0], exposures[2]]
     last_start = 7 - config.window
     assert len(decisions) == last_start // 2 + 1
 
@@ -97,7 +88,7 @@ def test_a_decision_before_the_first_loss_counts_from_the_first_one_seen():
     controller = ExposureController(config)
     controller.step()
     run(controller, [Observation(loss=a) for a in LOSSES[1:5]])
-    assert controller.decisions[0]["reward"] == pytest.approx(0.5 * 0.2 + 0.125 * 0.4)
+    assert controller.memory.decided[0].reward == pytest.approx(0.5 * 0.2 + 0.125 * 0.4)
 
 
 def test_the_fixed_exposure_probe_is_what_is_credited_and_holds_between_measurements():
@@ -108,7 +99,7 @@ def test_the_fixed_exposure_probe_is_what_is_credited_and_holds_between_measurem
     probe = [1.0, None, 0.6, None, 0.5, 0.2]
     run(controller, [Observation(loss=10.0 - t, probe_loss=p) for t, p in enumerate(probe)])
     # The second decision falls where nothing was measured: it starts from the value that still stands, 1.0.
-    rewards = [decision["reward"] for decision in controller.decisions]
+    rewards = [decision.reward for decision in controller.memory.decided]
     assert rewards == pytest.approx([0.5 * 0.4 + 0.125 * 0.1, 0.4 + 0.25 * 0.1 + 0.125 * 0.3])
 
 
@@ -127,32 +118,6 @@ def test_it_starts_as_beta_1_693_with_mean_one_half():
     by_hand = log_beta - 2 * (expected - 1) * digamma[0] + (2 * expected - 2) * digamma[1]
     assert metrics["exposure/entropy"] == pytest.approx(by_hand, rel=1e-9)
     assert metrics["exposure/entropy"] == pytest.approx(-0.0775, abs=1e-4)
-
-
-@pytest.mark.parametrize(("a", "b"), [(1.6931, 1.6931), (1.0, 1.0), (1.0, 4.0), (30.0, 2.0)])
-def test_draws_follow_the_beta(a, b):
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.tensor([sample_beta(a, b, generator) for _ in range(4000)], dtype=torch.float64)
-    mean, variance = a / (a + b), a * b / ((a + b) ** 2 * (a + b + 1))
-    assert draws.min() >= 0.0 and draws.max() <= 1.0
-    assert draws.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(variance / 4000))
-    assert draws.var().item() == pytest.approx(variance, rel=0.15)
-    grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
-    x = torch.linspace(1e-6, 1 - 1e-6, 20001, dtype=torch.float64)
-    density = torch.distributions.Beta(a, b).log_prob(x).exp()
-    cumulative = torch.cumulative_trapezoid(density, x)
-    expected = torch.stack([cumulative[(x[1:] - point).abs().argmin()] for point in grid])
-    actual = torch.stack([(draws <= point).double().mean() for point in grid])
-    assert (actual - expected).abs().max() < 1.95 / math.sqrt(4000)  # Kolmogorov-Smirnov, 0.1 %
-
-
-@pytest.mark.parametrize("shape", [1.0, 1.7, 20.0])
-def test_gamma_draws(shape):
-    generator = torch.Generator().manual_seed(1)
-    draws = torch.tensor([_sample_gamma(shape, generator) for _ in range(8000)], dtype=torch.float64).sort().values
-    expected = torch.special.gammainc(torch.tensor(shape, dtype=torch.float64), draws)
-    actual = torch.linspace(0.0, 1.0, 8000, dtype=torch.float64)
-    assert (actual - expected).abs().max() < 1.95 / math.sqrt(8000)
 
 
 def test_standardised_rewards_use_the_populations_deviation():
@@ -239,7 +204,7 @@ def test_the_state_that_is_seen_has_the_six_features():
     first = controller.step()
     controller.step(Observation(loss=0.2, mismatch=0.4, confidence=-0.5))
     controller.step(Observation(loss=0.4, mismatch=None, probe_nll=3.0))
-    at_start, _, last = (entry["features"] for entry in controller._memory["open"])
+    at_start, _, last = (decision.features for decision in controller.memory.open)
     assert at_start == [0.0, 0.5, 0.0, 0.0, 0.0, 0.0]
     assert last[0] == 0.2 and last[1] != first and 0.0 < last[1] < 1.0
     assert last[2:] == pytest.approx([10 * 0.25, 0.4, 3.0, 2 * -0.5])
@@ -261,7 +226,7 @@ def test_fixed_and_random():
     # The uncontrolled modes need no observations beyond their presence, and keep nothing that grows.
     other = ExposureController(config)
     assert run(other, [Observation()] * 300) == chosen
-    assert len(other._memory["losses"]) <= 3
+    assert len(other.memory.losses) <= 3
 
 
 def test_the_exposure_is_clipped_but_the_raw_sample_is_learned_from():
@@ -271,7 +236,7 @@ def test_the_exposure_is_clipped_but_the_raw_sample_is_learned_from():
     controller = ExposureController(config)
     chosen = run(controller, observations(19))
     assert min(chosen) >= 0.45 and max(chosen) <= 0.55 and {0.45, 0.55} <= set(chosen)
-    raw = [entry["raw"] for entry in controller._memory["completed"]]
+    raw = [decision.raw for decision in controller.memory.completed]
     assert min(raw) < 0.45 and max(raw) > 0.55
 
 
@@ -355,7 +320,7 @@ def test_resuming_at_any_step_equals_the_uninterrupted_run(stop, credit, mode):
     for name, tensor in whole.state_dict()["tensors"].items():
         assert torch.equal(tensor, second.state_dict()["tensors"][name]), name
     assert whole.state_dict()["values"]["memory"] == second.state_dict()["values"]["memory"]
-    assert whole.metrics() == second.metrics() and whole.decisions == second.decisions
+    assert whole.metrics() == second.metrics() and whole.memory.decided == second.memory.decided
     if mode == "learned":
         assert whole.metrics()["exposure/updates"] >= 3
 
@@ -397,6 +362,6 @@ def test_resuming_under_other_settings_is_refused_where_it_matters():
     assert longer._optimizer.param_groups[0]["lr"] == 0.5
     run(longer, observations(60)[20:])
     state = first.state_dict()
-    state["values"]["version"] = 2
+    state["values"]["version"] = 1
     with pytest.raises(ValueError, match="version"):
         longer.load_state_dict(state)

@@ -590,7 +590,8 @@ def check_probe(steps: dict[int, dict]) -> None:
 
 def check_decisions(steps: dict[int, dict]) -> None:
     """A controller that is told what the records say decides what the run decided, before and after the resumption."""
-    from recipes.common.teacher.controller import ControllerConfig, ExposureController, Observation
+    from recipes.common.teacher.controller import ExposureController
+    from recipes.common.teacher.decisions import ControllerConfig, Observation
 
     settings = {"hold": 1, "lookahead": 1, "decisions_per_update": 2}
     controller = ExposureController(ControllerConfig(total_steps=3, **settings))

@@ -20,7 +20,7 @@ from advantage.estimators import ESTIMATORS, RENAMED, Estimator, EstimatorParams
 from advantage.labels import Metric, TokenField
 from advantage.token_weights import TOKEN_WEIGHTS, TokenWeight
 from config import CONFIG_DIR
-from recipes.common.teacher.controller import ControllerConfig
+from recipes.common.teacher.decisions import ControllerConfig
 from recipes.common.teacher.exposure import ExposureParams, controller_config, exposure_params
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 

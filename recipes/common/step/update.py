@@ -9,7 +9,7 @@ from typing import Any
 from recipes.common.metric_names import SKIPPED, SKIPPED_TOTAL
 from recipes.common.step.broken_numbers import BrokenNumbers
 from recipes.common.step.signals import Scores
-from recipes.common.teacher.controller import Observation
+from recipes.common.teacher.decisions import Observation
 from workers.training.metrics import DISAGREEMENT, LOSS, MEAN
 from workers.training.skipped_updates import SKIPPED as SKIPPED_BY_WORKERS
 

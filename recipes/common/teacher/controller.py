@@ -32,214 +32,28 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.distributions import Beta
 
-MODES = ("learned", "fixed", "random")
-CREDITS = ("one_step", "delayed", "discounted", "discounted+grounded")
-PROGRESS_SIGNALS = ("training_loss", "fixed_exposure_probe")
-FEATURES = ("progress", "previous_exposure", "loss_ema", "mismatch_ema", "probe_nll_ema", "confidence")
+from recipes.common.teacher.credit import (
+    concentrations,
+    controller_loss,
+    lookahead_reward,
+    policy_network,
+    standardise,
+)
+from recipes.common.teacher.decisions import AVERAGED, FEATURES, ControllerConfig, Decision, Memory, Observation
 
-_RAW_MARGIN = 1e-4  # the density of a Beta is taken this far from its ends
 _FILE_STEM = "exposure_controller"
+STATE_VERSION = 2
 # A saved state means something else under another value of these.
 _STRUCTURAL = ("mode", "credit", "progress_signal", "hold", "lookahead", "decisions_per_update", "hidden")
-
-
-@dataclass(frozen=True)
-class ControllerConfig:
-    """Settings of the controller; the paper's section beside each, "ours" where it is silent.
-
-    total_steps: student updates T of the run, for the progress feature and the entropy schedule.
-    mode: learned; fixed (always `fixed_exposure`); random (uniform on the range, redrawn every hold): Table 2 B.
-    credit: one_step | delayed | discounted | discounted+grounded: Table 2 A.
-    progress_signal: which loss ℓ is (see the header).  training_loss is the paper's.
-    hold: H (ours 5).  lookahead: L (§5.1: 20).  decisions_per_update: B (ours 4).
-    gamma, lambda_gt: γ and λ_gt of eq. 8 (ours .95, .1).
-    exposure_min, exposure_max: the clip of eq. 7 (ours 0, 1).
-    learning_rate, hidden: Adam, width of the MLP (ours 1e-2, 32).  The head starts at zero: Beta(1.693, 1.693).
-    entropy_target, entropy_coef, entropy_start: H_target, the final c_t, and the share of the run before which c_t is
-        0; from there it grows linearly (ours −.5, .1, .3).  A Beta's entropy is at most 0.
-    ema: decay of the averages (ours .9); the first value starts them.
-    feature_scales: one factor per feature of `FEATURES` (ours 1: as measured).
-    advantage_eps: ε of eq. 9.  seed: of the controller's own generator.
-    """
-
-    total_steps: int
-    mode: str = "learned"
-    credit: str = "discounted+grounded"
-    progress_signal: str = "training_loss"
-    fixed_exposure: float = 1.0
-    hold: int = 5
-    lookahead: int = 20
-    decisions_per_update: int = 4
-    gamma: float = 0.95
-    lambda_gt: float = 0.1
-    exposure_min: float = 0.0
-    exposure_max: float = 1.0
-    learning_rate: float = 1e-2
-    hidden: int = 32
-    entropy_target: float = -0.5
-    entropy_coef: float = 0.1
-    entropy_start: float = 0.3
-    ema: float = 0.9
-    feature_scales: tuple[float, ...] = (1.0,) * len(FEATURES)
-    advantage_eps: float = 1e-6
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "feature_scales", tuple(float(scale) for scale in self.feature_scales))
-        self.validate()
-
-    def validate(self) -> None:
-        """Raise ValueError, with value and rule, on a setting that is not usable."""
-        for name, allowed in (("mode", MODES), ("credit", CREDITS), ("progress_signal", PROGRESS_SIGNALS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}")
-        for name, least in (
-            ("total_steps", 1),
-            ("hold", 1),
-            ("lookahead", 1),
-            ("decisions_per_update", 2),
-            ("hidden", 1),
-        ):
-            if getattr(self, name) < least:
-                why = "; with one decision the standardised advantage is 0" if name == "decisions_per_update" else ""
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}{why}")
-        for name, low, high in (
-            ("fixed_exposure", 0.0, 1.0),
-            ("exposure_min", 0.0, 1.0),
-            ("exposure_max", 0.0, 1.0),
-            ("gamma", 0.0, 1.0),
-            ("entropy_start", 0.0, 1.0),
-            ("ema", 0.0, 1.0),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [{low:g}, {high:g}]")
-        if self.exposure_min > self.exposure_max:
-            raise ValueError(
-                f"exposure_min={self.exposure_min} exceeds exposure_max={self.exposure_max}; the range would be empty"
-            )
-        for name in ("lambda_gt", "entropy_coef", "learning_rate", "advantage_eps"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name}={value} must be a number >= 0")
-        if len(self.feature_scales) != len(FEATURES):
-            raise ValueError(
-                f"feature_scales has {len(self.feature_scales)} entries, expected one for each of {', '.join(FEATURES)}"
-            )
-
-    @property
-    def window(self) -> int:
-        """Updates after which a decision is credited."""
-        return {"one_step": 1, "delayed": self.hold}.get(self.credit, self.lookahead)
-
-    @property
-    def window_gamma(self) -> float:
-        """Discount inside that window; one_step and delayed have none."""
-        return self.gamma if self.credit.startswith("discounted") else 1.0
-
-    @property
-    def grounded(self) -> bool:
-        """Whether the teacher-grounded score enters the reward."""
-        return self.credit == "discounted+grounded"
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What one student update showed.  None is "not measured at this step": averages keep their value.
-
-    loss: distillation loss of the update.  mismatch: top-1 disagreement of teacher and student (or another mismatch).
-    probe_nll: the student's NLL of the held-out probe.  confidence: mean student log-probability of sampled tokens.
-    grounded: mean log-probability the exposed teacher gives to verified reference tokens.
-    probe_loss: distillation loss of the probe at a fixed exposure, for progress_signal = fixed_exposure_probe.
-    """
-
-    loss: float | None = None
-    mismatch: float | None = None
-    probe_nll: float | None = None
-    confidence: float | None = None
-    grounded: float | None = None
-    probe_loss: float | None = None
-
-
-def lookahead_reward(
-    losses: Sequence[float | None], grounded: Sequence[float | None], gamma: float
-) -> tuple[float, float | None]:
-    """(G_lp, G_gt) of eq. 8 for one decision.
-
-    losses: ℓ_{t0} … ℓ_{t0+L} (L + 1 values), grounded: g_{t0+1} … g_{t0+L}; None where not measured.  A loss that is
-    missing is skipped, so its progress falls to the next one measured; G_gt averages over what was measured and is None
-    where nothing was.
-    """
-    progress, previous = 0.0, losses[0]
-    for i, loss in enumerate(losses[1:]):
-        if loss is None:
-            continue
-        if previous is not None:
-            progress += gamma**i * max(0.0, previous - loss)
-        previous = loss
-    pairs = [(gamma**i, g) for i, g in enumerate(grounded) if g is not None]
-    total = sum(weight for weight, _ in pairs)
-    return progress, sum(weight * g for weight, g in pairs) / total if total > 0.0 else None
-
-
-def standardise(rewards: Tensor, eps: float) -> Tensor:
-    """(R − mean) / (std + ε) with the population's standard deviation (eq. 9); rewards (B,)."""
-    return (rewards - rewards.mean()) / (rewards.std(unbiased=False) + eps)
-
-
-def concentrations(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """(a, b) = 1 + softplus of the policy's two outputs (eq. 7); outputs (..., 2)."""
-    both = 1.0 + nn.functional.softplus(outputs)
-    return both[..., 0], both[..., 1]
-
-
-def controller_loss(
-    outputs: Tensor, raw: Tensor, advantages: Tensor, *, entropy_coef: float, entropy_target: float
-) -> Tensor:
-    """Eq. 9: REINFORCE plus the cap on the entropy.  outputs (B, 2) of the policy, raw (B,) samples before the clip."""
-    policy = Beta(*concentrations(outputs), validate_args=False)
-    log_prob = policy.log_prob(raw.clamp(_RAW_MARGIN, 1.0 - _RAW_MARGIN))
-    excess = (policy.entropy() - entropy_target).clamp(min=0.0)
-    return -(advantages * log_prob).mean() + entropy_coef * excess.square().mean()
-
-
-def sample_beta(a: float, b: float, generator: torch.Generator) -> float:
-    """One draw of Beta(a, b), a, b ≥ 1, from the given generator (torch's own Beta takes none)."""
-    x, y = _sample_gamma(a, generator), _sample_gamma(b, generator)
-    return x / (x + y)
-
-
-def _sample_gamma(shape: float, generator: torch.Generator) -> float:
-    """Gamma(shape, 1) for shape ≥ 1 by Marsaglia and Tsang's rejection (2000)."""
-    d = shape - 1.0 / 3.0
-    c = 1.0 / math.sqrt(9.0 * d)
-    while True:
-        x = torch.randn((), generator=generator, dtype=torch.float64).item()
-        v = (1.0 + c * x) ** 3
-        u = torch.rand((), generator=generator, dtype=torch.float64).item()
-        if v > 0.0 and math.log(max(u, 1e-300)) < 0.5 * x * x + d - d * v + d * math.log(v):
-            return d * v
-
-
-def _policy_network(hidden: int, generator: torch.Generator) -> nn.Sequential:
-    """6 → hidden → 2, tanh, the head at zero; fp64, so that its arithmetic never is what two runs differ by."""
-    first: nn.Linear = nn.utils.skip_init(nn.Linear, len(FEATURES), hidden, dtype=torch.float64)
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, hidden, 2, dtype=torch.float64)
-    bound = 1.0 / math.sqrt(len(FEATURES))
-    with torch.no_grad():
-        for parameter in (first.weight, first.bias):
-            parameter.copy_((torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1) * bound)
-        head.weight.zero_()
-        head.bias.zero_()
-    return nn.Sequential(first, nn.Tanh(), head)
 
 
 class ExposureController:
@@ -256,45 +70,23 @@ class ExposureController:
 
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
-        self._generator = torch.Generator().manual_seed(config.seed)
-        self._net = _policy_network(config.hidden, self._generator)
+        self._generator = np.random.default_rng(config.seed)
+        uniform = torch.from_numpy(self._generator.random(config.hidden * (len(FEATURES) + 1)))
+        self._net = policy_network(len(FEATURES), config.hidden, uniform)
         self._optimizer = torch.optim.Adam(self._net.parameters(), lr=config.learning_rate, foreach=False)
-        # Everything else that is remembered: JSON-able, saved as it stands.
-        self._memory: dict[str, Any] = {
-            "step": -1,  # updates seen; −1 before the first call
-            "exposure": None,
-            "decided_at": None,
-            "averages": {"loss": None, "mismatch": None, "probe_nll": None},
-            "confidence": None,
-            "progress_loss": None,
-            "series_start": 0,  # step of the first entry of the two series
-            "losses": [],
-            "grounded": [],
-            "open": [],
-            "completed": [],
-            "decisions": [],
-            "updates": 0,
-            "dropped_values": 0,
-            "policy": None,
-            "last_update": None,
-        }
+        self.memory = Memory()
 
     @property
     def started(self) -> bool:
         """Whether `step()` was called, so that there is an exposure in force."""
-        return self._memory["exposure"] is not None
+        return self.memory.exposure is not None
 
     @property
     def exposure(self) -> float:
         """The exposure in force.  Raises RuntimeError before the first `step()`."""
-        if self._memory["exposure"] is None:
+        if self.memory.exposure is None:
             raise RuntimeError("no exposure has been chosen yet; call step() once before the first update")
-        return self._memory["exposure"]
-
-    @property
-    def decisions(self) -> list[dict[str, Any]]:
-        """Log of completed decisions, oldest first: step, exposure, a, b, reward and its two terms."""
-        return [dict(entry) for entry in self._memory["decisions"]]
+        return self.memory.exposure
 
     def step(self, observation: Observation | None = None) -> float:
         """Take in what the last update showed and return the exposure for the next one.
@@ -303,18 +95,18 @@ class ExposureController:
         (then the first decision is credited for the first update too).  Every later call needs one.
         Raises ValueError where an observation, or the grounded score that the credit needs, is missing.
         """
-        memory = self._memory
-        if observation is None and memory["step"] >= 0:
+        memory = self.memory
+        if observation is None and memory.step >= 0:
             raise ValueError("observation=None after the first call; pass what the update showed")
-        memory["step"] += 1
+        memory.step += 1
         self._record(observation or Observation())
         if self.config.mode == "learned":
             self._complete_windows()
-            if len(memory["completed"]) >= self.config.decisions_per_update:
+            if len(memory.completed) >= self.config.decisions_per_update:
                 self._update_policy()
-        if memory["decided_at"] is None or memory["step"] - memory["decided_at"] >= self.config.hold:
+        if memory.decided_at is None or memory.step - memory.decided_at >= self.config.hold:
             self._decide()
-        return memory["exposure"]
+        return self.exposure
 
     def entropy_coefficient(self) -> float:
         """c_t: 0 up to `entropy_start` of the run, then linear up to `entropy_coef` at its end."""
@@ -326,88 +118,79 @@ class ExposureController:
 
     def metrics(self) -> dict[str, float]:
         """What to log after each step; keys appear once they are known."""
-        memory = self._memory
-        out = {"exposure/alpha": self.exposure, "exposure/dropped_values": float(memory["dropped_values"])}
-        if self.config.mode != "learned":
-            return out
-        out["exposure/entropy_coef"] = self.entropy_coefficient()
-        out["exposure/open_windows"] = float(len(memory["open"]))
-        out["exposure/updates"] = float(memory["updates"])
-        for name, value in (memory["policy"] or {}).items():
-            out[f"exposure/{name}"] = value
-        for name, value in (memory["last_update"] or {}).items():
-            out[f"exposure/{name}"] = value
-        if memory["decisions"]:
-            last = memory["decisions"][-1]
-            for name in ("reward", "reward_progress", "reward_grounded"):
-                if last[name] is not None:
-                    out[f"exposure/{name}"] = last[name]
-        return out
+        memory = self.memory
+        out = {"alpha": self.exposure, "dropped_values": float(memory.dropped_values)}
+        if self.config.mode == "learned":
+            out |= {
+                "entropy_coef": self.entropy_coefficient(),
+                "open_windows": float(len(memory.open)),
+                "updates": float(memory.updates),
+                **memory.policy,
+                **memory.last_update,
+            }
+            if memory.decided:
+                last = asdict(memory.decided[-1])
+                terms = ("reward", "reward_progress", "reward_grounded")
+                out |= {name: last[name] for name in terms if last[name] is not None}
+        return {f"exposure/{name}": value for name, value in out.items()}
 
     # --- what happens in a step ---------------------------------------------------------------------------------------
 
     def _progress(self) -> float:
-        return min(1.0, max(0, self._memory["step"]) / self.config.total_steps)
+        return min(1.0, max(0, self.memory.step) / self.config.total_steps)
 
     def _record(self, observation: Observation) -> None:
-        memory, config = self._memory, self.config
-        values = {}
-        for field in fields(Observation):
-            value = getattr(observation, field.name)
+        memory, config = self.memory, self.config
+        values = {name: self._number(value) for name, value in asdict(observation).items()}
+        for name in AVERAGED:
+            value, average = values[name], getattr(memory, name)
             if value is not None:
-                value = float(value)
-                if not math.isfinite(value):  # one bad step must not poison averages that live for the whole run
-                    memory["dropped_values"] += 1
-                    value = None
-            values[field.name] = value
-        for name, average in memory["averages"].items():
-            if values[name] is not None:
-                memory["averages"][name] = (
-                    values[name] if average is None else config.ema * average + (1.0 - config.ema) * values[name]
-                )
+                mixed = value if average is None else config.ema * average + (1.0 - config.ema) * value
+                setattr(memory, name, mixed)
         if values["confidence"] is not None:
-            memory["confidence"] = values["confidence"]
+            memory.confidence = values["confidence"]
         signal = values["loss" if config.progress_signal == "training_loss" else "probe_loss"]
         if signal is not None:
-            memory["progress_loss"] = signal
+            memory.progress_loss = signal
         # A signal that is measured every few steps stays as it is in between: no progress is seen until it moves.
-        memory["losses"].append(memory["progress_loss"])
-        memory["grounded"].append(values["grounded"])
+        memory.losses.append(memory.progress_loss)
+        memory.grounded.append(values["grounded"])
+
+    def _number(self, value: float | None) -> float | None:
+        """A finite number, or None: one bad step must not poison averages that live for the whole run."""
+        if value is None or math.isfinite(value):
+            return value if value is None else float(value)
+        self.memory.dropped_values += 1
+        return None
 
     def _complete_windows(self) -> None:
-        memory, config = self._memory, self.config
-        while memory["open"] and memory["step"] - memory["open"][0]["step"] >= config.window:
-            decision = memory["open"].pop(0)
-            first = decision["step"] - memory["series_start"]
+        memory, config = self.memory, self.config
+        while memory.open and memory.step - memory.open[0].step >= config.window:
+            decision = memory.open.pop(0)
+            first = decision.step - memory.series_start
             last = first + config.window
             progress, grounded = lookahead_reward(
-                memory["losses"][first : last + 1], memory["grounded"][first + 1 : last + 1], config.window_gamma
+                memory.losses[first : last + 1], memory.grounded[first + 1 : last + 1], config.window_gamma
             )
             reward = progress
             if config.grounded:
                 if grounded is None:
                     raise ValueError(
                         f"credit={config.credit!r}: no grounded score was observed in the {config.window} updates "
-                        f"after step {decision['step']}; pass Observation(grounded=...) at least once per window, "
+                        f"after step {decision.step}; pass Observation(grounded=...) at least once per window, "
                         "or use credit='discounted'"
                     )
                 reward += config.lambda_gt * grounded
-            memory["completed"].append({"features": decision["features"], "raw": decision["raw"], "reward": reward})
-            memory["decisions"].append(
-                {
-                    **{key: decision[key] for key in ("step", "exposure", "a", "b")},
-                    "reward": reward,
-                    "reward_progress": progress,
-                    "reward_grounded": grounded,
-                }
-            )
+            decision.reward, decision.reward_progress, decision.reward_grounded = reward, progress, grounded
+            memory.completed.append(decision)
+            memory.decided.append(decision)
 
     def _update_policy(self) -> None:
-        memory, config = self._memory, self.config
-        batch = memory["completed"]
-        rewards = torch.tensor([item["reward"] for item in batch], dtype=torch.float64)
-        features = torch.tensor([item["features"] for item in batch], dtype=torch.float64)
-        raw = torch.tensor([item["raw"] for item in batch], dtype=torch.float64)
+        memory, config = self.memory, self.config
+        batch = memory.completed
+        rewards = torch.tensor([decision.reward for decision in batch], dtype=torch.float64)
+        features = torch.tensor([decision.features for decision in batch], dtype=torch.float64)
+        raw = torch.tensor([decision.raw for decision in batch], dtype=torch.float64)
         with torch.enable_grad():
             loss = controller_loss(
                 self._net(features),
@@ -419,48 +202,44 @@ class ExposureController:
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
         self._optimizer.step()
-        memory["completed"] = []
-        memory["updates"] += 1
-        memory["last_update"] = {
+        memory.completed = []
+        memory.updates += 1
+        memory.last_update = {
             "controller_loss": loss.item(),
             "reward_mean": rewards.mean().item(),
             "reward_std": rewards.std(unbiased=False).item(),
         }
 
     def _decide(self) -> None:
-        memory, config = self._memory, self.config
+        memory, config = self.memory, self.config
         if config.mode == "fixed":
-            memory["exposure"] = float(config.fixed_exposure)
+            memory.exposure = float(config.fixed_exposure)
         elif config.mode == "random":
-            u = torch.rand((), generator=self._generator, dtype=torch.float64).item()
-            memory["exposure"] = config.exposure_min + u * (config.exposure_max - config.exposure_min)
+            memory.exposure = float(self._generator.uniform(config.exposure_min, config.exposure_max))
         else:
             features = self._features()
             with torch.no_grad():
                 both = concentrations(self._net(torch.tensor(features, dtype=torch.float64)))
                 entropy = Beta(*both, validate_args=False).entropy().item()
             a, b = (value.item() for value in both)
-            raw = sample_beta(a, b, self._generator)
+            raw = float(self._generator.beta(a, b))
             exposure = min(max(raw, config.exposure_min), config.exposure_max)
-            memory["policy"] = {"a": a, "b": b, "mean": a / (a + b), "entropy": entropy}
-            memory["open"].append(
-                {"step": memory["step"], "features": features, "raw": raw, "exposure": exposure, "a": a, "b": b}
-            )
-            memory["exposure"] = exposure
-        memory["decided_at"] = memory["step"]
+            memory.policy = {"a": a, "b": b, "mean": a / (a + b), "entropy": entropy}
+            memory.open.append(Decision(memory.step, features, raw, exposure, a, b))
+            memory.exposure = exposure
+        memory.decided_at = memory.step
         # Only what an open window still needs is kept of the series.
-        oldest = memory["open"][0]["step"] if memory["open"] else memory["step"]
-        drop = oldest - memory["series_start"]
-        memory["losses"], memory["grounded"] = memory["losses"][drop:], memory["grounded"][drop:]
-        memory["series_start"] = oldest
+        oldest = memory.open[0].step if memory.open else memory.step
+        drop = oldest - memory.series_start
+        memory.losses, memory.grounded = memory.losses[drop:], memory.grounded[drop:]
+        memory.series_start = oldest
 
     def _features(self) -> list[float]:
-        memory, config = self._memory, self.config
-        averages = memory["averages"]
-        previous = memory["exposure"]
+        memory, config = self.memory, self.config
+        previous = memory.exposure
         if previous is None:  # before the first decision: the mean of the initial policy
             previous = min(max(0.5, config.exposure_min), config.exposure_max)
-        measured = [averages["loss"], averages["mismatch"], averages["probe_nll"], memory["confidence"]]
+        measured = [memory.loss, memory.mismatch, memory.probe_nll, memory.confidence]
         values = [self._progress(), previous, *(0.0 if value is None else value for value in measured)]
         return [scale * value for scale, value in zip(config.feature_scales, values, strict=True)]
 
@@ -472,8 +251,12 @@ class ExposureController:
         for index, slots in self._optimizer.state_dict()["state"].items():
             for name, value in slots.items():
                 tensors[f"adam.{index}.{name}"] = torch.as_tensor(value).detach().clone()
-        tensors["generator"] = self._generator.get_state()
-        values = {"version": 1, "config": asdict(self.config), "memory": self._memory}
+        values = {
+            "version": STATE_VERSION,
+            "config": asdict(self.config),
+            "memory": asdict(self.memory),
+            "generator": self._generator.bit_generator.state,
+        }
         return {"tensors": tensors, "values": json.loads(json.dumps(values))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -483,8 +266,11 @@ class ExposureController:
         others, such as total_steps or the learning rate, are those of this controller.
         """
         values, tensors = state["values"], state["tensors"]
-        if values.get("version") != 1:
-            raise ValueError(f"controller state has version {values.get('version')!r}, this code reads version 1")
+        if values.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"controller state has version {values.get('version')!r}, this code reads version {STATE_VERSION}: "
+                "it was saved by another release; start in another hydra.run.dir"
+            )
         for name in _STRUCTURAL:
             saved, own = values["config"][name], getattr(self.config, name)
             if saved != own:
@@ -501,8 +287,8 @@ class ExposureController:
                 _, index, name = key.split(".")
                 optimizer["state"].setdefault(int(index), {})[name] = value.clone()
         self._optimizer.load_state_dict(optimizer)
-        self._generator.set_state(tensors["generator"])
-        self._memory = json.loads(json.dumps(values["memory"]))
+        self._generator.bit_generator.state = values["generator"]
+        self.memory = Memory.from_json(json.loads(json.dumps(values["memory"])))
 
     def save(self, directory: str | Path) -> None:
         """Write exposure_controller.safetensors and .json into a directory, each replaced in one step."""

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from advantage.params import load_params, require
-from recipes.common.teacher.controller import MODES, ControllerConfig, ExposureController, Observation
+from recipes.common.teacher.controller import ExposureController
+from recipes.common.teacher.decisions import MODES, ControllerConfig, Observation
 from recipes.common.teacher.reference import difficulty_exposures
 
 EXPOSURE_MODES = ("full", *MODES)

@@ -21,7 +21,7 @@ from tensordict import TensorDict
 from recipes.common.method import Method
 from recipes.common.teacher import probe
 from recipes.common.teacher.contexts import PrivilegedPrompts
-from recipes.common.teacher.controller import Observation
+from recipes.common.teacher.decisions import Observation
 from recipes.common.teacher.exposure import ExposureLoop
 from recipes.common.teacher.sequences import TeacherBatch, sequence_log_probs, teacher_batch
 from workers.training.packing import TEACHER_IDS, TEACHER_POSITIONS
