@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from config import CONFIG_DIR, STARTER
 from recipes.common import models
 from recipes.common.checks.errors import SettingsError
+from recipes.common.method import cited, shipped
 from recipes.export import card, write
 from recipes.export.main import export_command
 from recipes.export.public import portable, public_config
-from recipes.report.preset import sourced_values
 from tests.conftest import train
 from tests.report_runs import record, validated, write_run
 from tests.test_evaluate_inputs import checkpoint, logits
@@ -300,10 +300,12 @@ def test_the_base_is_named_and_its_licence_taken_from_its_own_card(run, tmp_path
     assert (data["license"], data["license_name"], data["license_link"]) == ("other", "theirs", "https://x.org/l")
 
 
-def test_every_method_has_its_papers():
-    for path in (CONFIG_DIR / "method").glob("*.yaml"):
-        method, _ = sourced_values("method", path.stem)["self_distill.method"]
-        assert "arxiv.org/abs" in card._citation(method), method
+def test_every_method_says_what_it_is_and_has_its_papers():
+    for method in shipped():
+        assert method.title != method.name and method.description and method.credit, method
+        assert f"https://arxiv.org/abs/{method.paper['arxiv']}" in card._citation(method), method
+    atesd = next(method for method in shipped() if method.name == "atesd")
+    assert [paper["arxiv"] for paper in cited(atesd)] == ["2605.11458", "2601.18734"]
 
 
 def test_a_checkpoint_without_its_run_has_a_card_that_claims_nothing(run, tmp_path, capsys):

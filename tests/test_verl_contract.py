@@ -34,11 +34,13 @@ def test_overridden_stages_have_the_parameters_we_pass(stage):
 
 
 def test_we_override_exactly_the_listed_private_stages():
+    from recipes.common.step.recorded import RecordedTrainer
     from recipes.common.step.trainer import SelfDistillTrainer
 
     overridden = {
         name
-        for name in vars(SelfDistillTrainer)
+        for part in (SelfDistillTrainer, RecordedTrainer)
+        for name in vars(part)
         if re.match("_[a-z]", name) and name != "_abc_impl" and hasattr(PPOTrainerSync, name)
     }
     assert overridden == set(OVERRIDDEN_STAGES)

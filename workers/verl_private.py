@@ -1,6 +1,6 @@
 """The names of verl 0.9.1 that we use although verl does not offer them as an interface.
 
-Imports of such names stand here; methods of verl's trainer that `recipes.common.step.trainer` overrides are listed in
+Imports of such names stand here; methods of verl's trainer that `recipes.common.step` overrides are listed in
 `OVERRIDDEN_STAGES`.  `tests/test_verl_contract.py` checks every one of them against the installed verl, so that an
 upgrade fails there and not in the middle of a run.
 """
@@ -15,10 +15,12 @@ __all__ = ["ENGINE_ATTRIBUTES", "ENGINE_MEMBERS", "OVERRIDDEN_STAGES", "ROLLOUT_
 # Method of verl's PPOTrainer -> its parameters. We override these and call them through super().
 OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
     "_init_resource_pool_mgr": ("self",),
+    "_setup": ("self",),
     "_load_checkpoint": ("self",),
     "_save_checkpoint": ("self",),
     "_balance_batch": ("self", "batch", "metrics", "logging_prefix", "keep_minibatch"),
     "_compute_old_log_prob": ("self", "batch", "metrics"),
+    "_compute_ref_log_prob": ("self", "batch", "metrics"),
     "_compute_advantage": ("self", "batch", "metrics"),
     "_update_actor": ("self", "batch", "metrics"),
     "_compute_metrics": ("self", "batch", "metrics", "timing_raw", "global_steps", "epoch"),

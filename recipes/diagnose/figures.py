@@ -113,7 +113,8 @@ def _interventions(axes: Axes, found: dict[str, Any] | None) -> None:
 
 def branch_viability(findings: Findings, records: Records, cfg: DictConfig) -> Figure:
     """Failure of forced alternatives along the spine, where the labels lie, and how well scores tell them apart."""
-    from recipes.diagnose.branch_viability import DIVERSITY, REAL_UNCERTAIN, SCORES, labelled
+    from recipes.diagnose.branches import DIVERSITY, REAL_UNCERTAIN
+    from recipes.diagnose.viability import SCORES, labelled
 
     results = findings.results
     figure = Figure(figsize=(15, 4.2), layout="constrained")

@@ -30,8 +30,8 @@ from recipes.common.metric_names import ROLLOUTS_MISSING
 from recipes.common.record import samples
 from recipes.common.step.recorded import RecordedTrainer
 from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
+from recipes.common.step.teacher_stage import TeacherStage
 from recipes.common.step.update import Update, observation, take_update
-from recipes.common.teacher.stage import TeacherStage
 from rewards.metrics import reward_metrics
 from workers.training.packing import WEIGHTS
 from workers.training.worker import SelfDistillWorker
