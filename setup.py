@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-# verl's v1 trainer changes between releases: exact. tests/test_verl_contract.py lists what an upgrade must check.
+# verl's v1 trainer changes between releases: exact. tests/workers/test_verl_contract.py has what an upgrade must check.
 INSTALL = [
     "verl==0.9.1",
     "TransferQueue==0.1.11",  # only in an extra of verl's, but its v1 trainer does not run without it

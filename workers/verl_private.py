@@ -1,8 +1,8 @@
 """The names of verl 0.9.1 that we use although verl does not offer them as an interface.
 
 Imports of such names stand here; methods of verl's trainer that `recipes.common.step` overrides are listed in
-`OVERRIDDEN_STAGES`.  `tests/test_verl_contract.py` checks every one of them against the installed verl, so that an
-upgrade fails there and not in the middle of a run.
+`OVERRIDDEN_STAGES`.  `tests/workers/test_verl_contract.py` checks every one of them against the installed verl, so that
+an upgrade fails there and not in the middle of a run.
 """
 
 from __future__ import annotations

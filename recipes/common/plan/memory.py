@@ -2,7 +2,7 @@
 
 Pure arithmetic on numbers; `job_of` is the only function that reads a configuration.  Sizes of tensors are exact where
 the code that allocates them decides them (weights, gradients, optimiser, logits, cache, saved activations), and
-tests/test_planner.py compares them with real tensors.  What CUDA, NCCL, Triton and vLLM keep for
+tests/recipes/common/plan/test_memory.py compares them with real tensors.  What CUDA, NCCL, Triton and vLLM keep for
 themselves is `RESERVED`, an allowance.  Times are a roofline at the efficiencies below, which are assumptions: no GPU
 was measured for them.
 

@@ -1,7 +1,8 @@
 """Shapes of the models that presets train, and what follows from a shape: parameters, adapter, cache, activations.
 
-Counts are exact, in elements or bytes: tests/test_planner.py builds each model on the meta device and compares.  The
-shapes of the presets' models stand here as numbers, so that a run can be planned where there is no network.
+Counts are exact, in elements or bytes: tests/recipes/common/plan/test_memory.py builds each model on the meta device
+and compares.  The shapes of the presets' models stand here as numbers, so that a run can be planned where there is no
+network.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What tests are made with: configurations, training commands, inputs of estimators, runs and evaluations on disk."""

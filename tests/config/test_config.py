@@ -1,0 +1,291 @@
+"""Every shipped YAML composes and passes the checks; wrong settings are refused with value, rule and fix."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf, open_dict
+
+from advantage.estimators import ESTIMATORS, get_estimator
+from config import CONFIG_DIR, STARTER
+from recipes.common.checks import check
+from recipes.common.checks.errors import SettingsError
+from recipes.common.method import read
+from tests.builders.configs import ROOT
+from workers.training.params import LossParams, TeacherWeights, loss_params
+
+METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
+# One of each kind; tests/config/test_presets.py has the others.
+EXPERIMENTS = ("starter", "starter_vllm", "qwen3_1_7b_dapo", "qwen3_1_7b_openthoughts")
+# What a GPU node has and this machine may lack: judged apart from the rest.
+ABOUT_THE_MACHINE = (
+    "data.train_files",
+    "data.val_files",
+    "actor_rollout_ref.model.path",
+    "ray_kwargs.ray_init.num_cpus",
+    "flash-attn is not installed",
+    "vllm is not installed",
+    "hydra.run.dir",  # room for checkpoints
+    "self_distill.exposure.probe_file",
+)
+
+
+def problems(cfg, gpus: int = 0) -> list[str]:
+    try:
+        check(cfg, read(cfg), gpus=gpus)
+    except SettingsError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_shipped_configurations_pass_the_checks(compose_config, method, experiment):
+    cfg = compose_config(f"method={method}", f"experiment={experiment}")
+    found = [p for p in problems(cfg, gpus=8) if not p.startswith(ABOUT_THE_MACHINE)]
+    if cfg.self_distill.exposure.mode != "full" and cfg.self_distill.teacher.context == "answer":
+        # A data set of answers has no reasoning to show in part, nor a probe with references.
+        assert [p.split(":")[0] for p in found if "no reasoning" in p] and len(found) <= 2
+        return
+    assert found == []
+    if experiment == "starter":
+        assert problems(cfg) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_yaml_defaults_are_the_estimators_defaults(compose_config, method):
+    """The dataclass is where defaults are kept; the YAML repeats them to show and document them."""
+    cfg = compose_config(f"method={method}", "experiment=starter")
+    name = cfg.algorithm.adv_estimator
+    if name not in ESTIMATORS or method.endswith("_literal"):
+        pytest.skip("verl's estimator, or a preset that departs on purpose")
+    defaults = dataclasses.asdict(get_estimator(name).params())
+    assert OmegaConf.to_container(cfg.algorithm[name]) == defaults
+
+
+def test_the_literal_preset_is_the_papers_formula(compose_config):
+    dasd = compose_config("method=dasd_paper_literal", "experiment=starter").algorithm.dasd
+    assert (dasd.gap_eps, dasd.entropy_eps, dasd.mask_zero_variance_groups) == (1e-6, 1e-6, False)
+
+
+def test_the_default_experiment_has_the_papers_hyperparameters(compose_config):
+    cfg = compose_config("method=dasd")
+    actor, rollout = cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
+    assert cfg.actor_rollout_ref.model.path == "Qwen/Qwen3-1.7B"
+    assert (cfg.data.train_batch_size, actor.ppo_mini_batch_size, rollout.n) == (128, 32, 8)
+    assert (actor.optim.lr, actor.optim.lr_scheduler_type, cfg.data.max_response_length) == (3e-6, "cosine", 8192)
+    assert (rollout.name, rollout.val_kwargs.n, rollout.val_kwargs.top_p) == ("vllm", 16, 0.9)
+    assert cfg.trainer.v1.trainer_mode == "self_distill"
+
+
+REFUSED = {
+    "padding": (["actor_rollout_ref.model.use_remove_padding=false"], "use_remove_padding=false", "set it to true"),
+    "bf16 entropy": (["actor_rollout_ref.actor.entropy_from_logits_with_chunking=false"], "0.18 nat", "set it to true"),
+    "bypass": (["algorithm.rollout_correction.bypass_mode=true"], "bypass_mode=true", "set it to false"),
+    "fused": (["actor_rollout_ref.model.use_fused_kernels=true"], "use_fused_kernels=true", "set it to false"),
+    "mini-batch": (["actor_rollout_ref.actor.ppo_mini_batch_size=7"], "train_batch_size=16", "multiple"),
+    "workers": (["trainer.n_gpus_per_node=3"], "128 rollouts", "3 workers"),
+    "logical cpus": (["ray_kwargs.ray_init.num_cpus=4"], "num_cpus=4", "num_cpus=9"),
+    "token limit": (["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=100"], "ppo_max_token_len_per_gpu=100", "288"),
+    "one rollout": (["actor_rollout_ref.rollout.n=1"], "rollout.n=1", "at least 2"),
+    "tensor parallel": (
+        ["actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
+        "model_parallel_size=2",
+        "to one of 1",
+    ),
+    "engine": (["actor_rollout_ref.rollout.name=vllm"], "rollout.name=vllm", "rollout.name=transformers"),
+    "strategy": (["actor_rollout_ref.actor.strategy=fsdp"], "strategy=fsdp", "fsdp2"),
+    "beta": (["algorithm.dasd.beta=-1"], "algorithm.dasd.beta=-1", "0 or more"),
+    "router": (["algorithm.dasd.router=vibes"], "router='vibes'", "entropy"),
+    "teacher weights": (["self_distill.teacher.weights=mean"], "teacher.weights='mean'", "snapshot"),
+    "ema decay": (
+        ["self_distill.teacher.weights=ema", "self_distill.teacher.ema_decay=1"],
+        "self_distill.teacher.ema_decay=1",
+        "[0, 1)",
+    ),
+    "weights of nothing": (["self_distill.loss.weighting=dasd"], "weighting=dasd", "choose a kind"),
+    "teacher context": (["self_distill.teacher.context=hints"], "teacher.context=hints", "solution"),
+    "greedy training": (["actor_rollout_ref.rollout.temperature=0"], "temperature=0", "above 0"),
+    "no patience": (["self_distill.stall_minutes=0"], "stall_minutes=0", "above 0"),
+    "negative budget": (["self_distill.max_skipped_updates=-1"], "max_skipped_updates=-1", "or more"),
+    "no checkpoint": (["self_distill.keep_checkpoints=0"], "keep_checkpoints=0", "at least 1"),
+    "model path": (["actor_rollout_ref.model.path=/nowhere/model"], "model.path=/nowhere/model", "no such folder"),
+    "data path": (["data.train_files=/nowhere/train.parquet"], "/nowhere/train.parquet does not exist", "prepare"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_wrong_settings_are_refused(compose_config, case):
+    overrides, value, fix = REFUSED[case]
+    found = problems(compose_config("method=dasd", "experiment=starter", *overrides))
+    assert any(value in p and fix in p for p in found), found
+
+
+REFUSED_IN_THE_LOSS = {
+    "kind": (["self_distill.loss.kind=hellinger"], "self_distill.loss.kind='hellinger'", "forward_kl"),
+    "clip": (["self_distill.loss.clip=-1"], "clip=-1", "positive"),
+    "clip mode": (["self_distill.loss.clip_mode=both"], "clip_mode='both'", "symmetric"),
+    "reduction": (["self_distill.loss.reduction=sum"], "reduction='sum'", "sequence_mean"),
+    "weighting": (["self_distill.loss.weighting=loudness"], "weighting='loudness'", "position"),
+    "coefficient": (["self_distill.loss.coefficient=0"], "coefficient=0", "positive"),
+    "nothing to train": (["self_distill.loss.kind=none"], "ppo=False", "nothing to train"),
+    "unknown key": (["+self_distill.loss.beta=1"], "self_distill.loss.beta", "no such parameter"),
+    "schedule": (["self_distill.loss.weighting=position", "+algorithm.pw_opsd.schedule=x"], "schedule='x'", "moderate"),
+    "strategy": (["actor_rollout_ref.actor.strategy=fsdp"], "kind=forward_kl", "fsdp2"),
+    "fused": (["actor_rollout_ref.model.use_fused_kernels=true"], "no logits", "set it to false"),
+    "ulysses": (
+        ["actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"],
+        "ulysses_sequence_parallel_size=2",
+        "set it to 1",
+    ),
+    "padded": (["actor_rollout_ref.actor.fsdp_config.pad_to_length=true"], "pad_to_length=true", "false"),
+    "ema in bfloat16": (
+        ["self_distill.teacher.weights=ema", "actor_rollout_ref.actor.fsdp_config.model_dtype=bf16"],
+        "model_dtype=bf16",
+        "fp32",
+    ),
+    "two distillations": (["distillation.enabled=true"], "distillation.enabled=true", "false"),
+    "packing": (["actor_rollout_ref.model.use_remove_padding=false"], "use_remove_padding=false", "set it to true"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_IN_THE_LOSS, ids=str)
+def test_wrong_settings_of_a_divergence_are_refused(compose_config, case):
+    overrides, value, fix = REFUSED_IN_THE_LOSS[case]
+    found = problems(compose_config("method=opsd", "experiment=starter", *overrides))
+    assert any(value in p and fix in p for p in found), found
+
+
+def test_a_divergence_alone_needs_no_group(compose_config):
+    assert problems(compose_config("method=opsd", "experiment=starter", "actor_rollout_ref.rollout.n=1")) == []
+
+
+def test_defaults_of_the_loss_and_of_the_teachers_weights_are_the_dataclasses(compose_config):
+    cfg = compose_config("method=grpo", "experiment=starter")
+    assert OmegaConf.to_container(cfg.self_distill.loss) == dataclasses.asdict(LossParams())
+    defaults = dataclasses.asdict(TeacherWeights())
+    assert {name: cfg.self_distill.teacher[name] for name in defaults} == defaults
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("opsd", LossParams(kind="forward_kl", clip=0.05, temperature=1.1, ppo=False)),
+        (
+            "pw_opsd",
+            LossParams(
+                "forward_kl", clip=0.05, temperature=1.1, weighting="position", reduction="sequence_mean", ppo=False
+            ),
+        ),
+        (
+            "dasd_distribution",
+            LossParams("reverse_kl", weighting="dasd", reduction="sequence_mean", coefficient=0.1, ppo=True),
+        ),
+    ],
+)
+def test_the_papers_losses(compose_config, method, expected):
+    assert loss_params(compose_config(f"method={method}", "experiment=starter").self_distill) == expected
+
+
+def test_all_problems_are_reported_at_once(compose_config):
+    cfg = compose_config(
+        "method=dasd", "experiment=starter", "algorithm.dasd.beta=-1", "actor_rollout_ref.rollout.temperature=0"
+    )
+    assert len(problems(cfg)) == 2
+
+
+def test_without_a_teacher_the_teachers_demands_do_not_apply(compose_config):
+    cfg = compose_config(
+        "method=grpo", "experiment=starter", "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false"
+    )
+    assert problems(cfg) == []
+
+
+@pytest.mark.parametrize(("gpus", "wanted", "fix"), [(0, 8, "experiment=starter"), (4, 8, "n_gpus_per_node=4")])
+def test_more_gpus_than_the_machine_has(compose_config, gpus, wanted, fix):
+    found = problems(compose_config("method=dasd", f"trainer.n_gpus_per_node={wanted}"), gpus=gpus)
+    assert len(found) == 1
+    assert f"n_gpus_per_node={wanted}" in found[0] and fix in found[0]
+
+
+def rewrite(path, change):
+    frame = pd.read_parquet(STARTER / "data/train.parquet").head(20)
+    frame = change(frame)
+    frame.to_parquet(path)
+    return f"data.train_files={path}"
+
+
+def test_a_missing_solution_column(compose_config, tmp_path):
+    override = rewrite(tmp_path / "t.parquet", lambda f: f.drop(columns="solution"))
+    (problem,) = problems(compose_config("method=dasd", "experiment=starter", override))
+    assert "no column solution" in problem and "self_distill.teacher.context=answer" in problem
+    assert problems(compose_config("method=grpo", "experiment=starter", override)) == []
+
+
+def test_empty_references_are_named_by_row(compose_config, tmp_path):
+    def empty(frame):
+        frame.loc[frame.index[[3, 7]], "solution"] = ["", "   "]
+        return frame
+
+    (problem,) = problems(compose_config("method=dasd", "experiment=starter", rewrite(tmp_path / "t.parquet", empty)))
+    assert "empty solution in 2 of 20 rows (rows 3, 7)" in problem
+
+
+def test_a_tokenizer_without_chat_template(compose_config, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(STARTER / "model", model)
+    (model / "chat_template.jinja").unlink()
+    (problem,) = problems(compose_config("method=dasd", "experiment=starter", f"actor_rollout_ref.model.path={model}"))
+    assert "no chat template" in problem and "custom_chat_template" in problem
+
+
+def test_another_methods_run_directory_is_not_resumed(compose_config, tmp_path):
+    cfg = compose_config("method=dasd", "experiment=starter")
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    saved = cfg.copy()
+    with open_dict(saved):
+        saved.self_distill.method = "grpo"
+    OmegaConf.save(saved, run / "config.yaml")
+    (problem,) = problems(cfg)
+    assert "self_distill.method=grpo" in problem and "choose another hydra.run.dir" in problem
+
+
+def test_a_run_directory_that_cannot_be_made(compose_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    cfg = compose_config("method=dasd", "experiment=starter")
+    cfg.self_distill.run_dir = str(tmp_path / "file" / "run")
+    (problem,) = problems(cfg)
+    assert "hydra.run.dir" in problem
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "recipes.dasd.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_without_a_gpu_the_gpu_command_names_the_starter(tmp_path):
+    result = cli("trainer.n_gpus_per_node=8", f"hydra.run.dir={tmp_path}")
+    if result.returncode == 0:
+        pytest.skip("this machine has GPUs")
+    assert result.returncode == 2
+    assert "experiment=starter" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_unknown_override_is_refused_by_name(tmp_path):
+    result = cli("experiment=starter", "algorithm.dasd.betta=1", f"hydra.run.dir={tmp_path}")
+    assert result.returncode != 0
+    assert "betta" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
+    result = cli("experiment=starter", "dry_run=true", f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    assert "16 problems × 8 rollouts" in result.stdout and "current weights, shown the solution" in result.stdout
+    assert not (tmp_path / "run" / "train.log").exists()

@@ -1,0 +1,63 @@
+"""What a run's end leaves: no named shared memory of its processes, however it ended, and that of others untouched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import pytest
+
+from recipes.common.processes import reaper
+from tests.builders.configs import ROOT
+
+# A worker as Ray ends one: killed, and before it the process that removes what it leaves.
+WORKER = """
+import os, signal, time
+from multiprocessing import resource_tracker, shared_memory
+memory = shared_memory.SharedMemory(create=True, size=4096)
+os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)
+print(memory.name, os.getpid(), flush=True)
+time.sleep(120)
+"""
+LAUNCHER = """
+import subprocess, sys
+from recipes.common.processes.reaper import reaper
+with reaper():
+    worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+    sys.stdin.readline()
+    worker.kill()
+    worker.wait()
+"""
+
+
+@pytest.mark.parametrize("ending", ["clean", "killed"])
+def test_shared_memory_goes_with_the_run_that_made_it(ending):
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, WORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    name, pid = launcher.stdout.readline().split()
+    left, others = Path("/dev/shm") / name, shared_memory.SharedMemory(create=True, size=4096)
+    try:
+        assert reaper.shared_memory_of({int(pid)}) == {str(left)}
+        time.sleep(1.25 * reaper.LOOK_SECONDS)
+        assert left.exists()
+        if ending == "clean":
+            launcher.communicate("end\n", timeout=30)
+            assert launcher.returncode == 0
+        else:
+            os.kill(launcher.pid, signal.SIGKILL)
+        deadline = time.time() + 15
+        while (left.exists() or Path(f"/proc/{pid}").exists()) and time.time() < deadline:
+            time.sleep(0.1)
+        assert not left.exists() and not Path(f"/proc/{pid}").exists()
+        assert (Path("/dev/shm") / others.name).exists()
+    finally:
+        launcher.kill()
+        left.unlink(missing_ok=True)
+        others.close()
+        others.unlink()

@@ -1,0 +1,615 @@
+"""The divergence with the teacher inside verl's engine: its gradient is that of plain transformers on one process.
+
+Each engine case runs in processes of its own (gloo, FSDP2, no Ray) on a model of two layers; the reference here knows
+nothing of verl, of packing, of micro-batches or of the closed-form gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+
+from tests.builders.configs import ROOT
+
+VOCABULARY = 37
+SHAPES = [
+    (3, 7, 5),
+    (5, 9, 1),
+    (2, 4, 8),
+    (4, 11, 3),
+    (6, 6, 12),
+    (2, 8, 2),
+]  # student prompt, teacher prompt, response
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    """A tiny untrained Qwen3 with its tokenizer, and six sequences of different lengths, one with a masked token."""
+    from tokenizers import Tokenizer, models
+
+    folder = tmp_path_factory.mktemp("material")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=False,
+        initializer_range=0.05,  # with sharper distributions fp32 itself is off by more than 1e-6
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")), pad_token="w0", eos_token="w1"
+    )
+    tokenizer.save_pretrained(folder / "model")
+    generator = torch.Generator().manual_seed(1)
+    rows: dict[str, list[torch.Tensor]] = {
+        name: [] for name in ("student", "teacher", "mask", "weights", "old_log_probs", "advantages")
+    }
+    for student, teacher, response in SHAPES:
+        ids = torch.randint(3, VOCABULARY, (response,), generator=generator)
+        rows["student"].append(torch.cat([torch.randint(3, VOCABULARY, (student,), generator=generator), ids]))
+        rows["teacher"].append(torch.cat([torch.randint(3, VOCABULARY, (teacher,), generator=generator), ids]))
+        mask = torch.ones(response, dtype=torch.int64)
+        if response == 8:
+            mask[3] = 0
+        rows["mask"].append(mask)
+        rows["weights"].append(0.25 + 0.75 * torch.rand(response, generator=generator))
+        rows["advantages"].append(torch.randn(response, generator=generator))
+        rows["old_log_probs"].append(-3 * torch.rand(response, generator=generator))
+    torch.save(rows, folder / "batch.pt")
+    return folder
+
+
+def through_the_engine(material: Path, folder: Path, cases: dict[str, dict], world: int) -> list[dict[str, dict]]:
+    """Results of every rank, by case; one start of the processes for all of them."""
+    for file in material.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "VERL_PLATFORM": "cpu",
+        "VERL_USE_EXTERNAL_MODULES": "workers.cpu.platform",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.workers.training.full_vocabulary_worker", str(folder)],
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    outputs = []
+    try:
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-5000:]
+    return [torch.load(folder / f"result_{rank}.pt") for rank in range(world)]
+
+
+def token_losses(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> torch.Tensor:
+    """The divergence (N,) as its formula says, from log-softmaxes (N, V), by autograd."""
+    kind, beta = loss["kind"], loss.get("jsd_beta", 0.5)
+    if loss.get("top_k"):
+        student, teacher = restricted(student, teacher, loss)
+    p, q = student.exp(), teacher.exp()
+    if kind == "forward_kl":
+        entries = q * (teacher - student)
+    elif kind == "reverse_kl":
+        entries = p * (student - teacher)
+    else:
+        mixture = ((1 - beta) * p + beta * q).log()
+        entries = beta * q * (teacher - mixture) + (1 - beta) * p * (student - mixture)
+    if loss.get("clip") is not None:
+        low = -loss["clip"] if loss.get("clip_mode") == "symmetric" else None
+        entries = entries.clamp(min=low, max=loss["clip"])
+    return entries.sum(-1)
+
+
+def restricted(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs over the top-k tokens, with what the loss says of the others."""
+    if loss.get("top_k_by", "teacher") == "teacher":
+        index = teacher.topk(loss["top_k"]).indices
+        kept = teacher.gather(1, index).log_softmax(-1), student.gather(1, index)
+        return (kept[1] if loss.get("student_norm") == "full" else kept[1].log_softmax(-1)), kept[0]
+    index = student.topk(loss["top_k"]).indices
+    both = []
+    for values in (student, teacher):
+        listed = values.gather(1, index)
+        both.append(torch.cat([listed, (1 - listed.exp().sum(-1, keepdim=True)).log()], -1))
+    return both[0], both[1]
+
+
+def plain(material: Path, case: dict, students: dict, teachers: dict) -> dict:
+    """Loss and gradients with transformers alone, one sequence after the other, in fp64."""
+    rows, loss = torch.load(material / "batch.pt"), case["loss"]
+    lora = case.get("lora", False)
+
+    def model(values: dict) -> torch.nn.Module:
+        built = AutoModelForCausalLM.from_pretrained(
+            material / "model", dtype=torch.float64, attn_implementation="sdpa"
+        )
+        if lora:
+            from peft import LoraConfig, get_peft_model
+
+            built = get_peft_model(
+                built, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", bias="none")
+            ).double()
+        missing = built.load_state_dict({name: value.double() for name, value in values.items()}, strict=False)
+        assert not missing.unexpected_keys
+        return built.eval()
+
+    student, teacher = model(students), model(teachers)
+    rollout = case.get("rollout_temperature", 1.0)
+    temperature = loss.get("temperature") or rollout
+    tokens = sum(int(m.sum()) for m in rows["mask"])
+    total = torch.zeros((), dtype=torch.float64)
+    values = []
+    for i, mask in enumerate(rows["mask"]):
+        length = len(mask)
+        logits = student(rows["student"][i][None]).logits[0, -length - 1 : -1]
+        with torch.no_grad():
+            reference = teacher(rows["teacher"][i][None]).logits[0, -length - 1 : -1]
+        divergence = token_losses(
+            (logits / temperature).log_softmax(-1), (reference / temperature).log_softmax(-1), loss
+        )
+        values.append(divergence.detach()[mask.bool()])
+        weights = rows["weights"][i].double() if case.get("weighted") else torch.ones(length, dtype=torch.float64)
+        weights = (weights - case.get("weights_minus", 0.0)) * mask
+        if loss.get("reduction", "token_mean") == "token_mean":
+            weights = weights / tokens
+        else:
+            weights = weights / mask.sum() / len(rows["mask"])
+        total = total + loss.get("coefficient", 1.0) * (weights * divergence).sum()
+        if loss["ppo"]:
+            log_probs = (logits / rollout).log_softmax(-1)
+            log_probs = log_probs.gather(1, rows["student"][i][-length:, None])[:, 0]
+            ratio = (log_probs - rows["old_log_probs"][i].double()).clamp(-20, 20).exp()
+            advantage = rows["advantages"][i].double()
+            worst = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
+            worst = torch.where(advantage < 0, torch.minimum(worst, -advantage * 3.0), worst)
+            total = total + (worst * mask).sum() / tokens
+    total.backward()
+    return {
+        "loss": total.item(),
+        "values": torch.cat(values),
+        "gradients": {n: p.grad for n, p in student.named_parameters() if p.grad is not None},
+    }
+
+
+def relative_error(result: dict, reference: dict) -> float:
+    """Largest absolute difference of the gradients over the largest gradient."""
+    assert result["gradients"].keys() == reference["gradients"].keys()
+    scale = max(g.abs().max() for g in reference["gradients"].values())
+    difference = max((result["gradients"][n].double() - g).abs().max() for n, g in reference["gradients"].items())
+    return float(difference / scale)
+
+
+NO_PPO = {"ppo": False}
+OPSD = {"kind": "forward_kl", "clip": 0.002, "temperature": 1.1, "ppo": False}
+PW_OPSD = {**OPSD, "clip": 0.01, "reduction": "sequence_mean"}
+CASES = {
+    "opsd": (1, {"loss": OPSD, "micro": 6}),
+    "opsd, a sequence at a time": (1, {"loss": OPSD, "micro": 1}),
+    "opsd, two workers": (2, {"loss": OPSD, "micro": 1}),
+    "opsd, two workers, dynamic batches": (2, {"loss": OPSD, "dynamic": True, "max_tokens": 30}),
+    "pw-opsd, micro 3": (1, {"loss": PW_OPSD, "weighted": True, "micro": 3, "spoil": True}),
+    "pw-opsd, two workers": (2, {"loss": PW_OPSD, "weighted": True, "micro": 1, "spoil": True}),
+    "jsd, checkpointing, rollout temperature": (
+        1,
+        {
+            "loss": {"kind": "jsd", "jsd_beta": 0.3, "clip": 0.0005, "clip_mode": "symmetric", "ppo": False},
+            "rollout_temperature": 0.8,
+            "gradient_checkpointing": True,
+            "micro": 2,
+        },
+    ),
+    "dasd distribution, two workers": (
+        2,
+        {
+            "loss": {"kind": "reverse_kl", "ppo": True, "coefficient": 0.3, "reduction": "sequence_mean"},
+            "weighted": True,
+            "weights_minus": 0.5,  # some repel
+            "rollout_temperature": 1.3,
+            "micro": 3,
+        },
+    ),
+    "teacher's top 5, student in full": (
+        1,
+        {"loss": {"kind": "forward_kl", "top_k": 5, "student_norm": "full", "ppo": False}, "micro": 2},
+    ),
+    "student's top 5 and a tail, two workers": (
+        2,
+        {
+            "loss": {
+                "kind": "jsd",
+                "jsd_beta": 0.3,
+                "top_k": 5,
+                "top_k_by": "student",
+                "temperature": 1.2,
+                "ppo": False,
+            },
+            "rollout_temperature": 0.8,
+            "micro": 3,
+        },
+    ),
+    "parameters kept unsharded": (1, {"loss": OPSD, "micro": 2, "reshard_after_forward": False}),
+    "frozen copy": (1, {"loss": OPSD, "micro": 2, "teacher": {"weights": "frozen"}, "perturb": True}),
+    "frozen copy, two workers": (2, {"loss": OPSD, "micro": 3, "teacher": {"weights": "frozen"}, "perturb": True}),
+    "lora, adapter off": (
+        1,
+        {"loss": OPSD, "micro": 2, "lora": True, "teacher": {"weights": "frozen"}, "perturb": True},
+    ),
+    "lora, adapter off, two workers": (
+        2,
+        {"loss": OPSD, "micro": 1, "lora": True, "teacher": {"weights": "frozen"}, "perturb": True},
+    ),
+    "lora, current": (2, {"loss": OPSD, "micro": 3, "lora": True, "perturb": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def engine_results(material, tmp_path_factory) -> dict[str, list[dict]]:
+    """Results of every rank for each of `CASES` and `TRAILING`."""
+    found = {}
+    for world in (1, 2):
+        cases = {name: case for name, (workers, case) in {**CASES, **TRAILING}.items() if workers == world}
+        ranks = through_the_engine(material, tmp_path_factory.mktemp(f"workers_{world}"), cases, world)
+        found.update({name: [rank[name] for rank in ranks] for name in cases})
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_is_that_of_plain_transformers(material, engine_results, name):
+    world, case = CASES[name]
+    results = engine_results[name]
+    students = results[0]["initial"]
+    base = {} if case.get("teacher", {}).get("weights") == "frozen" else students
+    reference = plain(material, case, students, base)
+    assert relative_error(results[0], reference) < 1e-6
+    # each rank's share is scaled by their number, since gradients are averaged over ranks
+    assert sum(sum(r["loss"]) for r in results) / world == pytest.approx(reference["loss"], rel=1e-5, abs=1e-7)
+    check_metrics(results, reference["values"])
+
+
+def check_metrics(results: list[dict], values: torch.Tensor) -> None:
+    own = [{k: v for k, v in r["metrics"].items() if k != "divergence/loss"} for r in results]
+    assert all(r["metrics"].keys() == results[0]["metrics"].keys() for r in results)
+    metrics = {k: v[0] for k, v in own[0].items() if k.startswith("divergence/")}
+    assert all({k: v[0] for k, v in r.items() if k.startswith("divergence/")} == metrics for r in own)
+    assert metrics["divergence/mean"] == pytest.approx(float(values.mean()), rel=1e-5, abs=1e-7)
+    assert metrics["divergence/max"] == pytest.approx(float(values.max()), rel=1e-5, abs=1e-6)
+    assert metrics["divergence/negative_share"] == pytest.approx(float((values < 0).double().mean()))
+    ordered = values.sort().values
+    assert metrics["divergence/p99"] == pytest.approx(
+        float(ordered[-(-99 * len(values) // 100) - 1]), rel=1e-5, abs=1e-6
+    )
+
+
+def test_the_cases_exercise_what_they_name(material, engine_results):
+    """Clips that cut, weights that matter, a frozen teacher that is not the student: else equality proves little."""
+    for name, change in (
+        ("opsd", {"loss": {**OPSD, "clip": None}}),
+        ("jsd, checkpointing, rollout temperature", {"rollout_temperature": 1.0}),
+        ("pw-opsd, micro 3", {"weighted": False}),
+        ("pw-opsd, two workers", {"loss": {**PW_OPSD, "reduction": "token_mean"}}),
+    ):
+        case = CASES[name][1]
+        students = engine_results[name][0]["initial"]
+        other = plain(material, {**case, **change}, students, students)
+        assert relative_error(engine_results[name][0], other) > 1e-3, name
+    for name in ("frozen copy, two workers", "lora, adapter off, two workers"):
+        students = engine_results[name][0]["initial"]
+        current = plain(material, CASES[name][1], students, students)
+        assert relative_error(engine_results[name][0], current) > 1e-3, name
+
+
+@pytest.mark.parametrize("name", ["pw-opsd, micro 3", "pw-opsd, two workers"])
+def test_an_update_with_a_gradient_that_is_not_finite_changes_nothing_on_any_worker(engine_results, name):
+    """NaN in one token of one worker: no worker's weights or moments change, and the next update is made."""
+    for result in engine_results[name]:
+        told = result["spoiled"]
+        assert [math.isfinite(norm) for norm in told["norms"]] == [True, False, True]
+        assert told["unchanged"] and told["goes on"]
+        assert told["values"] == 4 * len(result["initial"])  # of each parameter: itself, two moments, a step count
+
+
+TRAILING = {
+    "ema": (
+        2,
+        {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "ema", "ema_decay": 0.9}, "resume": "ema"},
+    ),
+    "snapshot": (
+        2,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "snapshot", "snapshot_every": 2},
+            "resume": "snapshot",
+        },
+    ),
+    "frozen": (2, {"loss": OPSD, "micro": 3, "steps": 2, "teacher": {"weights": "frozen"}, "resume": "frozen"}),
+    "lora ema": (
+        2,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 2,
+            "lora": True,
+            "teacher": {"weights": "ema", "ema_decay": 0.5},
+            "resume": "lora",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAILING)
+def test_a_teacher_follows_the_student_as_its_weights_say(engine_results, name):
+    (first, _), case = engine_results[name], TRAILING[name][1]
+    expected = {n: v.double() for n, v in first["initial"].items()}
+    for step in range(case["steps"]):
+        teacher, student = first["teachers"][2 * step], first["teachers"][2 * step + 1]
+        for parameter, value in expected.items():
+            if case["teacher"]["weights"] == "ema":
+                decay = case["teacher"]["ema_decay"]
+                value = decay * value + (1 - decay) * student[parameter].double()
+            elif case["teacher"]["weights"] == "snapshot" and (step + 1) % case["teacher"]["snapshot_every"] == 0:
+                value = student[parameter].double()
+            expected[parameter] = value
+            assert torch.allclose(teacher[parameter].double(), value, rtol=1e-5, atol=1e-7), (step, parameter)
+    moved = [n for n, v in first["initial"].items() if not torch.equal(v, first["teachers"][-1][n])]
+    assert moved  # the student did train
+    if case["teacher"]["weights"] != "frozen":
+        same, steps = first["restored"]
+        assert same and steps == case["steps"]
+
+
+@pytest.mark.parametrize("name", TRAILING)
+def test_an_engine_that_starts_from_a_checkpoint_goes_on_as_the_one_that_wrote_it(engine_results, name):
+    """Weights, moments, learning rate, random numbers, teacher: on each worker, bit for bit."""
+    for result in engine_results[name]:
+        assert set(result["resumed"].values()) == {True}, result["resumed"]
+
+
+# --- invariances of the loss on tiny tensors --------------------------------------------------------------------------
+
+
+def jagged(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def small_loss(lengths: list[int], *, weights: list[torch.Tensor] | None = None, **settings) -> torch.Tensor:
+    """Gradient with respect to the student's logits of one micro-batch that is the whole batch."""
+    from workers.training.loss import COUNT, DIVERGENCE, WEIGHTS, SelfDistillLoss, scatter_tokens
+    from workers.training.packing import scored_rows
+    from workers.training.params import LossParams
+
+    generator = torch.Generator().manual_seed(3)
+    sequences = [torch.zeros(length + 2, dtype=torch.int64) for length in lengths]
+    masks = [torch.ones(length, dtype=torch.int64) for length in lengths]
+    total = sum(map(len, sequences))
+    student = torch.randn(total, 11, generator=generator).requires_grad_(True)
+    teacher = torch.randn(sum(lengths), 11, generator=generator)
+    params = LossParams(**{"kind": "forward_kl", "ppo": False, **settings})
+    loss = SelfDistillLoss(params)
+    offsets = jagged(sequences).offsets()
+    rows = scored_rows(offsets, jagged(masks))
+    value, _ = loss.score(student[None], teacher, rows, rollout_temperature=1.0)
+    count = len(lengths) if params.reduction == "sequence_mean" else sum(lengths)
+    data = {"response_mask": jagged(masks), COUNT: count, "dp_size": 1}
+    if weights is not None:
+        data[WEIGHTS] = jagged(weights)
+    packed = torch.nested.nested_tensor_from_jagged(scatter_tokens(value, rows, total), offsets)
+    loss({DIVERGENCE: packed}, data)[0].backward()
+    return student.grad
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_invariances(kind, clip, reduction):
+    base = {"kind": kind, "clip": clip, "reduction": reduction}
+    plain_gradient = small_loss([3, 5], **base)
+    ones = [torch.ones(3), torch.ones(5)]
+    assert torch.equal(small_loss([3, 5], weights=ones, **base), plain_gradient)  # w = 1 is OPSD
+    halves = [torch.full((3,), 0.5), torch.full((5,), 0.5)]
+    assert torch.allclose(small_loss([3, 5], weights=halves, **base), plain_gradient / 2)  # not renormalised
+    assert torch.allclose(small_loss([3, 5], coefficient=0.5, **base), plain_gradient / 2)
+    other = "sequence_mean" if reduction == "token_mean" else "token_mean"
+    assert torch.allclose(small_loss([4, 4], **{**base, "reduction": other}), small_loss([4, 4], **base))
+    assert not torch.allclose(small_loss([3, 5], **{**base, "reduction": other}), plain_gradient)
+    if clip is None:
+        for unclipped in ({"clip": float("inf")}, {"clip": 0.05, "clip_mode": "none"}, {"clip": 1e9}):
+            assert torch.equal(small_loss([3, 5], **{**base, **unclipped}), plain_gradient)
+
+
+def test_a_negative_weight_repels():
+    attract = small_loss([3], weights=[torch.ones(3)], kind="reverse_kl")
+    assert torch.allclose(small_loss([3], weights=[-torch.ones(3)], kind="reverse_kl"), -attract)
+
+
+def test_a_micro_batch_of_padding_rows_still_takes_part_in_the_backward_pass():
+    """All rows masked: nothing to score, and yet a loss with a graph, since other ranks wait in their collectives."""
+    from workers.training.loss import COUNT, DIVERGENCE, SelfDistillLoss, scatter_tokens
+    from workers.training.packing import relative_positions, scored_rows
+    from workers.training.params import LossParams
+
+    mask, sequences = jagged([torch.zeros(2, dtype=torch.int64)]), jagged([torch.zeros(5, dtype=torch.int64)])
+    student = torch.randn(5, 7, requires_grad=True)
+    rows = scored_rows(sequences.offsets(), mask)
+    assert rows.numel() == 0 and relative_positions(mask).numel() == 0
+    loss = SelfDistillLoss(LossParams(kind="forward_kl", ppo=False))
+    value, stats = loss.score(student, torch.zeros(0, 7), rows, rollout_temperature=1.0)
+    assert value.shape == stats["top1_disagreement"].shape == (0,)
+    packed = torch.nested.nested_tensor_from_jagged(scatter_tokens(value, rows, 5), sequences.offsets())
+    result, _ = loss({DIVERGENCE: packed}, {"response_mask": mask, COUNT: 4, "dp_size": 1})
+    result.backward()
+    assert torch.equal(student.grad, torch.zeros(5, 7))
+
+
+def test_metrics_by_hand():
+    from workers.training.metrics import divergence_metrics
+
+    values = torch.tensor([-1.0, 0.0, 2.0, 3.0])
+    metrics = divergence_metrics(
+        [values[:3], values[3:]],
+        [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0])],
+        [torch.tensor([0.05, 0.5, 0.95]), torch.tensor([0.99])],
+        device=torch.device("cpu"),
+    )
+    assert metrics["divergence/mean"] == 1.0 and metrics["divergence/max"] == metrics["divergence/p99"] == 3.0
+    assert metrics["divergence/negative_share"] == 0.25 and metrics["divergence/top1_disagreement"] == 0.5
+    assert (metrics["divergence/position_0"], metrics["divergence/position_9"]) == (-1.0, 2.5)
+    empty = divergence_metrics([], [], [], device=torch.device("cpu"))
+    assert empty.keys() == metrics.keys() and set(empty.values()) == {0.0}
+
+
+def test_token_weights_are_those_of_the_estimators():
+    from omegaconf import OmegaConf
+
+    from advantage.dasd import direction_coefficient
+    from advantage.estimators import equal_reward_rows
+    from advantage.pw_opsd import position_weight
+    from advantage.signals import TokenSignals
+    from advantage.token_weights import TOKEN_WEIGHTS, weigh_tokens
+
+    def token_weights(name, algorithm, mask, signals, *, scores, groups):
+        weight, equal = TOKEN_WEIGHTS[name], equal_reward_rows(scores, groups)
+        params = weight.params_from(algorithm)
+        return weigh_tokens(weight, params, signals, response_mask=mask, equal_reward_rows=equal)
+
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    entropy, gap = torch.rand(3, 4), torch.randn(3, 4)
+    scores, groups = torch.tensor([1.0, 0.0, 1.0]), ["a", "a", "b"]
+    signals = TokenSignals(entropy=entropy, log_prob_gap=gap)
+    algorithm = OmegaConf.create({"pw_opsd": {"schedule": "mild"}, "dasd": {"gap_eps": 1.0, "entropy_eps": 0.1}})
+    found, metrics = token_weights("position", algorithm, mask, signals, scores=scores, groups=groups)
+    assert torch.equal(found, position_weight(mask, floor=0.5, threshold=0.2, scale=0.15))
+    assert metrics["divergence/weight/positive_share"] == 1.0
+    omega, _ = direction_coefficient(entropy, gap, mask, gap_eps=1.0, entropy_eps=0.1)
+    found, _ = token_weights("dasd", algorithm, mask, signals, scores=scores, groups=groups)
+    assert torch.equal(found, omega)
+    found, _ = token_weights("dasd", algorithm, mask, signals, scores=torch.ones(3), groups=groups)
+    assert torch.equal(found[:2], torch.zeros(2, 4)) and torch.equal(found[2], omega[2])  # a group of one is kept
+
+
+# --- the whole stack --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_atesd_trains_on_the_starter_and_resumes(tmp_path):
+    """OPSD with a learned exposure and a moving teacher; the step size is nothing, so the weights stay known."""
+    from tests.builders.processes import train
+
+    directory = tmp_path / "run"
+    options = (
+        "trainer.save_freq=1",
+        "actor_rollout_ref.actor.optim.lr=1.0e-12",
+        "self_distill.teacher.weights=ema",
+        "self_distill.teacher.ema_decay=0.5",
+        "self_distill.exposure.controller.hold=1",
+        "self_distill.exposure.controller.lookahead=1",
+        "self_distill.exposure.controller.decisions_per_update=2",
+        "self_distill.exposure.probe_size=5",
+    )
+    run = train("atesd", directory, "trainer.total_training_steps=3", *options)
+    assert run.code == 0, run.console + run.log[-3000:]
+    for record in run.steps.values():
+        for key in ("mean", "max", "p99", "negative_share", "top1_disagreement", "loss", "position_0", "position_9"):
+            assert math.isfinite(record[f"divergence/{key}"]), key
+        assert record["divergence/mean"] == pytest.approx(record["divergence/loss"], rel=1e-4, abs=1e-6)
+        assert "actor/pg_loss" not in record and record["actor/grad_norm"] > 0
+        assert record["exposure/forced_full"] == 0.0
+    resumed = train("atesd", directory, "trainer.total_training_steps=5", *options)
+    assert resumed.code == 0, resumed.console + resumed.log[-3000:]
+    assert [r["step"] for r in resumed.records] == [1, 2, 3, 4, 5]
+    check_probe(resumed.steps)
+    check_decisions(resumed.steps)
+
+
+def check_probe(steps: dict[int, dict]) -> None:
+    """The probe's two scores are those of plain transformers on the first five rows."""
+    import pandas as pd
+    from transformers import AutoTokenizer
+
+    from config import STARTER
+    from recipes.common.teacher.prompts import render, student_messages, teacher_messages
+    from recipes.common.teacher.reference import truncate_reference
+
+    tokenizer = AutoTokenizer.from_pretrained(STARTER / "model")
+    model = AutoModelForCausalLM.from_pretrained(STARTER / "model", dtype=torch.float64)
+    rows = pd.read_parquet(STARTER / "data/probe.parquet").to_dict("records")[:5]
+
+    @torch.no_grad()
+    def log_probs(messages: list, text: str) -> torch.Tensor:
+        prompt = render(tokenizer, messages, {"enable_thinking": False})
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+    nll = -float(torch.cat([log_probs(student_messages(r["problem"]), r["solution"]) for r in rows]).mean())
+    for record in steps.values():
+        assert record["probe/nll"] == pytest.approx(nll, rel=1e-4)
+        shown = [truncate_reference(tokenizer, r["solution"], record["exposure/alpha"])[0] for r in rows]
+        grounded = [
+            log_probs(teacher_messages(r["problem"], part), r["solution"]) for r, part in zip(rows, shown, strict=True)
+        ]
+        assert record["probe/grounded"] == pytest.approx(float(torch.cat(grounded).mean()), rel=1e-3)
+    assert len({record["probe/grounded"] for record in steps.values()}) > 1
+
+
+def check_decisions(steps: dict[int, dict]) -> None:
+    """A controller that is told what the records say decides what the run decided, before and after the resumption."""
+    from recipes.common.teacher.controller import ExposureController
+    from recipes.common.teacher.decisions import ControllerConfig, Observation
+
+    settings = {"hold": 1, "lookahead": 1, "decisions_per_update": 2}
+    controller = ExposureController(ControllerConfig(total_steps=3, **settings))
+    controller.step()
+    for step, record in steps.items():
+        if step == 4:
+            state = controller.state_dict()
+            controller = ExposureController(ControllerConfig(total_steps=5, **settings))
+            controller.load_state_dict(state)
+        assert record["exposure/alpha"] == pytest.approx(controller.exposure, rel=1e-6), step
+        controller.step(
+            Observation(
+                loss=record["divergence/loss"],
+                mismatch=record["divergence/top1_disagreement"],
+                probe_nll=record["probe/nll"],
+                confidence=record["student/log_prob/mean"],
+                grounded=record["probe/grounded"],
+            )
+        )
+    assert len({round(record["exposure/alpha"], 6) for record in steps.values()}) == 5
+    assert steps[5]["exposure/updates"] >= 1
