@@ -1,0 +1,47 @@
+"""The rooms of recipes/common, as docs/architecture.md has them: no import runs back up, and none in a circle."""
+
+from __future__ import annotations
+
+import ast
+
+from tests.builders.configs import ROOT
+
+COMMON = ROOT / "recipes" / "common"
+# From the ground up: a room imports rooms before it only. `checks.errors` is the word for a refusal, which all may say.
+FLOORS = ("metric_names", "teacher", "method", "record", "plan", "step", "checks", "models", "processes")
+FREE = "recipes.common.checks.errors"
+
+
+def imported(path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["recipes", "common"] and len(parts) > 2 else None
+
+
+def test_no_import_runs_back_up():
+    files = [p for p in COMMON.rglob("*.py") if p != COMMON / "__init__.py"]
+    assert len(files) > 30
+    for path in files:
+        own = path.relative_to(COMMON).parts[0].removesuffix(".py")
+        for module in imported(path):
+            room = room_of(module)
+            if room is None or module.startswith(FREE):
+                continue
+            assert FLOORS.index(room) <= FLOORS.index(own), f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_nothing_below_imports_what_is_made_of_runs():
+    above = ("recipes.entry", "recipes.report", "recipes.export", "recipes.evaluate", "recipes.diagnose")
+    for folder in ("recipes/common", "workers", "advantage", "rewards", "config"):
+        for path in (ROOT / folder).rglob("*.py"):
+            wrong = [module for module in imported(path) if module.startswith(above)]
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"

@@ -1,0 +1,62 @@
+"""What the methods say of themselves: the README's table, the list, and old names that are refused with the new one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf, open_dict
+
+from advantage.estimators import RENAMED, get_estimator
+from recipes import methods
+from recipes.common.method import read, shipped
+from tests.builders.configs import ROOT
+
+
+def test_the_readmes_table_is_the_one_that_the_methods_make():
+    assert methods.markdown() in (ROOT / "README.md").read_text(), "python -m recipes.methods --markdown prints it anew"
+
+
+def test_every_command_names_a_module_that_is_there():
+    for method in shipped():
+        module = methods.command(method.name).split()[2]
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), method
+    assert methods.command("dasd") == "python -m recipes.dasd.main"
+    assert methods.command("pw_opsd_sampled") == "python -m recipes.pw_opsd.main method=pw_opsd_sampled"
+    assert methods.command("mine") == "python -m recipes.entry method=mine"
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_of_an_estimator_is_refused_with_the_new_one(compose_config, old):
+    with pytest.raises(ValueError, match=f"called '{RENAMED[old]}' now"):
+        get_estimator(old)
+    cfg = compose_config("method=dasd", "experiment=starter", f"algorithm.adv_estimator={old}")
+    assert any(f"it is called {RENAMED[old]} now" in problem for problem in read(cfg).problems)
+
+
+def test_old_parameters_are_refused_with_the_new_name(compose_config):
+    cfg = compose_config("method=dasd", "experiment=starter")
+    with open_dict(cfg):
+        cfg.algorithm.atesd = {"beta": 0.1}
+        cfg.algorithm.pw_opsd = {"schedule": "mild"}  # still the parameters of the divergence's weight
+    (problem,) = read(cfg).problems
+    assert problem == "algorithm.atesd: these parameters are called algorithm.atesd_sampled now"
+
+
+@pytest.mark.parametrize("old", ["atesd_ppo", "pw_opsd_ppo"])
+def test_an_old_bundle_is_refused_with_the_new_name(tmp_path, old):
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.atesd.main", f"method={old}", f"hydra.run.dir={tmp_path}/run"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and f"method={old}: it is called method={old[:-3]}sampled now" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_is_collected_and_the_rest_is_read(compose_config):
+    cfg = compose_config("method=opsd", "experiment=starter", "self_distill.teacher.ema_decay=2")
+    OmegaConf.update(cfg, "self_distill.loss.clip", -1)
+    method = read(cfg)
+    assert len(method.problems) == 2 and method.about.name == "opsd" and not method.loss.active
+    assert read(compose_config("method=opsd", "experiment=starter")).problems == ()
