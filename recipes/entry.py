@@ -73,6 +73,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
     resolved.self_distill.run_dir = str(Path(resolved.self_distill.run_dir).resolve())
     resolved.trainer.default_local_dir = f"{resolved.self_distill.run_dir}/checkpoints"
+    rollout, data = resolved.actor_rollout_ref.rollout, resolved.data
+    if (
+        rollout.max_model_len is None
+    ):  # verl would take the model's maximum, and vLLM want a cache for one such sequence
+        rollout.max_model_len = data.max_prompt_length + data.max_response_length
     OmegaConf.set_struct(resolved, True)
     return resolved
 

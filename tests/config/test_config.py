@@ -192,6 +192,14 @@ def test_the_papers_losses(compose_config, method, expected):
     assert loss_params(compose_config(f"method={method}", "experiment=starter").self_distill) == expected
 
 
+def test_vllm_is_told_the_longest_sequence(compose_config):
+    """Of null verl makes the model's maximum: for Llama-3.1 a cache of 131k tokens a sequence."""
+    rollout = compose_config("method=dasd", "experiment=llama3_1_8b_dapo").actor_rollout_ref.rollout
+    assert rollout.max_model_len == 2048 + 8192
+    given = compose_config("method=dasd", "experiment=starter_vllm").actor_rollout_ref.rollout
+    assert given.max_model_len == 160
+
+
 def test_all_problems_are_reported_at_once(compose_config):
     cfg = compose_config(
         "method=dasd", "experiment=starter", "algorithm.dasd.beta=-1", "actor_rollout_ref.rollout.temperature=0"

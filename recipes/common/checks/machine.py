@@ -199,7 +199,7 @@ def output(cfg: DictConfig, method: Method) -> Iterator[str]:
         yield f"hydra.run.dir={run_dir}: {parent} is not a directory that can be written; choose another hydra.run.dir"
         return
     yield from _room(cfg, method, parent)
-    yield from checkpoints.problems(cfg)
+    yield from checkpoints.problems(cfg, method)
 
 
 def _room(cfg: DictConfig, method: Method, folder: Path) -> Iterator[str]:

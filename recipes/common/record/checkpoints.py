@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
+from recipes.common.method import Method
 from recipes.common.record.run_dir import (
     CHECKPOINTS,
     CONFIG,
@@ -31,6 +32,7 @@ from recipes.common.record.run_dir import (
     plain_numbers,
     write_atomically,
 )
+from workers.training.params import TRAILING_WEIGHTS
 
 # What a checkpoint is tied to: it restores only into a run that agrees in these.
 BOUND_TO = (
@@ -42,6 +44,7 @@ BOUND_TO = (
 )
 FINGERPRINT, RECORD, STATE = "self_distill.json", "record.json", "state.json"
 SHARD, MODEL_SHARDS = "{kind}_world_size_{world}_rank_{rank}.pt", "model_world_size_*_rank_*.pt"
+TEACHER_SHARD = "teacher_rank_{rank}_of_{world}.safetensors"  # written by workers.training.teacher_copy
 KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl's contents -> its files
 
 
@@ -147,12 +150,15 @@ def validation_missing(cfg: DictConfig, step: int, total: int) -> bool:
     return due and not has_validation(Path(cfg.self_distill.run_dir), step)
 
 
-def required(cfg: DictConfig) -> list[str]:
+def required(cfg: DictConfig, method: Method) -> list[str]:
     """Files, relative to a checkpoint's folder, that this run reads when it starts from one."""
     world = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
     contents = cfg.actor_rollout_ref.actor.checkpoint.load_contents
     kinds = [KINDS[name] for name in contents if name in KINDS]
-    return [f"actor/{SHARD.format(kind=k, world=world, rank=r)}" for k in kinds for r in range(world)] + ["data.pt"]
+    shards = [f"actor/{SHARD.format(kind=k, world=world, rank=r)}" for k in kinds for r in range(world)]
+    if method.uses_teacher and method.weights.weights in TRAILING_WEIGHTS:
+        shards += [f"actor/{TEACHER_SHARD.format(world=world, rank=r)}" for r in range(world)]
+    return [*shards, "data.pt"]
 
 
 def damage(folder: Path, needed: list[str]) -> list[str]:
@@ -212,16 +218,16 @@ def prune(checkpoints: Path, step: int, keep: int) -> None:
         shutil.rmtree(checkpoints / f"global_step_{old}", ignore_errors=True)
 
 
-def problems(cfg: DictConfig) -> Iterator[str]:
+def problems(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Why this run must not start from the checkpoint that it would start from: not its own, or not whole."""
-    run_dir = Path(cfg.self_distill.run_dir)
+    run_dir, needed = Path(cfg.self_distill.run_dir), required(cfg, method)
     by_path = cfg.trainer.get("resume_mode", "auto") == "resume_path"
     where = "trainer.resume_from_path" if by_path else "hydra.run.dir"
     try:
         folder = resumed_folder(cfg)
     except ValueError:
         folder = None
-        yield _no_tracker(run_dir, cfg)
+        yield _no_tracker(run_dir, needed)
     before, source = _origin(cfg, run_dir, folder)
     found = list(disagreements(before, cfg))
     for key, was, now in found:
@@ -235,9 +241,9 @@ def problems(cfg: DictConfig) -> Iterator[str]:
             f"trainer.n_gpus_per_node and trainer.nnodes to those of the checkpoint, or choose another {where}"
         )
         return
-    if wrong := damage(folder, required(cfg)):
+    if wrong := damage(folder, needed):
         shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        yield f"the checkpoint {folder} is not whole ({shown}): {_instead(folder.parent, cfg, by_path)}"
+        yield f"the checkpoint {folder} is not whole ({shown}): {_instead(folder.parent, needed, by_path)}"
 
 
 def _origin(cfg: DictConfig, run_dir: Path, folder: Path | None) -> tuple[Any, Path]:
@@ -260,16 +266,16 @@ def written_by(shards: list[Path]) -> list[int]:
     return sorted({int(shard.name.split("_")[3]) for shard in shards})
 
 
-def _no_tracker(run_dir: Path, cfg: DictConfig) -> str:
+def _no_tracker(run_dir: Path, needed: list[str]) -> str:
     tracker = run_dir / CHECKPOINTS / TRACKER
     return (
         f"{tracker} holds no step number (a crash interrupted its writing, after the checkpoint's own files): "
-        f"{_instead(tracker.parent, cfg, by_path=False)}"
+        f"{_instead(tracker.parent, needed, by_path=False)}"
     )
 
 
-def _instead(checkpoints: Path, cfg: DictConfig, by_path: bool) -> str:
-    whole = whole_steps(checkpoints, required(cfg))
+def _instead(checkpoints: Path, needed: list[str], by_path: bool) -> str:
+    whole = whole_steps(checkpoints, needed)
     if by_path:
         folder = f"{checkpoints}/global_step_{whole[-1]}" if whole else "a checkpoint that is"
         return f"set trainer.resume_from_path={folder}"

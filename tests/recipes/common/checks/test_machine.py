@@ -265,6 +265,16 @@ def test_a_checkpoint_that_is_not_whole_names_the_last_that_is(starter_config, t
     assert list(machine.output(starter_config, read(starter_config))) == []
 
 
+def test_a_teacher_of_its_own_weights_is_part_of_the_checkpoint(starter_config, tmp_path):
+    folder = checkpoint(tmp_path / "run", starter_config, world=1, step=2)
+    checkpoints.write_fingerprint(folder, starter_config)
+    starter_config.self_distill.teacher.weights = "snapshot"
+    (problem,) = machine.output(starter_config, read(starter_config))
+    assert "actor/teacher_rank_0_of_1.safetensors is missing" in problem
+    save_file({"weight": torch.zeros(3)}, folder / "actor" / "teacher_rank_0_of_1.safetensors")
+    assert list(machine.output(starter_config, read(starter_config))) == []
+
+
 def test_a_path_to_a_checkpoint_that_is_not_whole(starter_config, tmp_path):
     whole = checkpoint(tmp_path / "run", starter_config, world=1, step=1)
     starter_config.trainer.resume_mode = "resume_path"
