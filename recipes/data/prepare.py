@@ -325,11 +325,9 @@ def main(cfg: DictConfig) -> None:
     """The command line; exits with 2 where the user has something to put right."""
     try:
         print(prepare(cfg))
-    except DataError as error:
-        print(f"{cfg.dataset.get('name') or 'the data'} was not prepared: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # no room, no right to write
-        print(f"{cfg.dataset.get('name') or 'the data'} was not prepared: out={cfg.out}: {error}", file=sys.stderr)
+    except (DataError, OSError) as error:  # OSError: no room, no right to write
+        reason = f"out={cfg.out}: {error}" if isinstance(error, OSError) else str(error)
+        print(f"{cfg.dataset.get('name') or 'The file'} was not prepared: {reason}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -188,6 +188,8 @@ def _csv_rows(path: Path, check: Check) -> Iterator[tuple[Place, Row]]:
         if names is None:
             raise DataError(f"{path} cannot be read as csv: it is empty")
         _refuse_namesakes(path, names)
+        if len(names) == 1 and (other := next((mark for mark in ";\t" if mark in names[0]), None)):
+            raise DataError(f"{path}: its cells are separated by {other!r}; save it with commas between them")
         check(names)
         for number, cells in enumerate(rows):
             place = Place(path.name, number, reader.line_num)

@@ -18,7 +18,7 @@ _SPLIT_WORD = re.compile(r"(?<![a-z])(?:train|test|validation)(?![a-z])")
 # What public sets call these columns, for a suggestion where spelling is no help.
 _ALSO_CALLED = {
     "problem": ("question", "prompt", "input", "query", "instruction", "messages"),
-    "answer": ("final_answer", "expected_answer", "ground_truth", "target", "label", "gold"),
+    "answer": ("final_answer", "expected_answer", "ground_truth", "target", "label", "gold", "final"),
     "solution": ("rationale", "reasoning", "explanation", "generated_solution", "output", "response"),
 }
 
@@ -105,7 +105,7 @@ def local_files(source: Path, split: str) -> list[Path]:
         if not suffix_of(source):
             raise DataError(f"{source} is no {', '.join(FORMATS)} file; convert it to one of these")
         return [source]
-    files = {path: path.relative_to(source) for path in sorted(source.rglob("*")) if suffix_of(path)}
+    files = {path: path.relative_to(source) for path in sorted(source.rglob("*")) if suffix_of(path) and path.is_file()}
     files = {path: where for path, where in files.items() if not any(part.startswith(".") for part in where.parts)}
     if not files:
         raise DataError(f"{source} holds no {', '.join(FORMATS)} file; is it the dataset's folder?")
@@ -140,13 +140,13 @@ def read_rows(
     Raises DataError where the dataset cannot be had (naming the local-file option), or lacks a column.
     """
     wanted = list(spec.columns.values())
-    check = partial(check_columns, spec=spec, answers=answers)
     if source is not None:
         for path in local_files(source, spec.split):
+            check = partial(check_columns, spec=spec, where=str(path), answers=answers)
             yield from rows_of(path, wanted, check)
         return
     dataset = _from_hub(spec, revision)
-    check(dataset.column_names)
+    check_columns(dataset.column_names, spec, str(spec.hub), answers)
     refuse_narrow_floats(dataset.features.arrow_schema, wanted, str(spec.hub))
     number = 0
     for batch in dataset.iter(batch_size=_BATCH):
@@ -169,18 +169,18 @@ def _from_hub(spec: DatasetSpec, revision: str | None) -> Any:
         ) from error
 
 
-def check_columns(present: Sequence[str], spec: DatasetSpec, answers: bool = True) -> None:
+def check_columns(present: Sequence[str], spec: DatasetSpec, where: str, answers: bool = True) -> None:
     """Raise DataError where a set's columns are not all ``present``; names those there are and the closest.
 
-    answers: as in `read_rows`.
+    where: the file, for the message.  answers: as in `read_rows`.
     """
 
     def there(column: str) -> bool:
         return column in present or column.split(".")[0] in present
 
     lacking = {role: name for role, name in spec.columns.items() if not there(name) and name not in spec.optional}
-    if not lacking and answers and not any(there(name) for role, name in spec.columns.items() if role != "problem"):
-        lacking = {"answer": spec.answer or "answer"}
+    if answers and not any(there(name) for role, name in spec.columns.items() if role != "problem"):
+        lacking.setdefault("answer", spec.answer or "answer")
     if not lacking:
         return
     lower = {name.lower(): name for name in present}
@@ -188,8 +188,9 @@ def check_columns(present: Sequence[str], spec: DatasetSpec, answers: bool = Tru
     for role, name in lacking.items():
         spelled = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
         closest += [f"dataset.{role}={lower[other]}" for other in (*spelled, *_ALSO_CALLED[role]) if other in lower][:1]
+    missing = ", ".join(f"column {name!r} is missing" for name in lacking.values())
     raise DataError(
-        f"{', '.join(f'column {name!r} is missing' for name in lacking.values())}; there are {sorted(present)}. "
+        f"{where}: {missing}; there are {sorted(present)}. "
         + (f"The closest: {' '.join(closest)}. " if closest else "")
         + "Is this the right dataset? If columns have other names here, say so: dataset.problem=… dataset.answer=… "
         "dataset.solution=… (null for none)"
