@@ -14,6 +14,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 import config as config_package
+from recipes.common.paths import make_absolute
 
 CONFIG_DIR = Path(config_package.__file__).resolve().parent
 
@@ -55,10 +56,11 @@ def _job(cfg: DictConfig) -> None:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """A copy with every interpolation replaced by its value: Hydra's resolvers do not exist in Ray's processes."""
+    """A copy without interpolations and relative paths: Ray's processes lack Hydra's resolvers and this folder."""
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
     resolved.self_distill.run_dir = str(Path(resolved.self_distill.run_dir).resolve())
     resolved.trainer.default_local_dir = f"{resolved.self_distill.run_dir}/checkpoints"
+    make_absolute(resolved)
     OmegaConf.set_struct(resolved, True)
     return resolved
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from advantage.estimators import ESTIMATORS, params_from_config, required_signals
 from recipes.common import environment
+from recipes.common.data_files import data_problems
 from recipes.common.exposure_loop import controller_config, exposure_params
+from recipes.common.reward_function import reward_problems
 from workers.distill_params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"
@@ -85,7 +86,8 @@ def check(cfg: DictConfig, *, gpus: int) -> None:
         _rollout,
         _logical_cpus,
         _model,
-        _data,
+        data_problems,
+        reward_problems,
         *environment.CHECKS,
     ):
         try:
@@ -223,11 +225,6 @@ def _exposure(cfg: DictConfig) -> Iterator[str]:
         yield (
             f"{mode}, but neither algorithm.adv_estimator={cfg.algorithm.adv_estimator} nor the loss uses a teacher: "
             "set it to full, or choose a method with one"
-        )
-    if params.probe_file is not None and not Path(params.probe_file).expanduser().is_file():
-        yield (
-            f"self_distill.exposure.probe_file={params.probe_file}: no such file; `python -m recipes.data.prepare` "
-            "writes a probe split"
         )
     if params.mode == "learned":
         steps = cfg.trainer.total_training_steps
@@ -406,51 +403,3 @@ def _hub_unreachable(name: str) -> str | None:
     except Exception:  # no network, no name service, a proxy's refusal: each library behind this has its own classes
         return f"not in the local cache, and {constants.ENDPOINT} does not answer"
     return f"the hub knows no such model (status {status})" if status == 404 else None
-
-
-def _data(cfg: DictConfig) -> Iterator[str]:
-    for key in ("train_files", "val_files"):
-        for file in _as_list(cfg.data[key]):
-            path = Path(file).expanduser()
-            if not path.exists():
-                yield (
-                    f"data.{key}: {file} does not exist; prepare it with python -m recipes.data.prepare, or "
-                    f"point data.{key} "
-                    "at a parquet file"
-                )
-            elif path.suffix == ".parquet":
-                yield from _columns(cfg, key, path)
-
-
-def _columns(cfg: DictConfig, key: str, path: Path) -> Iterator[str]:
-    import pyarrow.parquet as parquet
-
-    try:
-        present = parquet.read_schema(path).names
-    except Exception as error:
-        yield f"data.{key}: {path} cannot be read as parquet ({str(error).splitlines()[0]})"
-        return
-    required = [cfg.data.prompt_key, cfg.data.reward_fn_key, "reward_model"]
-    context = cfg.self_distill.teacher.context
-    if key == "train_files" and uses_teacher(cfg) and (context == "solution" or "answer" in present):
-        required.append(context)
-    absent = [name for name in required if name not in present]
-    if absent:
-        hint = ""
-        if "solution" in absent:
-            hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
-        yield f"data.{key}: {path} has no column {', '.join(absent)} (it has {', '.join(present)}){hint}"
-        return
-    if context in required:
-        column = parquet.read_table(path, columns=[context])[context].to_pylist()
-        empty = [row for row, text in enumerate(column) if not str(text or "").strip()]
-        if empty:
-            rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
-            yield (
-                f"data.{key}: {path} has an empty {context} in {len(empty)} of {len(column)} rows (rows {rows}), "
-                f"and the teacher has nothing to show there: fill or remove them"
-            )
-
-
-def _as_list(value: Any) -> list[str]:
-    return list(value) if isinstance(value, list | ListConfig) else [value]
