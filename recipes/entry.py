@@ -14,6 +14,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from config import CONFIG_DIR
+from recipes.common.paths import make_absolute
 
 # What a command line may still say, and what it is called now.
 RENAMED = {
@@ -69,7 +70,7 @@ def _refused(problems: str) -> int:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """A copy with every interpolation replaced by its value: Hydra's resolvers do not exist in Ray's processes."""
+    """A copy without interpolations and relative paths: Ray's processes lack Hydra's resolvers and this folder."""
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
     resolved.self_distill.run_dir = str(Path(resolved.self_distill.run_dir).resolve())
     resolved.trainer.default_local_dir = f"{resolved.self_distill.run_dir}/checkpoints"
@@ -78,6 +79,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
         rollout.max_model_len is None
     ):  # verl would take the model's maximum, and vLLM want a cache for one such sequence
         rollout.max_model_len = data.max_prompt_length + data.max_response_length
+    make_absolute(resolved)
     OmegaConf.set_struct(resolved, True)
     return resolved
 

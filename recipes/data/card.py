@@ -12,9 +12,8 @@ def readme_text(card: dict[str, Any]) -> str:
     lines = [
         f"# {card['name']}",
         "",
-        f"Made from `{made_from['dataset']['hub']}` (split `{made_from['dataset']['split']}`) by "
-        "`python -m recipes.data.prepare`. Hashes of the files, and everything below, are in `card.json`; the terms of "
-        "use are those of the original.",
+        f"Made from {_origin(made_from)} by `python -m recipes.data.prepare`. Hashes of the files, and everything "
+        "below, are in `card.json`; the terms of use are those of the original.",
         "",
         "## Counts",
         "",
@@ -54,3 +53,14 @@ def readme_text(card: dict[str, Any]) -> str:
         ]
     lines += ["", "## Settings", "", "```json", json.dumps(made_from["settings"], indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _origin(made_from: dict[str, Any]) -> str:
+    """The hub's name of a set, the local files that it was read from, or both."""
+    dataset, files = made_from["dataset"], made_from["input"].get("files")
+    hub = f"`{dataset['hub']}` (split `{dataset['split']}`)" if dataset["hub"] else ""
+    if not files:
+        return hub
+    listed = ", ".join(f"`{name}` (SHA-256 {digest[:12]}…)" for name, digest in files.items())
+    local = f"the local file{'s' * (len(files) > 1)} {listed}"
+    return f"{hub}, read from {local}," if hub else local

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.common.teacher.prompts import student_messages
-from recipes.data.sources import DatasetSpec, field
+from recipes.data.cells import exact_text, field
+from recipes.data.readers import DataError
+from recipes.data.sources import DatasetSpec
 from rewards.extract import last_boxed
 from rewards.grader import gold_text
 
@@ -25,6 +28,7 @@ class Item:
     solution: str
     source_index: int
     unwrapped: bool = True  # False where instructions around the problem were expected and not found
+    boxed: bool = False  # whether the answer is the solution's last box
 
 
 def clean_answer(answer: Any) -> str:
@@ -34,11 +38,36 @@ def clean_answer(answer: Any) -> str:
 
 
 def _problem_text(value: Any) -> str:
-    """The problem's text from a string, or from the last user turn of a chat."""
-    if isinstance(value, str):
-        return value
-    turns = [turn["content"] for turn in value or [] if isinstance(turn, dict) and turn.get("role") == "user"]
-    return turns[-1] if turns else ""
+    """The problem's text from a string, or from the one user turn of a chat."""
+    if not isinstance(value, list):
+        return exact_text(value)
+    if not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in value):
+        raise DataError(
+            f"it is the list {str(value)[:60]}, and no chat of {{role, content}}; write the problem as text"
+        )
+    roles = [turn["role"] for turn in value]
+    if not value:
+        return ""
+    if roles[0] != "user" or "user" in roles[1:] or "system" in roles:
+        raise DataError(
+            f"it is a chat of {roles}, and only one user turn, with the assistant's after it, is a problem; write the "
+            "problem as text"
+        )
+    return exact_text(value[0]["content"])
+
+
+def _answer_text(value: Any) -> str:
+    """The answer's text; several answers, all of which are required, become one."""
+    if isinstance(value, list):
+        return ", ".join(text for part in value if (text := exact_text(part).strip()))
+    return exact_text(value).strip()
+
+
+def _solution_text(value: Any) -> str:
+    """The solution's text; parts of one are paragraphs."""
+    if isinstance(value, list):
+        return "\n\n".join(text for part in value if (text := exact_text(part))).strip()
+    return exact_text(value).strip()
 
 
 def _unwrap(text: str, spec: DatasetSpec) -> tuple[str, bool]:
@@ -53,24 +82,37 @@ def _unwrap(text: str, spec: DatasetSpec) -> tuple[str, bool]:
     return text, found
 
 
+def _cell(row: dict[str, Any], column: str | None, read: Callable[[Any], str]) -> str:
+    if column is None:
+        return ""
+    try:
+        return read(field(row, column))
+    except DataError as error:
+        raise DataError(f"column {column!r}: {error}") from error
+
+
 def to_item(row: dict[str, Any], spec: DatasetSpec, source_index: int) -> Item:
     """Read a dataset's row.  The answer is the answer column's, else the last box of the solution, else "".
 
-    Raises DataError where a column is missing.
+    White space around a text goes; nothing else changes but what ``spec`` says (``cut_*``, ``clean_answers``).
+
+    Raises:
+        DataError: a value has no one text; names the column.
     """
-    problem, unwrapped = _unwrap(_problem_text(field(row, spec.problem)), spec)
-    solution = field(row, spec.solution) if spec.solution else ""
-    if isinstance(solution, list):
-        solution = "\n\n".join(part for part in solution if part)
-    solution = (solution or "").strip()
-    answer = clean_answer(field(row, spec.answer)) if spec.answer else ""
-    answer = answer or clean_answer(last_boxed(solution) or "")
-    return Item(problem, answer, solution, source_index, unwrapped)
+    problem, unwrapped = _unwrap(_cell(row, spec.problem, _problem_text), spec)
+    solution = _cell(row, spec.solution, _solution_text)
+    clean = clean_answer if spec.clean_answers else str.strip
+    given = clean(_cell(row, spec.answer, _answer_text))
+    answer = given or clean(last_boxed(solution) or "")
+    return Item(problem, answer, solution, source_index, unwrapped, boxed=bool(answer and not given))
 
 
 def problem_key(problem: str) -> str:
-    """Two problems with the same key are the same text: white space and Unicode forms aside."""
-    return " ".join(unicodedata.normalize("NFKC", problem).split())
+    """Two problems with the same key are the same text: white space and composed accents aside.
+
+    Not NFKC: 2⁵ and 25 are two problems.
+    """
+    return " ".join(unicodedata.normalize("NFC", problem).split())
 
 
 def to_row(item: Item, name: str, split: str, index: int) -> dict[str, Any]:

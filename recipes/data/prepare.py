@@ -1,36 +1,44 @@
 """`python -m recipes.data.prepare dataset=<name> [source=<file or folder>] [out=data]`: see config/prepare.yaml.
 
-Reads a dataset, drops what cannot be used, holds a probe split out of training sets, reports copies of evaluation
-problems, and writes parquet files with a card.  A second run finds its files up to date and does nothing; an
-interrupted one leaves no card, and is simply run again.
+Reads a dataset, drops what cannot be used, holds a probe (and a validation) split out of training sets, reports copies
+of evaluation problems, and writes parquet files with a card.  A second run finds its files up to date and does nothing;
+an interrupted one leaves no card, and is simply run again.  ``dataset=local file=mine.jsonl`` does this to a file of
+the user's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import config as config_package
 from recipes.common.teacher.prompts import student_messages
 from recipes.data import contamination
 from recipes.data.card import readme_text
 from recipes.data.convert import Item, problem_key, to_item, to_row
-from recipes.data.sources import DataError, DatasetSpec, identity, read_rows
-from recipes.data.store import is_intact, read_card, write_dataset
+from recipes.data.readers import DataError, Place, Row
+from recipes.data.sources import DatasetSpec, identity, local_files, read_rows, spec_of
+from recipes.data.store import is_intact, read_card, refuse_foreign_files, write_dataset
 from rewards.normalize import quick_verdict
 
 CONFIG_DIR = Path(config_package.__file__).resolve().parent
 # Raise it when the meaning of the output changes, so that files of an older version are made anew.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PROBE_SIZE = 64  # where probe_size is null
 
 
 @dataclass
@@ -41,32 +49,39 @@ class Collected:
     counts: Counter = field(default_factory=Counter)
 
 
-def collect(rows: Iterable[dict[str, Any]], spec: DatasetSpec, conflicts: str, require_answer: bool) -> Collected:
+def collect(rows: Iterable[tuple[Place, Row]], spec: DatasetSpec, conflicts: str, require_answer: bool) -> Collected:
     """Convert rows, keeping the first of each problem.  Memory is that of the kept items, however many rows there are.
 
     ``conflicts``: "drop" leaves out every problem that occurs with different answers, "first" keeps its first row.
+    Raises DataError for a value that is no text, with its place and column.
     """
     result = Collected()
     counts = result.counts
     kept: dict[bytes, Item] = {}
     contradicted: set[bytes] = set()
-    for index, row in enumerate(rows):
+    for index, (place, row) in enumerate(rows):
         counts["rows read"] += 1
-        item = to_item(row, spec, index)
+        try:
+            item = to_item(row, spec, index)
+        except DataError as error:
+            raise DataError(f"{place}, {error}") from error
         if not item.problem:
             counts["without a problem"] += 1
             continue
         if require_answer and not item.answer:
             counts["without an answer"] += 1
             continue
-        key = hashlib.sha256(problem_key(item.problem).encode("utf-8", "surrogatepass")).digest()
+        key = hashlib.sha256(problem_key(item.problem).encode()).digest()
         first = kept.setdefault(key, item)
         if first is not item:
             counts["duplicates"] += 1
             if quick_verdict(first.answer, item.answer) is not True:
                 contradicted.add(key)
-        elif not item.unwrapped:
+            continue
+        if not item.unwrapped:
             counts["without the expected instructions"] += 1
+        if item.boxed and spec.answer:
+            counts["answered by the box of their solution"] += 1
     counts["problems with contradicting answers"] = len(contradicted)
     for key, item in kept.items():
         if conflicts == "first" or key not in contradicted:
@@ -74,21 +89,28 @@ def collect(rows: Iterable[dict[str, Any]], spec: DatasetSpec, conflicts: str, r
     return result
 
 
-def hold_out(items: list[Item], size: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """(train, probe): ``size`` items chosen by a hash of seed and problem, both in the source's order.
+def hold_out(items: list[Item], sizes: dict[str, int | None], seed: int) -> dict[str, list[Item]]:
+    """``items`` as "train" and what is held out of it: disjoint parts of the given ``sizes``, those of size 0 left out.
 
+    A hash of seed and problem chooses, so the order of rows does not matter; each part keeps the source's order.  A
+    size of None is `PROBE_SIZE`, or a tenth of the items where that is less.
     Raises DataError where no training item would be left.
     """
-    if size == 0:
-        return items, []
-    if size >= len(items):
-        raise DataError(f"probe_size={size} leaves nothing of {len(items)} items to train on; make it smaller")
+    numbers = {name: min(PROBE_SIZE, len(items) // 10) if size is None else size for name, size in sizes.items()}
+    if sum(numbers.values()) >= len(items):
+        asked = " and ".join(f"{name}_size={number}" for name, number in numbers.items() if number)
+        raise DataError(f"{asked} leaves nothing of {len(items)} items to train on; make it smaller")
     order = sorted(
         range(len(items)), key=lambda n: hashlib.sha256(f"{seed}\0{problem_key(items[n].problem)}".encode()).digest()
     )
-    chosen = set(order[:size])
-    train = [item for number, item in enumerate(items) if number not in chosen]
-    return train, [item for number, item in enumerate(items) if number in chosen]
+    part_of = dict.fromkeys(order, "train")
+    chosen = iter(order)
+    for name, number in numbers.items():
+        part_of.update(dict.fromkeys(islice(chosen, number), name))
+    parts: dict[str, list[Item]] = {"train": [], **{name: [] for name, number in numbers.items() if number}}
+    for number, item in enumerate(items):
+        parts[part_of[number]].append(item)
+    return parts
 
 
 def evaluation_sets(out: Path, names: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
@@ -128,18 +150,22 @@ def check_copies(items: list[Item], sets: dict[str, list[str]], ngram: int, min_
 
 def prepare(cfg: DictConfig) -> str:
     """Prepare one dataset; returns what to tell the user.  Raises DataError."""
-    spec = DatasetSpec(**OmegaConf.to_container(cfg.dataset, resolve=True))
-    check_settings(cfg, spec)
-    out = Path(cfg.out)
+    source = source_of(cfg)
+    spec = named(cfg, source)
+    check_settings(cfg)
+    out = Path(cfg.out).expanduser()
     folder = out / spec.name
     training = spec.role == "train"
     sets, set_hashes, missing = evaluation_sets(out, cfg.contamination.against) if training else ({}, {}, [])
-    settings = {key: cfg[key] for key in ("limit", "probe_size", "seed", "conflicts", "require_answer")}
+    sizes = {"probe": cfg.probe_size, "val": cfg.val_size} if training else {}
     made_from = {
         "format": FORMAT_VERSION,
-        "dataset": OmegaConf.to_container(cfg.dataset, resolve=True),
-        "input": identity(spec, cfg.source, cfg.revision),
-        "settings": settings if training else {**settings, "probe_size": 0},
+        "dataset": {**OmegaConf.to_container(cfg.dataset, resolve=True), "name": spec.name},
+        "input": identity(spec, source, cfg.revision),
+        "settings": {
+            **{key: cfg[key] for key in ("limit", "seed", "conflicts", "require_answer")},
+            **{f"{part}_size": size for part, size in sizes.items()},
+        },
         "prompt": student_messages("{problem}"),
         "contamination": {
             **{key: cfg.contamination[key] for key in ("ngram", "min_share", "remove")},
@@ -149,14 +175,16 @@ def prepare(cfg: DictConfig) -> str:
     card = read_card(folder)
     if card and not cfg.force and card["made_from"] == made_from and is_intact(folder, card):
         return f"{folder} is up to date ({_sizes(card)}); force=true makes it anew"
+    refuse_foreign_files(folder, local_files(source, spec.split) if source else ())
 
-    rows = read_rows(spec, cfg.source, cfg.revision)
-    collected = collect(_first(rows, cfg.limit), spec, cfg.conflicts, cfg.require_answer)
+    rows = read_rows(spec, source, cfg.revision, answers=cfg.require_answer)
+    with progress_of_reading() as progress:
+        collected = collect(counted(islice(rows, cfg.limit), progress), spec, cfg.conflicts, cfg.require_answer)
     counts = collected.counts
     if not collected.items:
-        raise DataError(f"{spec.name}: no usable row among {counts['rows read']} read: {dict(counts)}")
-    train, probe = hold_out(collected.items, cfg.probe_size if training else 0, cfg.seed)
-    parts = {"train": train, "probe": probe} if training else {"test": train}
+        found = ", ".join(f"{number} {what}" for what, number in counts.items() if number and what != "rows read")
+        raise DataError(f"no usable row among {counts['rows read']} read{f': {found}' if found else ''}")
+    parts = hold_out(collected.items, sizes, cfg.seed) if training else {"test": collected.items}
     overlap = check_copies(collected.items, sets, cfg.contamination.ngram, cfg.contamination.min_share)
     copies = {copy["source_index"] for report in overlap.values() for copy in report["copies"]}
     counts["copies of evaluation problems"] = len(copies)
@@ -165,11 +193,12 @@ def prepare(cfg: DictConfig) -> str:
     splits = {
         name: [to_row(item, spec.name, name, index) for index, item in enumerate(items)]
         for name, items in parts.items()
-        if items or name != "probe"
     }
+    solved = 0
     for name, split_rows in splits.items():
         counts[f"written to {name}"] = len(split_rows)
-        counts[f"of these with a solution ({name})"] = sum(bool(row["solution"]) for row in split_rows)
+        solved += (with_solution := sum(bool(row["solution"]) for row in split_rows))
+        counts[f"of these with a solution ({name})"] = with_solution
     card = {
         "name": spec.name,
         "counts": dict(counts),
@@ -186,30 +215,101 @@ def prepare(cfg: DictConfig) -> str:
         lines.append(
             f"  {len(copies)} copies of evaluation problems are still in; contamination.remove=true drops them"
         )
+    if training:
+        lines += how_to_train(folder, splits, solved)
     return "\n".join(lines)
 
 
-def check_settings(cfg: DictConfig, spec: DatasetSpec) -> None:
+def how_to_train(folder: Path, splits: dict[str, list[Any]], solved: int) -> Iterator[str]:
+    """What a training command has to be told of a prepared set.
+
+    solved: how many of its rows have a solution.
+    """
+    total = sum(map(len, splits.values()))
+    words = [f"data.train_files={folder}/train.parquet"]
+    words += [f"data.val_files={folder}/val.parquet"] if "val" in splits else []
+    if solved == 0:
+        words.append("self_distill.teacher.context=answer")
+        yield "  no row has a solution to show the teacher: it is shown the answer, self_distill.teacher.context=answer"
+    elif solved < total:
+        yield (
+            f"  {total - solved} of {total} rows have no solution to show the teacher: show it the answer, with "
+            "self_distill.teacher.context=answer, or leave these rows out"
+        )
+    yield f"  to train on it: {' '.join(words)}"
+
+
+def source_of(cfg: DictConfig) -> Path | None:
+    """The local file or folder that is to be read, by either of its keys; None for the hub.  Raises DataError."""
+    given = {key: cfg[key] for key in ("file", "source") if cfg[key] is not None}
+    if len(given) > 1:
+        raise DataError(f"file={cfg.file} and source={cfg.source} are one key by two names; give one of them")
+    for key, value in given.items():
+        if not isinstance(value, str) or not value:
+            raise DataError(f"{key}={value}: must be the path of a file or folder")
+        return Path(value).expanduser()
+    if cfg.dataset.get("hub") is None:
+        raise DataError("this dataset is not on the hub; say file=<a .jsonl, .json, .csv or .parquet file of yours>")
+    return None
+
+
+def named(cfg: DictConfig, source: Path | None) -> DatasetSpec:
+    """The dataset, called as its local file where it has no name.  Raises DataError where a known set has that name."""
+    node = OmegaConf.to_container(cfg.dataset, resolve=True)
+    if node.get("name") is None and source is not None:
+        stem = re.sub(r"(\.[a-z]+)?(\.gz)?$", "", source.name, flags=re.IGNORECASE)
+        node["name"] = re.sub(r"[^\w.-]", "_", stem).lstrip(".") or "local"
+    spec = spec_of(node)
+    if spec.hub is None and (CONFIG_DIR / "dataset" / f"{spec.name}.yaml").exists():
+        raise DataError(f"{spec.name} is the name of a known set; choose another with dataset.name=")
+    return spec
+
+
+def progress_of_reading() -> Progress:
+    """The number of rows read, in place on a terminal; elsewhere `counted` prints it now and then."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows read"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def counted(rows: Iterable[tuple[Place, Row]], progress: Progress) -> Iterator[tuple[Place, Row]]:
+    """The same rows, their number shown while they are read: after 1000, 2000, 5000, 10000, … where nobody watches."""
+    task = progress.add_task("", total=None)
+    due = 1000
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % 200 == 0:
+            progress.update(task, completed=number)
+        if number == due:
+            if progress.disable:
+                print(f"{number:,} rows read", file=sys.stderr, flush=True)
+            due = due * 5 // 2 if str(due).startswith("2") else due * 2
+
+
+def check_settings(cfg: DictConfig) -> None:
     """Raises DataError for a value out of its range."""
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    share = cfg.contamination.min_share
     rules = [
         (cfg.conflicts in ("drop", "first"), "conflicts", "drop or first"),
-        (cfg.probe_size >= 0, "probe_size", "0 or more"),
-        (cfg.limit is None or cfg.limit > 0, "limit", "null or at least 1"),
-        (cfg.contamination.ngram >= 3, "contamination.ngram", "at least 3; a common phrase is no copy"),
-        (0 < cfg.contamination.min_share <= 1, "contamination.min_share", "above 0 and at most 1"),
+        (cfg.probe_size is None or whole(cfg.probe_size, 0), "probe_size", "a whole number, 0 or more, or null"),
+        (whole(cfg.val_size, 0), "val_size", "a whole number, 0 or more"),
+        (cfg.limit is None or whole(cfg.limit, 1), "limit", "null or at least 1"),
+        (whole(cfg.seed, 0), "seed", "a whole number, 0 or more"),
+        (isinstance(cfg.require_answer, bool), "require_answer", "true or false"),
+        (whole(cfg.contamination.ngram, 3), "contamination.ngram", "at least 3; a common phrase is no copy"),
+        (
+            isinstance(share, int | float) and 0 < share <= 1,
+            "contamination.min_share",
+            "above 0 and at most 1",
+        ),
     ]
     for holds, key, rule in rules:
         if not holds:
             raise DataError(f"{key}={OmegaConf.select(cfg, key)}: must be {rule}")
-    if spec.role not in ("train", "eval"):
-        raise DataError(f"dataset.role={spec.role}: must be train or eval; see config/dataset/*.yaml")
-
-
-def _first(rows: Iterable[dict[str, Any]], limit: int | None) -> Iterable[dict[str, Any]]:
-    for index, row in enumerate(rows):
-        if limit is not None and index >= limit:
-            return
-        yield row
 
 
 def _sizes(card: dict[str, Any]) -> str:
@@ -217,10 +317,7 @@ def _sizes(card: dict[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    import datasets
-    import pyarrow
-
-    return {"python": platform.python_version(), "datasets": datasets.__version__, "pyarrow": pyarrow.__version__}
+    return {"python": platform.python_version(), **{name: version(name) for name in ("datasets", "pyarrow")}}
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="prepare", version_base="1.3")
@@ -228,8 +325,9 @@ def main(cfg: DictConfig) -> None:
     """The command line; exits with 2 where the user has something to put right."""
     try:
         print(prepare(cfg))
-    except DataError as error:
-        print(f"{cfg.dataset.name} was not prepared: {error}", file=sys.stderr)
+    except (DataError, OSError) as error:  # OSError: no room, no right to write
+        reason = f"out={cfg.out}: {error}" if isinstance(error, OSError) else str(error)
+        print(f"{cfg.dataset.get('name') or 'The file'} was not prepared: {reason}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipes.data.readers import DataError
 from recipes.data.sources import file_sha256
 
-CARD = "card.json"
+CARD, README = "card.json", "README.md"
+SPLITS = ("train", "probe", "val", "test")
 # One schema for all sets: verl concatenates the files it is given, and refuses differing columns.
 SCHEMA = pa.schema(
     [
@@ -42,9 +44,10 @@ def rows_sha256(rows: Iterable[dict[str, Any]]) -> str:
 def read_card(folder: Path) -> dict[str, Any] | None:
     """The card of a finished dataset, None where there is none (or only a part of one)."""
     try:
-        return json.loads((folder / CARD).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return card if isinstance(card, dict) and {"made_from", "files"} <= card.keys() else None
 
 
 def is_intact(folder: Path, card: dict[str, Any]) -> bool:
@@ -64,8 +67,38 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_foreign_files(folder: Path, sources: Iterable[Path]) -> None:
+    """Raise DataError where writing a dataset to ``folder`` would take away a file that is not one of ours.
+
+    sources: the files that the dataset is made from.
+    """
+    inside = [path for path in sources if folder.resolve() in path.resolve().parents]
+    if inside:
+        raise DataError(
+            f"{inside[0]} lies in {folder}, which the prepared files are written to; move it, or choose another folder "
+            "with dataset.name= or out="
+        )
+    if read_card(folder) is not None:
+        return
+    for path in (*(folder / f"{split}.parquet" for split in SPLITS), folder / README):
+        if path.exists() and not _is_ours(path):
+            raise DataError(
+                f"{path} is there and was not written by this command; move it, or choose another folder with "
+                "dataset.name= or out="
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        if path.name == README:
+            return "recipes.data.prepare" in path.read_text(encoding="utf-8")
+        return pq.read_schema(path).equals(SCHEMA)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+
+
 def write_dataset(folder: Path, splits: dict[str, list[dict[str, Any]]], card: dict[str, Any], readme: str) -> None:
-    """Write ``<split>.parquet``, README.md and, last, the card.
+    """Write ``<split>.parquet``, README.md and, last, the card; other splits of an earlier run go.
 
     Everything is written beside its place and then moved, and the old card goes before the first move: at any moment
     the folder holds a complete dataset with its card, or no card.
@@ -79,15 +112,17 @@ def write_dataset(folder: Path, splits: dict[str, list[dict[str, Any]]], card: d
         path = staging / f"{split}.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
         files[path.name] = {"rows": len(rows), "sha256": file_sha256(path), "rows_sha256": rows_sha256(rows)}
-    (staging / "README.md").write_text(readme)
-    (staging / CARD).write_text(json.dumps({**card, "files": files}, indent=2, ensure_ascii=False) + "\n")
+    (staging / README).write_text(readme, encoding="utf-8")
+    (staging / CARD).write_text(
+        json.dumps({**card, "files": files}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     for path in staging.iterdir():
         sync(path)
     (folder / CARD).unlink(missing_ok=True)
-    for stale in folder.glob("*.parquet"):
-        if stale.name not in files:
-            stale.unlink()
-    for name in [*files, "README.md", CARD]:
+    for split in SPLITS:
+        if f"{split}.parquet" not in files:
+            (folder / f"{split}.parquet").unlink(missing_ok=True)
+    for name in [*files, README, CARD]:
         os.replace(staging / name, folder / name)
     sync(folder)
     staging.rmdir()

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml.nodes import MappingNode, ScalarNode
 
 from config import CONFIG_DIR
+from recipes.common.paths import make_absolute
 
 # Where a run is, not what it does.
 _PLACES = (
@@ -61,10 +62,12 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
     Raises:
         NoPreset: the run does not say which they were, or they do not exist any more.
     """
-    choices = _choices(directory)
+    choices, started_in = _choices(directory)
+    config = OmegaConf.create(OmegaConf.to_container(config))
+    make_absolute(config, started_in)  # a run of an older version has them as they were written
     values = flat(config)
     chosen = {group: choices[group] for group in ("method", "experiment")}
-    preset = _composed("train", chosen, values)
+    preset = _composed("train", chosen, values, started_in)
     bundle = sourced_values("protocol", choices["protocol"]) if "protocol" in choices else {}
     bundle |= sourced_values("method", choices["method"])
     return _comparison(chosen, preset, values, bundle)
@@ -161,19 +164,25 @@ def shown(key: str, values: Mapping[str, Any]) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _choices(directory: Path) -> dict[str, str]:
-    """What a run was started with, as Hydra wrote it down; `method` and `experiment` are among it."""
+def _choices(directory: Path) -> tuple[dict[str, str], Path]:
+    """What a run was started with, `method` and `experiment` among it, and in which folder, as Hydra wrote it down."""
     path = directory / ".hydra" / "hydra.yaml"
     try:
-        chosen = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["runtime"]["choices"]
+        runtime = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["runtime"]
+        chosen = runtime["choices"]
         groups = ["method", "experiment"] + ["protocol"] * ("protocol" in chosen)
-        return {group: str(chosen[group]) for group in groups}
+        return {group: str(chosen[group]) for group in groups}, Path(runtime.get("cwd", Path.cwd()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise NoPreset(f"{path} does not say which method and experiment the run was started with") from error
 
 
-def _composed(primary: str, chosen: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset's values; what only Hydra's run can know (its output directory, its choices) is taken from the run."""
+def _composed(
+    primary: str, chosen: Mapping[str, str], values: Mapping[str, Any], started_in: Path | None = None
+) -> dict[str, Any]:
+    """The preset's values; what only Hydra's run can know (its output directory, its choices) is taken from the run.
+
+    started_in: where relative paths begin; None leaves them relative.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -194,6 +203,9 @@ def _composed(primary: str, chosen: Mapping[str, str], values: Mapping[str, Any]
         for key, value in flat(cfg).items():
             if isinstance(value, str) and "${hydra:" in value:
                 OmegaConf.update(cfg, key, values.get(key))
-        return flat(OmegaConf.to_container(cfg, resolve=True))
+        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        if started_in is not None:
+            make_absolute(resolved, started_in)
+        return flat(resolved)
     except (HydraException, ValueError) as error:  # omegaconf's errors are ValueErrors
         raise NoPreset(f"{' '.join(overrides)} cannot be composed any more: {error}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from recipes.common.checks import batch, files, learning, machine
+from recipes.common.checks import batch, data, learning, machine, model, reward
 from recipes.common.checks.errors import SettingsError
 from recipes.common.method import Method
 
@@ -22,8 +22,9 @@ CHECKS = (
     batch.lengths,
     batch.rollout,
     batch.logical_cpus,
-    files.model,
-    files.data,
+    model.model,
+    data.data,
+    reward.reward,
     machine.parallelism,
     machine.software,
     machine.logging,

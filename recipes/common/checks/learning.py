@@ -114,11 +114,6 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
             "self_distill.exposure.probe_file=null: must be a prepared file of held-out problems where mode=learned: "
             "the controller reads the probe's likelihood"
         )
-    if params.probe_file is not None and not Path(params.probe_file).expanduser().is_file():
-        yield (
-            f"self_distill.exposure.probe_file={params.probe_file}: no such file; `python -m recipes.data.prepare` "
-            "writes a probe split"
-        )
     if params.mode == "learned" and controller is not None:
         steps = cfg.trainer.total_training_steps
         needed = controller.window + (controller.decisions_per_update - 1) * controller.hold

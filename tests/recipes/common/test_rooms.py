@@ -8,7 +8,7 @@ from tests.builders.configs import ROOT
 
 COMMON = ROOT / "recipes" / "common"
 # From the ground up: a room imports rooms before it only. `checks.errors` is the word for a refusal, which all may say.
-FLOORS = ("metric_names", "teacher", "method", "record", "plan", "step", "checks", "models", "processes")
+FLOORS = ("paths", "metric_names", "teacher", "method", "record", "plan", "step", "checks", "models", "processes")
 FREE = "recipes.common.checks.errors"
 
 

@@ -1,12 +1,11 @@
-"""Refusals of what a run reads: the model and its tokenizer, and prepared data."""
+"""Refusals of the model: where it is, and what its tokenizer can."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from recipes.common.method import Method
 
@@ -54,51 +53,3 @@ def _hub_unreachable(name: str) -> str | None:
     except Exception:  # no network, no name service, a proxy's refusal: each library behind this has its own classes
         return f"not in the local cache, and {constants.ENDPOINT} does not answer"
     return f"the hub knows no such model (status {status})" if status == 404 else None
-
-
-def data(cfg: DictConfig, method: Method) -> Iterator[str]:
-    for key in ("train_files", "val_files"):
-        for file in _as_list(cfg.data[key]):
-            path = Path(file).expanduser()
-            if not path.exists():
-                yield (
-                    f"data.{key}: {file} does not exist; prepare it with python -m recipes.data.prepare, or "
-                    f"point data.{key} "
-                    "at a parquet file"
-                )
-            elif path.suffix == ".parquet":
-                yield from _columns(cfg, method, key, path)
-
-
-def _columns(cfg: DictConfig, method: Method, key: str, path: Path) -> Iterator[str]:
-    import pyarrow.parquet as parquet
-
-    try:
-        present = parquet.read_schema(path).names
-    except Exception as error:
-        yield f"data.{key}: {path} cannot be read as parquet ({str(error).splitlines()[0]})"
-        return
-    required = [cfg.data.prompt_key, cfg.data.reward_fn_key, "reward_model"]
-    context = method.context
-    if key == "train_files" and method.uses_teacher and (context == "solution" or "answer" in present):
-        required.append(context)
-    absent = [name for name in required if name not in present]
-    if absent:
-        hint = ""
-        if "solution" in absent:
-            hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
-        yield f"data.{key}: {path} has no column {', '.join(absent)} (it has {', '.join(present)}){hint}"
-        return
-    if context in required:
-        column = parquet.read_table(path, columns=[context])[context].to_pylist()
-        empty = [row for row, text in enumerate(column) if not str(text or "").strip()]
-        if empty:
-            rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
-            yield (
-                f"data.{key}: {path} has an empty {context} in {len(empty)} of {len(column)} rows (rows {rows}), "
-                f"and the teacher has nothing to show there: fill or remove them"
-            )
-
-
-def _as_list(value: Any) -> list[str]:
-    return list(value) if isinstance(value, list | ListConfig) else [value]

@@ -1,0 +1,286 @@
+"""Data that a run must not be started with: what is wrong with its files is seen in seconds, before Ray.
+
+`data` opens every file that the run will read.  It looks at schemas and row counts first, reads one column for
+empty references, and renders a few hundred prompts, the shortest or the longest, for their length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, ListConfig
+
+from config import CONFIG_DIR
+from recipes.common.method import Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RENDERED = 256  # prompts whose length is counted
+SECONDS = 10.0  # after which no further prompt is rendered: what was seen until then decides
+_KNOWN_SETS = CONFIG_DIR / "dataset"
+_RAW = (".jsonl", ".json", ".csv")  # what `prepare` reads, also packed
+_PREPARE = "python -m recipes.data.prepare"
+
+
+def data(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """What is wrong with the training, validation and probe files of a resolved configuration, a sentence each."""
+    for key, files in (("data.train_files", cfg.data.train_files), ("data.val_files", cfg.data.val_files)):
+        if not (isinstance(files, str | list | ListConfig) and files and all(isinstance(f, str) and f for f in files)):
+            yield f"{key}={files}: must be a prepared parquet file, or a list of them; {_PREPARE} makes one"
+            continue
+        listed = [files] if isinstance(files, str) else list(files)
+        yield from _file_problems(cfg, method, key, [file for file in listed if "://" not in file])  # hdfs:// is verl's to read
+    yield from _probe_problems(cfg)
+
+
+def _file_problems(cfg: DictConfig, method: Method, key: str, files: list[str]) -> Iterator[str]:
+    paths = [Path(file).expanduser() for file in files]
+    if cfg.data.custom_cls.path is not None:  # a dataset class of the user's reads whatever it reads
+        yield from (f"{key}: {path} does not exist" for path in paths if not path.exists())
+        return
+    found = [f"{key}: {problem}" for path in paths if (problem := unreadable(path))]
+    yield from found
+    if found or not paths:
+        return
+    schemas = {path: pq.read_schema(path) for path in paths}
+    found = [f"{key}: {path} {problem}" for path in paths for problem in _columns(cfg, method, key, path, schemas[path])]
+    found += [f"{key}: {problem}" for problem in _differing(schemas)]
+    yield from found
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    if key == "data.train_files":
+        used, limit, batch = rows, cfg.data.get("train_max_samples", -1), _batch(cfg)
+        if isinstance(limit, int) and 0 < limit < rows:
+            used = limit
+        if used < batch:
+            what = "rows" if used == rows else f"rows by data.train_max_samples, of {rows},"
+            yield (
+                f"{key}: {used} {what} are fewer than data.train_batch_size={batch}, so there would be no step; set "
+                "data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size to at most "
+                f"{used}, or prepare more data"
+            )
+    if not found:
+        yield from _length_problems(cfg, key, paths, rows)
+
+
+def _batch(cfg: DictConfig) -> int:
+    """Prompts of a step; 0 where the value is no number, which another check reports."""
+    return cfg.data.train_batch_size if isinstance(cfg.data.train_batch_size, int) else 0
+
+
+def unreadable(path: Path) -> str | None:
+    """Why a path is no parquet file with rows, and what to do, or None."""
+    if not path.exists():
+        folder = path.parent
+        there = sorted(p.name for p in folder.glob("*.parquet")) if folder.is_dir() else []
+        known = (_KNOWN_SETS / f"{folder.name}.yaml").exists()
+        fix = f"{_PREPARE} dataset={folder.name} out={folder.parent}" if known else f"{_PREPARE} writes such files"
+        return f"{path} does not exist; " + (f"beside it there are {', '.join(there)}; " if there else "") + fix
+    if path.is_dir():
+        there = sorted(p.name for p in path.glob("*.parquet"))
+        return f"{path} is a directory; name the file" + (f": {', '.join(there)}" if there else "")
+    if path.suffix != ".parquet":
+        if path.name.lower().removesuffix(".gz").endswith(_RAW):
+            return (
+                f"{path} is data as they were collected, and training reads prepared parquet files: "
+                f"{_PREPARE} dataset=local file={path}"
+            )
+        return f"{path} is no .parquet file, and verl goes by the name; {_PREPARE} makes one of other data"
+    try:
+        if pq.read_metadata(path).num_rows == 0:
+            return f"{path} has no rows; prepare it again with {_PREPARE}"
+    except (pa.ArrowException, OSError) as error:
+        reason = "it is empty" if path.stat().st_size == 0 else str(error).splitlines()[0]
+        return f"{path} cannot be read as parquet ({reason}); prepare it again with {_PREPARE}"
+    return None
+
+
+def _columns(cfg: DictConfig, method: Method, key: str, path: Path, schema: pa.Schema) -> Iterator[str]:
+    """What verl, the reward and the teacher need and do not find, each to follow the file's name."""
+    prompt, context = cfg.data.prompt_key, method.context
+    shown = key == "data.train_files" and method.uses_teacher
+    required = [prompt, cfg.data.reward_fn_key, "reward_model"]
+    if shown and context == "solution":
+        required.append("solution")
+    absent = [name for name in required if name not in schema.names]
+    if absent:
+        hint = ""
+        if "solution" in absent:
+            hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
+        if prompt in absent or "reward_model" in absent:
+            hint += f"; data of other columns: {_PREPARE} dataset=local file={path}"
+        yield f"has no column {', '.join(absent)} (it has {', '.join(schema.names)}){hint}"
+        return
+    kind = schema.field(prompt).type
+    if not (_is_list(kind) and _has_fields(kind.value_type, "role", "content")):
+        yield (
+            f"has a {prompt} of type {kind}, and verl renders chats, lists of {{role, content}}; prepare it with "
+            f"{_PREPARE} dataset=local file={path} dataset.problem={prompt}"
+        )
+    if not _has_fields(schema.field("reward_model").type, "ground_truth"):
+        yield (
+            f"has a reward_model of type {schema.field('reward_model').type}, and verl reads its field ground_truth; "
+            f"prepare it with {_PREPARE}"
+        )
+        return
+    if shown and context in ("solution", "answer"):
+        empty, total = _rows_without(path, context, schema)
+        if empty:
+            rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
+            hint = ", or show it the answer: self_distill.teacher.context=answer" if context == "solution" else ""
+            yield (
+                f"has an empty {context} in {len(empty)} of {total} rows (rows {rows}), and the teacher has nothing to "
+                f"show there: fill or remove them{hint}"
+            )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _has_fields(kind: pa.DataType, *names: str) -> bool:
+    return pa.types.is_struct(kind) and all(kind.get_field_index(name) >= 0 for name in names)
+
+
+def _rows_without(path: Path, context: str, schema: pa.Schema) -> tuple[list[int], int]:
+    """(numbers of the rows that have nothing to show, all rows); the answer may stand in the ground truth."""
+    columns = [context] if context == "solution" else [c for c in ("answer", "reward_model") if c in schema.names]
+    rows = pq.read_table(path, columns=columns).to_pylist()
+
+    def shown(row: dict[str, Any]) -> str:
+        text = row.get(context)
+        if context == "answer" and not text:
+            text = (row["reward_model"] or {}).get("ground_truth")
+        return str("" if text is None else text).strip()
+
+    return [number for number, row in enumerate(rows) if not shown(row)], len(rows)
+
+
+def _differing(schemas: dict[Path, pa.Schema]) -> Iterator[str]:
+    """verl joins the files, and cannot where a column has two types."""
+    (first, schema), *others = schemas.items()
+    for path, other in others:
+        for name in other.names:
+            if name in schema.names and other.field(name).type != schema.field(name).type:
+                yield (
+                    f"{name} is {schema.field(name).type} in {first} and {other.field(name).type} in {path}, and verl "
+                    f"cannot join them; prepare both with {_PREPARE}"
+                )
+
+
+def _probe_problems(cfg: DictConfig) -> Iterator[str]:
+    """The controller's probe: held-out rows with solutions."""
+    exposure, key = cfg.self_distill.exposure, "self_distill.exposure.probe_file"
+    if exposure.mode == "full" or exposure.probe_file is None:
+        return
+    if not isinstance(exposure.probe_file, str):
+        yield f"{key}={exposure.probe_file}: must be a prepared parquet file; {_PREPARE} writes a probe split"
+        return
+    path = Path(exposure.probe_file).expanduser()
+    problem = unreadable(path)
+    if problem:
+        yield f"{key}: {problem}" + ("" if "probe split" in problem else "; the probe split is probe.parquet")
+        return
+    schema = pq.read_schema(path)
+    absent = [name for name in (cfg.data.prompt_key, "problem", "solution") if name not in schema.names]
+    if absent:
+        yield f"{key}: {path} has no column {', '.join(absent)} (it has {', '.join(schema.names)}); use a prepared file"
+    else:
+        empty, total = _rows_without(path, "solution", schema)
+        if len(empty) == total:
+            yield f"{key}: none of the {total} rows of {path} has a solution to score; use data with worked solutions"
+
+
+# --- lengths ---
+
+
+def _length_problems(cfg: DictConfig, key: str, paths: list[Path], rows: int) -> Iterator[str]:
+    """Prompts over `data.max_prompt_length`: verl leaves them out or, without its filter, cuts off their beginning."""
+    limit, filtered = cfg.data.max_prompt_length, cfg.data.filter_overlong_prompts
+    tokenizer = _tokenizer(cfg)
+    chosen = extreme_prompts(paths, cfg.data.prompt_key, RENDERED, longest=not filtered)
+    if tokenizer is None or not isinstance(limit, int) or not chosen:
+        return
+    lengths: list[int] = []
+    until = time.monotonic() + SECONDS
+    for where, messages in chosen:
+        if time.monotonic() > until:
+            break
+        try:
+            lengths.append(_tokens(tokenizer, messages, dict(cfg.data.get("apply_chat_template_kwargs") or {})))
+        except Exception as error:  # whatever a template's own code raises
+            yield f"{key}: the prompt in {where} cannot be rendered ({type(error).__name__}: {error})"
+            return
+        if not filtered and lengths[-1] > limit:
+            yield (
+                f"data.max_prompt_length={limit}: the prompt in {where} of {key} takes {lengths[-1]} tokens, and verl "
+                f"would cut off its beginning; set it to at least {lengths[-1]}, or leave such prompts out with "
+                "data.filter_overlong_prompts=true"
+            )
+            return
+    fitting = sum(length <= limit for length in lengths)
+    if filtered and not fitting:
+        yield (
+            f"data.max_prompt_length={limit}: none of the {rows} prompts of {key} is that short, and all would be left "
+            f"out; the shortest takes {min(lengths)} tokens: set it to more than that"
+        )
+    elif filtered and len(lengths) == rows and key == "data.train_files" and fitting < (batch := _batch(cfg)):
+        yield (
+            f"data.max_prompt_length={limit}: {fitting} of the {rows} prompts of {key} are that short, fewer than "
+            f"data.train_batch_size={batch}; raise the one or lower the other"
+        )
+
+
+def extreme_prompts(paths: list[Path], column: str, count: int, *, longest: bool) -> list[tuple[str, list[dict]]]:
+    """(place, chat) of the ``count`` prompts with the most characters, or the fewest, from that end; few are in memory.
+
+    Empty where a turn's content is no text, as in chats with images.
+    """
+    kept: list[tuple[int, str, list[dict]]] = []
+    for path in paths:
+        start = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=10_000, columns=[column]):
+                chats = batch.column(0)
+                contents = pc.struct_field(chats.flatten(), "content")
+                if not (pa.types.is_string(contents.type) or pa.types.is_large_string(contents.type)):
+                    return []
+                turns = pa.table({"row": pc.list_parent_indices(chats), "size": pc.utf8_length(contents)})
+                sizes = turns.group_by("row").aggregate([("size", "sum")])
+                sizes = sizes.sort_by([("size_sum", "descending" if longest else "ascending")])[:count]
+                numbers = sizes["row"].to_pylist()
+                taken = chats.take(pa.array(numbers, pa.int64())).to_pylist()
+                kept += [
+                    (size or 0, f"row {start + number} of {path.name}", chat)
+                    for number, size, chat in zip(numbers, sizes["size_sum"].to_pylist(), taken, strict=True)
+                ]
+                kept = sorted(kept, key=lambda item: item[0], reverse=longest)[:count]
+                start += len(chats)
+    return [(where, chat) for _, where, chat in kept]
+
+
+def _tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer with the template that verl will use; None without one, which another check reports."""
+    from transformers import AutoTokenizer
+
+    model = cfg.actor_rollout_ref.model
+    where = str(Path(model.get("tokenizer_path") or model.path).expanduser())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    if model.get("custom_chat_template"):
+        tokenizer.chat_template = model.custom_chat_template
+    return tokenizer if tokenizer.chat_template else None
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict], template_kwargs: dict[str, Any]) -> int:
+    from recipes.common.prompts import render
+
+    return len(render(tokenizer, messages, template_kwargs))

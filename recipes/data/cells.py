@@ -1,0 +1,74 @@
+"""One cell of a dataset's row: where it is, and its text; what has no one text is refused, never changed."""
+
+from __future__ import annotations
+
+from datetime import date, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+from recipes.data.readers import LARGEST_EXACT, DataError
+
+
+def field(row: dict[str, Any], name: str) -> Any:
+    """The value of a column, or of a dotted field inside one; None where the row lacks the column, or it is null.
+
+    Raises:
+        DataError: the column is there, but has no such field.
+    """
+    if name in row:
+        return row[name]
+    value: Any = row
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        if value is None or (depth == 0 and part not in row):
+            return None
+        if not isinstance(value, dict) or part not in value:
+            there = f"has the fields {sorted(value)}" if isinstance(value, dict) else f"is {str(value)[:60]!r}"
+            raise DataError(f"there is no field {part!r}: {'.'.join(parts[:depth])!r} {there}")
+        value = value[part]
+    return value
+
+
+def exact_text(value: Any) -> str:
+    """A cell as text: a text as it is, a number as its shortest digits, "" for null.
+
+    Raises:
+        DataError: the value has no one text, or may have lost digits before it came here; says why, and what to do.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise DataError(f"{value[:60]!r} has half of a surrogate pair, which is no character; write the text anew")
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and abs(value) <= LARGEST_EXACT:
+        return str(int(value)) if value.is_integer() else repr(value)
+    raise DataError(_why_refused(value))
+
+
+def _why_refused(value: Any) -> str:
+    shown = str(value)[:60]
+    if isinstance(value, DataError):  # an object that the reader could not make
+        return str(value)
+    if isinstance(value, bool):
+        return f"it is the truth value {shown.lower()}; write the word that a response has to give, as text"
+    if isinstance(value, float | Decimal):
+        exact = Decimal(value)
+        if not exact.is_finite():
+            return f"it is {shown}, which is no number; write null where there is none"
+        if exact.copy_abs() > LARGEST_EXACT:
+            return (
+                f"it is the number {shown}, beyond 2^53, where programs that read numbers round them; write it as text"
+            )
+        return f"it is the decimal {shown}, whose last zeros are its column's and not its own; write it as text"
+    if isinstance(value, date | time | timedelta):
+        return f"it is a {type(value).__name__}, {shown}, which can be written in many ways; write it as text"
+    if isinstance(value, bytes):
+        return f"it is bytes, {shown}; decode them to text"
+    if isinstance(value, dict):
+        return f"it has the fields {list(value)}; name one of them, as in dataset.answer=column.field"
+    if isinstance(value, list | tuple):
+        return f"it is a list, {shown}, where one text is needed; write it as text"
+    return f"it is a {type(value).__name__}, {shown}; write it as text"
