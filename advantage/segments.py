@@ -99,19 +99,9 @@ def mean_abs_deviation(tokens: Tokens, center: str = "mean") -> float:
     return float(np.abs(np.subtract(tokens, middle, dtype=np.float64)).mean())
 
 
-def row_quantile(values: torch.Tensor, response_mask: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Per-row `quantile` over valid tokens: (B,) fp32, zero for a row with no valid token."""
-    return reduce_rows(lambda tokens: quantile(tokens, fraction), values, response_mask)
-
-
 def row_median(values: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
     """Per-row 0.5 quantile over valid tokens: (B,) fp32, zero for a row with no valid token."""
-    return row_quantile(values, response_mask, 0.5)
-
-
-def row_mean_abs_deviation(values: torch.Tensor, response_mask: torch.Tensor, *, center: str = "mean") -> torch.Tensor:
-    """Per-row `mean_abs_deviation` over valid tokens: (B,) fp32, zero for a row with no valid token."""
-    return reduce_rows(lambda tokens: mean_abs_deviation(tokens, center), values, response_mask)
+    return reduce_rows(lambda tokens: quantile(tokens, 0.5), values, response_mask)
 
 
 def relative_positions(count: int) -> Tokens:

@@ -19,7 +19,7 @@ import advantage
 from advantage.dasd import direction_coefficient
 from advantage.estimators import CreditInputs, params_from_config, run_estimator
 from advantage.pw_opsd import position_weight
-from advantage.segments import row_mean_abs_deviation, row_median, row_quantile
+from advantage.segments import mean_abs_deviation, quantile, reduce_rows, row_median
 
 
 def ragged_batch(rows: int, width: int, seed: int) -> dict[str, torch.Tensor]:
@@ -105,7 +105,8 @@ def main() -> None:
     print(f"the dasd estimator's own peak: {peak_gib() - before:.2f} GiB above its inputs")
 
     def statistics() -> tuple[torch.Tensor, ...]:
-        return row_quantile(entropy, mask, 0.2), row_mean_abs_deviation(entropy, mask), row_median(gap.abs(), mask)
+        thresholds = reduce_rows(lambda tokens: quantile(tokens, 0.2), entropy, mask)
+        return thresholds, reduce_rows(mean_abs_deviation, entropy, mask), row_median(gap.abs(), mask)
 
     for ours, theirs in zip(statistics(), loop_statistics(host_entropy, host_gap, valid), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-7)

@@ -20,7 +20,6 @@ MARKERS = (
 )  # fmt: skip
 WINDOW_WORDS = 64  # ours: the words compared on each side of a marker
 MAX_OVERLAP = 0.3  # App. F
-STEP_THRESHOLD = 0.5  # ours: a step counts as right from this probability on
 
 _MARKER = re.compile(r"\b(?:" + "|".join(MARKERS) + r")\b", re.IGNORECASE)
 _BLANK_LINE = re.compile(r"\n\s*\n")

@@ -36,7 +36,8 @@ def data(cfg: DictConfig, method: Method) -> Iterator[str]:
             yield f"{key}={files}: must be a prepared parquet file, or a list of them; {_PREPARE} makes one"
             continue
         listed = [files] if isinstance(files, str) else list(files)
-        yield from _file_problems(cfg, method, key, [file for file in listed if "://" not in file])  # hdfs:// is verl's to read
+        here = [file for file in listed if "://" not in file]  # hdfs:// is verl's to read
+        yield from _file_problems(cfg, method, key, here)
     yield from _probe_problems(cfg)
 
 
@@ -50,7 +51,7 @@ def _file_problems(cfg: DictConfig, method: Method, key: str, files: list[str]) 
     if found or not paths:
         return
     schemas = {path: pq.read_schema(path) for path in paths}
-    found = [f"{key}: {path} {problem}" for path in paths for problem in _columns(cfg, method, key, path, schemas[path])]
+    found = [f"{key}: {path} {wrong}" for path in paths for wrong in _columns(cfg, method, key, path, schemas[path])]
     found += [f"{key}: {problem}" for problem in _differing(schemas)]
     yield from found
     rows = sum(pq.read_metadata(path).num_rows for path in paths)
@@ -281,6 +282,6 @@ def _tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase | None:
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict], template_kwargs: dict[str, Any]) -> int:
-    from recipes.common.prompts import render
+    from recipes.common.teacher.prompts import render
 
     return len(render(tokenizer, messages, template_kwargs))

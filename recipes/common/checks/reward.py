@@ -61,7 +61,7 @@ def _judged_elsewhere(path: str, name: str, kwargs: dict[str, Any]) -> list[str]
         question.write_text(json.dumps([path, name, kwargs]))
         with said.open("wb") as output:  # a file: a pipe would stay open as long as anything that the module started
             process = subprocess.Popen(
-                [sys.executable, "-m", "recipes.common.reward_function", str(question), str(verdict)],
+                [sys.executable, "-m", "recipes.common.checks.reward", str(question), str(verdict)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

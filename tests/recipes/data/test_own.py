@@ -22,7 +22,7 @@ from recipes.data import store
 from recipes.data.cells import exact_text
 from recipes.data.prepare import CONFIG_DIR, hold_out, prepare
 from recipes.data.readers import DataError
-from tests.conftest import ROOT
+from tests.builders.configs import ROOT
 
 
 def own(file: Path, *overrides: str) -> str:
