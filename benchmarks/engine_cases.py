@@ -29,12 +29,7 @@ SHAPES = [
 
 
 def write_material(folder: Path) -> Path:
-    """A tiny untrained Qwen3 with its tokenizer, and six sequences of different lengths, one with a masked token.
-
-    Written into `folder` as `model/` and `batch.pt`; returns the folder.
-    """
-    from tokenizers import Tokenizer, models
-
+    """A tiny untrained Qwen3 with its tokenizer as `model/`, and `SHAPES` as `batch.pt`; returns the folder."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -51,19 +46,32 @@ def write_material(folder: Path) -> Path:
         bos_token_id=None,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    write_tokenizer(folder / "model")
+    write_sequences(folder, SHAPES, VOCABULARY)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One word a token, `VOCABULARY` of them: verl does not build a model without a tokenizer."""
+    from tokenizers import Tokenizer, models
+
     words = {f"w{i}": i for i in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")), pad_token="w0", eos_token="w1"
-    )
-    tokenizer.save_pretrained(folder / "model")
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1").save_pretrained(folder)
+
+
+def write_sequences(folder: Path, shapes: list[tuple[int, int, int]], vocabulary: int) -> None:
+    """Random sequences of the shapes (student prompt, teacher prompt, response) into `folder/batch.pt`.
+
+    One token of a response of 8 is masked; weights, advantages and old log-probs are random too.
+    """
     generator = torch.Generator().manual_seed(1)
-    rows: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("student", "teacher", "mask", "weights", "old_log_probs", "advantages")
-    }
-    for student, teacher, response in SHAPES:
-        ids = torch.randint(3, VOCABULARY, (response,), generator=generator)
-        rows["student"].append(torch.cat([torch.randint(3, VOCABULARY, (student,), generator=generator), ids]))
-        rows["teacher"].append(torch.cat([torch.randint(3, VOCABULARY, (teacher,), generator=generator), ids]))
+    names = ("student", "teacher", "mask", "weights", "old_log_probs", "advantages")
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for student, teacher, response in shapes:
+        ids = torch.randint(3, vocabulary, (response,), generator=generator)
+        rows["student"].append(torch.cat([torch.randint(3, vocabulary, (student,), generator=generator), ids]))
+        rows["teacher"].append(torch.cat([torch.randint(3, vocabulary, (teacher,), generator=generator), ids]))
         mask = torch.ones(response, dtype=torch.int64)
         if response == 8:
             mask[3] = 0
@@ -72,7 +80,6 @@ def write_material(folder: Path) -> Path:
         rows["advantages"].append(torch.randn(response, generator=generator))
         rows["old_log_probs"].append(-3 * torch.rand(response, generator=generator))
     torch.save(rows, folder / "batch.pt")
-    return folder
 
 
 def token_losses(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> torch.Tensor:
@@ -108,23 +115,29 @@ def restricted(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> tupl
     return both[0], both[1]
 
 
-def plain(material: Path, case: dict, students: dict, teachers: dict) -> dict[str, Any]:
-    """Loss and gradients with transformers alone, one sequence after the other, in fp64."""
+def plain(
+    material: Path, case: dict, students: dict, teachers: dict, dtype: torch.dtype = torch.float64
+) -> dict[str, Any]:
+    """Loss and gradients with transformers alone, one sequence after the other; what follows the logits is fp64.
+
+    students, teachers: parameters by name, over those of the model's files.  dtype: of the models.
+    """
     rows, loss = torch.load(material / "batch.pt"), case["loss"]
     lora = case.get("lora", False)
 
     def model(values: dict) -> torch.nn.Module:
         built = AutoModelForCausalLM.from_pretrained(
-            material / "model", dtype=torch.float64, attn_implementation="sdpa"
+            material / "model", dtype=torch.float32, attn_implementation="sdpa"
         )
         if lora:
             from peft import LoraConfig, get_peft_model
 
             built = get_peft_model(
                 built, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", bias="none")
-            ).double()
-        missing = built.load_state_dict({name: value.double() for name, value in values.items()}, strict=False)
-        assert not missing.unexpected_keys
+            )
+        unknown = built.to(dtype).load_state_dict(values, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"the model has no parameters {unknown}")
         return built.eval()
 
     student, teacher = model(students), model(teachers)
@@ -135,9 +148,9 @@ def plain(material: Path, case: dict, students: dict, teachers: dict) -> dict[st
     values = []
     for i, mask in enumerate(rows["mask"]):
         length = len(mask)
-        logits = student(rows["student"][i][None]).logits[0, -length - 1 : -1]
+        logits = student(rows["student"][i][None]).logits[0, -length - 1 : -1].double()
         with torch.no_grad():
-            reference = teacher(rows["teacher"][i][None]).logits[0, -length - 1 : -1]
+            reference = teacher(rows["teacher"][i][None]).logits[0, -length - 1 : -1].double()
         divergence = token_losses(
             (logits / temperature).log_softmax(-1), (reference / temperature).log_softmax(-1), loss
         )
@@ -161,13 +174,14 @@ def plain(material: Path, case: dict, students: dict, teachers: dict) -> dict[st
     return {
         "loss": total.item(),
         "values": torch.cat(values),
-        "gradients": {n: p.grad for n, p in student.named_parameters() if p.grad is not None},
+        "gradients": {n: p.grad.double() for n, p in student.named_parameters() if p.grad is not None},
     }
 
 
 def relative_error(result: dict, reference: dict) -> float:
     """Largest absolute difference of the gradients over the largest gradient."""
-    assert result["gradients"].keys() == reference["gradients"].keys()
+    if result["gradients"].keys() != reference["gradients"].keys():
+        raise ValueError(f"gradients of {sorted(result['gradients'])} and of {sorted(reference['gradients'])}")
     scale = max(g.abs().max() for g in reference["gradients"].values())
     difference = max((result["gradients"][n].double() - g).abs().max() for n, g in reference["gradients"].items())
     return float(difference / scale)

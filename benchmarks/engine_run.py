@@ -19,6 +19,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 from verl.workers.engine import EngineRegistry
 
@@ -27,7 +28,24 @@ from workers.training.loss import SelfDistillLoss
 from workers.training.params import LossParams, TeacherWeights
 
 
-def build(folder: Path, case: dict) -> SelfDistillEngine:
+class RandomEngine(SelfDistillEngine):
+    """The engine of a model whose weights are drawn on the device by `folder/model/config.json`, not read."""
+
+    def _build_module(self) -> torch.nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device(get_device_name()):
+            module = AutoModelForCausalLM.from_config(
+                self.model_config.hf_config,
+                dtype=torch.float32,
+                attn_implementation=self.model_config.hf_config._attn_implementation,
+            )
+        if self.model_config.enable_gradient_checkpointing:
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return module
+
+
+def build(folder: Path, case: dict, engine_class: type[SelfDistillEngine] | None = None) -> SelfDistillEngine:
     """The engine of a case, initialised with `folder/model` (or `case["model"]`)."""
     model = HFModelConfig(
         path=case.get("model", str(folder / "model")),
@@ -36,11 +54,9 @@ def build(folder: Path, case: dict) -> SelfDistillEngine:
         override_config={"attn_implementation": case.get("attention", "sdpa")},
         **({"lora_rank": 4, "lora_alpha": 8, "target_modules": "all-linear"} if case.get("lora") else {}),
     )
-    engine = EngineRegistry.new(
-        model_type=MODEL_TYPE,
-        backend="fsdp2",
-        model_config=model,
-        engine_config=FSDPEngineConfig(
+    configs = {
+        "model_config": model,
+        "engine_config": FSDPEngineConfig(
             strategy="fsdp2",
             use_torch_compile=False,
             param_offload=case.get("param_offload", False),
@@ -50,9 +66,13 @@ def build(folder: Path, case: dict) -> SelfDistillEngine:
             use_dynamic_bsz=case.get("dynamic", False),
             reshard_after_forward=case.get("reshard_after_forward", True),
         ),
-        optimizer_config=FSDPOptimizerConfig(lr=case.get("lr", 0.01), clip_grad=1e9, total_training_steps=10),
-        checkpoint_config=CheckpointConfig(),
-    )
+        "optimizer_config": FSDPOptimizerConfig(lr=case.get("lr", 0.01), clip_grad=1e9, total_training_steps=10),
+        "checkpoint_config": CheckpointConfig(),
+    }
+    if engine_class is None:
+        engine = EngineRegistry.new(model_type=MODEL_TYPE, backend="fsdp2", **configs)
+    else:
+        engine = engine_class(**configs)
     engine.configure(LossParams(**case["loss"]), TeacherWeights(**case.get("teacher", {})))
     engine.initialize()
     return engine
