@@ -234,6 +234,23 @@ CASES = {
             "micro": 3,
         },
     ),
+    "opsd, from logits": (1, {"loss": {**OPSD, "from_hidden": False}, "micro": 2}),
+    "pw-opsd, from logits, two workers": (
+        2,
+        {"loss": {**PW_OPSD, "from_hidden": False}, "weighted": True, "micro": 1, "rollout_temperature": 0.8},
+    ),
+    "teacher in several passes, two workers": (2, {"loss": OPSD, "dynamic": True, "max_tokens": 24}),
+    "frozen copy in several passes, two workers": (
+        2,
+        {
+            "loss": OPSD,
+            "dynamic": True,
+            "max_tokens": 24,
+            "teacher": {"weights": "frozen"},
+            "perturb": True,
+            "reshard_after_forward": False,
+        },
+    ),
     "parameters kept unsharded": (1, {"loss": OPSD, "micro": 2, "reshard_after_forward": False}),
     "frozen copy": (1, {"loss": OPSD, "micro": 2, "teacher": {"weights": "frozen"}, "perturb": True}),
     "frozen copy, two workers": (2, {"loss": OPSD, "micro": 3, "teacher": {"weights": "frozen"}, "perturb": True}),

@@ -272,14 +272,16 @@ def test_metrics_by_hand():
     values = torch.tensor([-1.0, 0.0, 2.0, 3.0])
     metrics = divergence_metrics(
         [values[:3], values[3:]],
-        [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0])],
         [torch.tensor([0.05, 0.5, 0.95]), torch.tensor([0.99])],
+        top1_disagreement=[torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0])],
+        student_entropy=[torch.tensor([1.0, 2.0, 3.0]), torch.tensor([6.0])],
         device=torch.device("cpu"),
     )
     assert metrics["divergence/mean"] == 1.0 and metrics["divergence/max"] == metrics["divergence/p99"] == 3.0
     assert metrics["divergence/negative_share"] == 0.25 and metrics["divergence/top1_disagreement"] == 0.5
+    assert metrics["divergence/student_entropy"] == 3.0
     assert (metrics["divergence/position_0"], metrics["divergence/position_9"]) == (-1.0, 2.5)
-    empty = divergence_metrics([], [], [], device=torch.device("cpu"))
+    empty = divergence_metrics([], [], top1_disagreement=[], student_entropy=[], device=torch.device("cpu"))
     assert empty.keys() == metrics.keys() and set(empty.values()) == {0.0}
 
 
