@@ -121,6 +121,8 @@ def plain(
     """Loss and gradients with transformers alone, one sequence after the other; what follows the logits is fp64.
 
     students, teachers: parameters by name, over those of the model's files.  dtype: of the models.
+    Beside `loss` and `gradients`, of the valid tokens in order: the divergences as `values`, the student's `entropy` and
+    `log_prob` at the divergence's temperature.
     """
     rows, loss = torch.load(material / "batch.pt"), case["loss"]
     lora = case.get("lora", False)
@@ -146,15 +148,20 @@ def plain(
     tokens = sum(int(m.sum()) for m in rows["mask"])
     total = torch.zeros((), dtype=torch.float64)
     values = []
+    of_student: dict[str, list[torch.Tensor]] = {"entropy": [], "log_prob": []}
     for i, mask in enumerate(rows["mask"]):
         length = len(mask)
         logits = student(rows["student"][i][None]).logits[0, -length - 1 : -1].double()
         with torch.no_grad():
             reference = teacher(rows["teacher"][i][None]).logits[0, -length - 1 : -1].double()
-        divergence = token_losses(
-            (logits / temperature).log_softmax(-1), (reference / temperature).log_softmax(-1), loss
-        )
+        tempered = (logits / temperature).log_softmax(-1)
+        divergence = logits.new_zeros(length)
+        if loss.get("kind", "none") != "none":
+            divergence = token_losses(tempered, (reference / temperature).log_softmax(-1), loss)
         values.append(divergence.detach()[mask.bool()])
+        of_student["entropy"].append(-(tempered.exp() * tempered).sum(-1).detach()[mask.bool()])
+        own = tempered.gather(1, rows["student"][i][-length:, None])[:, 0]
+        of_student["log_prob"].append(own.detach()[mask.bool()])
         weights = rows["weights"][i].double() if case.get("weighted") else torch.ones(length, dtype=torch.float64)
         weights = (weights - case.get("weights_minus", 0.0)) * mask
         if loss.get("reduction", "token_mean") == "token_mean":
@@ -162,7 +169,7 @@ def plain(
         else:
             weights = weights / mask.sum() / len(rows["mask"])
         total = total + loss.get("coefficient", 1.0) * (weights * divergence).sum()
-        if loss["ppo"]:
+        if loss.get("ppo", True):
             log_probs = (logits / rollout).log_softmax(-1)
             log_probs = log_probs.gather(1, rows["student"][i][-length:, None])[:, 0]
             ratio = (log_probs - rows["old_log_probs"][i].double()).clamp(-20, 20).exp()
@@ -174,6 +181,7 @@ def plain(
     return {
         "loss": total.item(),
         "values": torch.cat(values),
+        **{name: torch.cat(parts) for name, parts in of_student.items()},
         "gradients": {n: p.grad.double() for n, p in student.named_parameters() if p.grad is not None},
     }
 
@@ -251,6 +259,7 @@ CASES = {
             "reshard_after_forward": False,
         },
     ),
+    "clip alone": (1, {"loss": {}, "micro": 2, "rollout_temperature": 1.3}),
     "parameters kept unsharded": (1, {"loss": OPSD, "micro": 2, "reshard_after_forward": False}),
     "frozen copy": (1, {"loss": OPSD, "micro": 2, "teacher": {"weights": "frozen"}, "perturb": True}),
     "frozen copy, two workers": (2, {"loss": OPSD, "micro": 3, "teacher": {"weights": "frozen"}, "perturb": True}),

@@ -6,6 +6,7 @@ The process group is open before anything here is called, with gloo on a CPU or 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from verl.utils.device import get_device_name
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 from verl.workers.engine import EngineRegistry
 
-from workers.training.engine import MODEL_TYPE, SelfDistillEngine
+from workers.training.engine import MODEL_TYPE, TEACHER_LENGTHS, SelfDistillEngine
 from workers.training.loss import SelfDistillLoss
 from workers.training.params import LossParams, TeacherWeights
 
@@ -108,7 +109,8 @@ def mini_batch(folder: Path, case: dict, rank: int, world: int) -> TensorDict:
     def positions(values: list[Tensor]) -> Tensor:
         return jagged([torch.arange(len(v)) for v in values])
 
-    student, teacher = [rows["student"][i] for i in own], [rows["teacher"][i] for i in own]
+    student = [rows["student"][i] for i in own]
+    teacher = student if case.get("same_prompts") else [rows["teacher"][i] for i in own]
     masks = [rows["mask"][i] for i in own]
     fields = {
         "input_ids": jagged(student),
@@ -149,8 +151,10 @@ def policy_loss(model_output, data, dp_group=None):
     return ppo_loss(config, model_output, data, dp_group)
 
 
-def loss_of(case: dict) -> SelfDistillLoss:
-    """What the engine trains in a case; verl's PPO clip is called where the case has it."""
+def loss_of(case: dict) -> Callable[..., Any]:
+    """What the engine trains in a case; verl's PPO clip is called where the case has it, alone without a divergence."""
+    if not LossParams(**case["loss"]).active:
+        return policy_loss
     return SelfDistillLoss(LossParams(**case["loss"]), policy_loss=policy_loss)
 
 
@@ -158,6 +162,21 @@ def first_gradient(engine: SelfDistillEngine, case: dict, data: TensorDict) -> d
     """One forward and backward pass: loss of each micro-batch, whole gradients, metrics; call it in `train_mode`."""
     engine.optimizer_zero_grad()
     outputs = engine.forward_backward_batch(data, loss_of(case))
+    outputs["metrics"].pop(TEACHER_LENGTHS, None)
     metrics = {name: value if isinstance(value, list) else value.values for name, value in outputs["metrics"].items()}
     gradients = {name: full(p.grad).clone() for name, p in engine.module.named_parameters() if p.grad is not None}
     return {"loss": outputs["loss"], "gradients": gradients, "metrics": metrics}
+
+
+def scores(engine: SelfDistillEngine, data: TensorDict) -> dict[str, Any]:
+    """Log-probs and entropies by verl's scoring pass: per row, those of the response; and the noise it measured."""
+    tu.assign_non_tensor(data, calculate_entropy=True)
+    with engine.eval_mode():
+        outputs = engine.infer_batch(data)["model_output"]
+    lengths = data["response_mask"].offsets().diff().tolist()
+
+    def of_responses(values: Tensor) -> list[Tensor]:
+        return [row[-length - 1 : -1].cpu() for row, length in zip(values.unbind(), lengths, strict=True)]
+
+    found: dict[str, Any] = {name: of_responses(outputs[name]) for name in ("log_probs", "entropy")}
+    return {**found, "noise": engine._noise}

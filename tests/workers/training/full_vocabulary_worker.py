@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tensordict import TensorDict
 
 import workers.register  # noqa: F401
-from benchmarks.engine_run import build, first_gradient, full, loss_of, mini_batch, perturb
+from benchmarks.engine_run import build, first_gradient, full, loss_of, mini_batch, perturb, scores
 from workers.training.engine import SelfDistillEngine
 from workers.training.loss import SelfDistillLoss
 
@@ -82,6 +82,24 @@ def resumed(
     return same
 
 
+def teacher_between_updates(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss) -> dict[str, bool]:
+    """Whether two updates of one step have the same teacher, and the next step another one."""
+    seen, inner = [], engine._teacher_pass
+
+    def watched(micro_batch: TensorDict) -> tuple:
+        seen.append(inner(micro_batch))
+        return seen[-1]
+
+    engine._teacher_pass = watched
+    with engine.train_mode():
+        for _ in range(2):
+            engine.train_batch(data, loss)
+        engine.lr_scheduler_step()
+        engine.train_batch(data, loss)
+    first, second, next_step = (states for states, _ in seen)
+    return {"same in a step": torch.equal(first, second), "same in the next": torch.equal(second, next_step)}
+
+
 def run(folder: Path, case: dict, rank: int, world: int) -> dict:
     engine = build(folder, case)
     if case.get("perturb"):
@@ -110,8 +128,16 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
         restored = all(torch.equal(before[name], after[name]) for name in before), engine.teacher.steps
     spoiled = skipped_update(engine, mini_batch(folder, case, rank, world), loss, rank) if case.get("spoil") else None
     again = resumed(engine, folder, case, mini_batch(folder, case, rank, world), loss) if case.get("resume") else None
+    between = teacher_between_updates(engine, data, loss) if case.get("updates") else None
+    scored = None
+    if case.get("scores"):
+        scored = scores(engine, mini_batch(folder, case, rank, world))
+        with engine.as_teacher():
+            scored["by the teacher"] = scores(engine, mini_batch(folder, case, rank, world))
     return {
         **found,
+        "between": between,
+        "scored": scored,
         "spoiled": spoiled,
         "resumed": again,
         "initial": initial,

@@ -68,10 +68,13 @@ def through_the_engine(material: Path, folder: Path, cases: dict[str, dict], wor
 
 @pytest.fixture(scope="module")
 def engine_results(material, tmp_path_factory) -> dict[str, list[dict]]:
-    """Results of every rank for each of `CASES` and `TRAILING`."""
+    """Results of every rank for each case of this module."""
     found = {}
     for world in (1, 2):
-        cases = {name: case for name, (workers, case) in {**CASES, **TRAILING}.items() if workers == world}
+        everything = {**CASES, **TRAILING, **IN_BF16}
+        everything |= {name: (workers, {**case, "updates": True}) for name, (workers, case) in UPDATES.items()}
+        everything |= {name: (workers, {**case, "scores": True}) for name, (workers, case) in SCORES.items()}
+        cases = {name: case for name, (workers, case) in everything.items() if workers == world}
         ranks = through_the_engine(material, tmp_path_factory.mktemp(f"workers_{world}"), cases, world)
         found.update({name: [rank[name] for rank in ranks] for name in cases})
     return found
@@ -87,10 +90,12 @@ def test_the_gradient_is_that_of_plain_transformers(material, engine_results, na
     assert relative_error(results[0], reference) < 1e-6
     # each rank's share is scaled by their number, since gradients are averaged over ranks
     assert sum(sum(r["loss"]) for r in results) / world == pytest.approx(reference["loss"], rel=1e-5, abs=1e-7)
-    check_metrics(results, reference["values"])
+    if case["loss"].get("kind", "none") != "none":
+        check_metrics(results, reference)
 
 
-def check_metrics(results: list[dict], values: torch.Tensor) -> None:
+def check_metrics(results: list[dict], reference: dict) -> None:
+    values = reference["values"]
     own = [{k: v for k, v in r["metrics"].items() if k != "divergence/loss"} for r in results]
     assert all(r["metrics"].keys() == results[0]["metrics"].keys() for r in results)
     metrics = {k: v[0] for k, v in own[0].items() if k.startswith("divergence/")}
@@ -98,6 +103,9 @@ def check_metrics(results: list[dict], values: torch.Tensor) -> None:
     assert metrics["divergence/mean"] == pytest.approx(float(values.mean()), rel=1e-5, abs=1e-7)
     assert metrics["divergence/max"] == pytest.approx(float(values.max()), rel=1e-5, abs=1e-6)
     assert metrics["divergence/negative_share"] == pytest.approx(float((values < 0).double().mean()))
+    if "divergence/student_entropy" in metrics:  # without PPO no other pass has them
+        assert metrics["divergence/student_entropy"] == pytest.approx(float(reference["entropy"].mean()), rel=1e-5)
+        assert metrics["divergence/student_logprob"] == pytest.approx(float(reference["log_prob"].mean()), rel=1e-5)
     ordered = values.sort().values
     assert metrics["divergence/p99"] == pytest.approx(
         float(ordered[-(-99 * len(values) // 100) - 1]), rel=1e-5, abs=1e-6
@@ -148,6 +156,28 @@ TRAILING = {
         },
     ),
     "frozen": (2, {"loss": OPSD, "micro": 3, "steps": 2, "teacher": {"weights": "frozen"}, "resume": "frozen"}),
+    "ema, kept unsharded": (
+        2,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "ema", "ema_decay": 0.9},
+            "reshard_after_forward": False,
+            "resume": "unsharded",
+        },
+    ),
+    "snapshot, offloaded": (
+        1,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "snapshot", "snapshot_every": 2},
+            "param_offload": True,
+            "resume": "offloaded",
+        },
+    ),
     "lora ema": (
         2,
         {
@@ -164,7 +194,7 @@ TRAILING = {
 
 @pytest.mark.parametrize("name", TRAILING)
 def test_a_teacher_follows_the_student_as_its_weights_say(engine_results, name):
-    (first, _), case = engine_results[name], TRAILING[name][1]
+    first, case = engine_results[name][0], TRAILING[name][1]
     expected = {n: v.double() for n, v in first["initial"].items()}
     for step in range(case["steps"]):
         teacher, student = first["teachers"][2 * step], first["teachers"][2 * step + 1]
@@ -188,6 +218,96 @@ def test_an_engine_that_starts_from_a_checkpoint_goes_on_as_the_one_that_wrote_i
     """Weights, moments, learning rate, random numbers, teacher: on each worker, bit for bit."""
     for result in engine_results[name]:
         assert set(result["resumed"].values()) == {True}, result["resumed"]
+
+
+# Two updates before the step ends: what DASD's distribution-level loss has four of.
+UPDATES = {
+    "snapshot of every step": (1, {"loss": OPSD, "teacher": {"weights": "snapshot", "snapshot_every": 1}}),
+    "current": (1, {"loss": OPSD}),
+}
+
+
+def test_a_snapshot_of_every_step_stands_still_within_it(engine_results):
+    """And `current` does not: with it the teacher would be another one at each update of a step."""
+    assert engine_results["snapshot of every step"][0]["between"] == {"same in a step": True, "same in the next": False}
+    assert engine_results["current"][0]["between"] == {"same in a step": False, "same in the next": False}
+
+
+SCORES = {
+    "scores": (1, {"loss": OPSD, "rollout_temperature": 1.3}),
+    "scores without a divergence, two workers": (2, {"loss": {}, "rollout_temperature": 0.8, "micro": 1}),
+    "scores of a copy, two workers": (2, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "micro": 3}),
+    "scores without the adapter": (1, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "lora": True}),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_log_probs_and_entropies_are_those_of_plain_transformers(material, engine_results, name):
+    """From hidden states, by the student's weights and by the teacher's; a masked token has them too."""
+    world, case = SCORES[name]
+    rows = torch.load(material / "batch.pt")
+    students = engine_results[name][0]["initial"]
+    teachers = {} if case.get("teacher") else students
+    everything = {**case, "loss": {"ppo": False, "temperature": case.get("rollout_temperature", 1.0)}}
+    for who, weights in (("student", students), ("teacher", teachers)):
+        found = plain(material, everything, weights, weights)
+        lengths = [int(mask.sum()) for mask in rows["mask"]]
+        expected = {name: found[name].split(lengths) for name in ("log_prob", "entropy")}
+        for rank, result in enumerate(engine_results[name]):
+            scored = result["scored"] if who == "student" else result["scored"]["by the teacher"]
+            for own, row in enumerate(range(len(lengths))[rank::world]):
+                valid = rows["mask"][row].bool()
+                for ours, theirs in (("log_probs", "log_prob"), ("entropy", "entropy")):
+                    assert scored[ours][own].dtype == torch.float32
+                    assert torch.allclose(scored[ours][own][valid].double(), expected[theirs][row], atol=2e-6), who
+            assert 0.0 <= result["scored"]["noise"] < 1e-5  # fp32: nothing but rounding
+
+
+IN_BF16 = {
+    name + ", bf16": (1, {**case, "dtype": "bf16"})
+    for name, case in {
+        "clip alone": CASES["clip alone"][1],
+        "opsd": CASES["opsd"][1],
+        "opsd, from logits": CASES["opsd, from logits"][1],
+        "dasd distribution": CASES["dasd distribution, two workers"][1],
+        "the same prompts": {
+            "loss": {**OPSD, "clip": None},
+            "same_prompts": True,
+            "rollout_temperature": 1.1,
+            "micro": 6,
+        },
+    }.items()
+}
+
+
+@pytest.mark.parametrize("name", [name for name in IN_BF16 if "same" not in name])
+def test_in_bf16_the_error_is_that_of_plain_transformers(material, engine_results, name):
+    """Also of the clip alone: without flash-attn verl would round its log-probs to 16 bits."""
+    case, result = IN_BF16[name][1], engine_results[name][0]
+    exact = plain(material, case, result["initial"], result["initial"])
+    usual = relative_error(plain(material, case, result["initial"], result["initial"], torch.bfloat16), exact)
+    assert relative_error(result, exact) < 2 * usual
+
+
+def test_a_teacher_that_sees_the_same_prompt_teaches_nothing(engine_results):
+    """In bf16 and at a temperature: both sides are divided alike, and in fp32."""
+    result = engine_results["the same prompts, bf16"][0]
+    assert abs(result["metrics"]["divergence/max"][0]) < 1e-6 and abs(result["loss"][0]) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.1}, {"kind": "jsd"}, {"top_k": 3}, {"kind": "reverse_kl"}])
+def test_equal_logits_have_no_divergence_at_any_temperature(settings):
+    """16-bit logits, rollout at 1.1: exactly zero, and so is the gradient but for the normaliser's last digit."""
+    from workers.training.loss import SelfDistillLoss
+    from workers.training.params import LossParams
+
+    logits = (5 * torch.randn(6, 37, generator=torch.Generator().manual_seed(0))).bfloat16()
+    student, rows = logits.clone().requires_grad_(), torch.arange(6)
+    loss = SelfDistillLoss(LossParams(**{"kind": "forward_kl", "ppo": False, **settings}))
+    value, _ = loss.score(student, logits.clone(), rows, rollout_temperature=1.1)
+    assert torch.equal(value, torch.zeros(6))
+    value.sum().backward()
+    assert student.grad.abs().max() < 1e-6
 
 
 # --- invariances of the loss on tiny tensors --------------------------------------------------------------------------

@@ -14,16 +14,16 @@ import pytest
 from benchmarks import gpu_check
 from benchmarks.gpu_check import PARTS, Part, Report
 from benchmarks.without_ray import UNUSED
-from tests.conftest import ROOT
+from tests.builders.configs import ROOT
 
 
 def part(name: str, *, needs: tuple[str, ...] = (), seconds: float = 20.0) -> Part:
-    return Part(name, f"tests.gpu_check_parts:{name}", needs, seconds, seconds)
+    return Part(name, f"tests.benchmarks.gpu_check_parts:{name}", needs, seconds, seconds)
 
 
 @pytest.fixture
 def supervised(monkeypatch, tmp_path):
-    """Statuses by check, and notes, of one part of tests/gpu_check_parts.py."""
+    """Statuses by check, and notes, of one part of tests/benchmarks/gpu_check_parts.py."""
 
     def run(name: str, **options) -> tuple[dict[str, str], dict[str, str]]:
         monkeypatch.setattr(gpu_check, "PARTS", {1: part(name, **options)})
@@ -66,7 +66,7 @@ def test_a_part_without_its_packages_is_skipped_and_says_which(supervised):
 
 
 def test_a_part_leaves_out_what_there_is_no_time_for(tmp_path):
-    from tests.gpu_check_parts import slow_items
+    from tests.benchmarks.gpu_check_parts import slow_items
 
     slow_items(Report(1, tmp_path / "rows", 1.4, rehearse=True))
     statuses = [(row.check, row.status) for row in gpu_check._read(tmp_path / "rows")]
