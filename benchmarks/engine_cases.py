@@ -121,8 +121,8 @@ def plain(
     """Loss and gradients with transformers alone, one sequence after the other; what follows the logits is fp64.
 
     students, teachers: parameters by name, over those of the model's files.  dtype: of the models.
-    Beside `loss` and `gradients`, of the valid tokens in order: the divergences as `values`, the student's `entropy` and
-    `log_prob` at the divergence's temperature.
+    Beside `loss` and `gradients`, of the valid tokens in order: the divergences as `values`, the student's `entropy`
+    and `log_prob` at the divergence's temperature.
     """
     rows, loss = torch.load(material / "batch.pt"), case["loss"]
     lora = case.get("lora", False)
@@ -177,7 +177,8 @@ def plain(
             worst = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
             worst = torch.where(advantage < 0, torch.minimum(worst, -advantage * 3.0), worst)
             total = total + (worst * mask).sum() / tokens
-    total.backward()
+    if total.requires_grad:  # nothing to train: the student's entropy and log-probs were asked for
+        total.backward()
     return {
         "loss": total.item(),
         "values": torch.cat(values),

@@ -222,8 +222,11 @@ def test_an_engine_that_starts_from_a_checkpoint_goes_on_as_the_one_that_wrote_i
 
 # Two updates before the step ends: what DASD's distribution-level loss has four of.
 UPDATES = {
-    "snapshot of every step": (1, {"loss": OPSD, "teacher": {"weights": "snapshot", "snapshot_every": 1}}),
-    "current": (1, {"loss": OPSD}),
+    "snapshot of every step": (
+        1,
+        {"loss": OPSD, "micro": 6, "teacher": {"weights": "snapshot", "snapshot_every": 1}},
+    ),
+    "current": (1, {"loss": OPSD, "micro": 6}),
 }
 
 
