@@ -142,6 +142,7 @@ class Wide:
     response: int = 3072
     teacher_prompt: int = 2048
     temperature: float = 1.0
+    from_hidden: bool = True
 
     @property
     def sequences(self) -> int:
@@ -152,6 +153,7 @@ BIG_PROMPTS = {"prompt": 256, "response": 1792}
 WIDE = {
     "8B, T 1.0": Wide("Qwen/Qwen3-8B", 2, 16_384),
     "8B, T 1.1": Wide("Qwen/Qwen3-8B", 2, 16_384, temperature=1.1),
+    "8B, T 1.1, from logits": Wide("Qwen/Qwen3-8B", 2, 16_384, temperature=1.1, from_hidden=False),
     "8B, 24,576 tokens": Wide("Qwen/Qwen3-8B", 2, 24_576),
     "1.7B, T 1.1": Wide("Qwen/Qwen3-1.7B", 4, 16_384, temperature=1.1),
     "1.7B, teacher of 48k tokens": Wide("Qwen/Qwen3-1.7B", 4, 16_384, teacher_prompt=4_192, **BIG_PROMPTS),
@@ -198,12 +200,13 @@ def planned(case: Wide, shape: Architecture) -> dict[str, float]:
         prompt=case.prompt,
         response=case.response,
         temperature=case.temperature,
-        entropy_rows=2048,
         scored=False,
         divergence=True,
         policy_loss=False,
+        from_hidden=case.from_hidden,
         teacher_copy=False,
         teacher_prompt=case.teacher_prompt,
+        teacher_budget=case.tokens,
     )
     return memory(job)["update"]
 
@@ -247,10 +250,11 @@ def _wide(report: Report, name: str, case: Wide, folder: Path) -> None:
     write_tokenizer(folder / "model")
     write_sequences(folder, [(case.prompt, case.teacher_prompt, case.response)] * case.sequences, shape.vocab)
     settings = {
-        "loss": {"kind": "forward_kl", "clip": 0.05, "ppo": False},
+        "loss": {"kind": "forward_kl", "clip": 0.05, "ppo": False, "from_hidden": case.from_hidden},
         "dtype": "bf16",
         "gradient_checkpointing": True,
-        "micro": case.sequences,
+        "dynamic": True,
+        "max_tokens": case.tokens,
         "rollout_temperature": case.temperature,
         "attention": attention(),
     }

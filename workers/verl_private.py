@@ -61,7 +61,6 @@ ENGINE_ATTRIBUTES: tuple[str, ...] = (
     "_is_offload_param",
     "_uses_fsdp2_cpu_offload_policy",
     "_autocast_dtype",
-    "pad_to_length",
     "rank",
 )
 

@@ -526,4 +526,5 @@ def hidden_statistics(
             log_z = _log_partition_inplace(z, p, temperature)[:, 0]
             log_probs[rows] = z.gather(1, token_ids[rows, None])[:, 0] - log_z
             entropy[rows] = log_z - p.mul_(z).sum(-1)
+            del z, p  # before the next chunk's are made
     return log_probs, entropy
