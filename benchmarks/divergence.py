@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.divergence import DivergenceSpec, hidden_divergence, logits_divergence
+from workers.divergence import DivergenceSpec, full, hidden_divergence, logits_divergence
 
 VOCAB = 151_936
 TEMPERATURE = 1.1
@@ -112,6 +112,19 @@ def from_logits(inputs: Inputs) -> Tensor:
     return loss.detach()
 
 
+def with_kernel(step: Step) -> Step:
+    """The same with Triton's kernel for what is not a matrix product."""
+
+    def fused(inputs: Inputs) -> Tensor:
+        full.USE_FUSED = True
+        try:
+            return step(inputs)
+        finally:
+            full.USE_FUSED = False
+
+    return fused
+
+
 def trl_tiles(inputs: Inputs) -> Tensor:
     """TRL's function, through its public interface."""
     function = importlib.import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
@@ -148,6 +161,8 @@ IMPLEMENTATIONS: dict[str, tuple[Step, float | None]] = {
     "plain": (plain, CLIP),
     "closed form, from hidden states": (from_hidden, CLIP),
     "closed form, from logits": (from_logits, CLIP),
+    "closed form, from hidden states, fused": (with_kernel(from_hidden), CLIP),
+    "closed form, from logits, fused": (with_kernel(from_logits), CLIP),
     "TRL tiles (no clip)": (trl_tiles, None),
     "Liger (no clip)": (liger, None),
     "products alone": (products, None),
@@ -174,9 +189,11 @@ def find_trl(install: bool) -> str | None:
 
 
 def available(device: str) -> list[str]:
-    """Names of the implementations that can run here; Liger's kernels are Triton's, and need a GPU."""
-    without = [] if device == "cuda" and importlib.util.find_spec("liger_kernel") else ["Liger (no clip)"]
-    return [name for name in IMPLEMENTATIONS if name not in without]
+    """Names of the implementations that can run here; Liger's kernels and ours are Triton's, and need a GPU."""
+    triton = device == "cuda" and importlib.util.find_spec("triton") is not None
+    liger = triton and importlib.util.find_spec("liger_kernel") is not None
+    can = {"fused": triton, "Liger": liger}
+    return [name for name in IMPLEMENTATIONS if all(can[word] for word in can if word in name)]
 
 
 def clear(inputs: Inputs) -> None:
@@ -304,16 +321,16 @@ def measure(
 def compare(options: argparse.Namespace, hidden: int, train_head: bool, names: list[str]) -> None:
     found = measure(options, hidden, train_head, names)
     print(f"\nh {hidden}, head {'trained' if train_head else 'frozen'}")
-    print(f"{'':34}{'seconds':>9}{'x plain':>9}{'x products':>12}{'peak GiB':>10}{'gradient error':>16}")
+    print(f"{'':40}{'seconds':>9}{'x plain':>9}{'x products':>12}{'peak GiB':>10}{'gradient error':>16}")
     base, limit = (found[name].seconds or float("nan") for name in ("plain", "products alone"))
     for name, figures in found.items():
         if figures.seconds is None:
-            print(f"{name:34}{figures.failure:>9}")
+            print(f"{name:40}{figures.failure:>9}")
             continue
         peak = "" if figures.peak is None else f"{figures.peak:.2f}"
         shown = "" if figures.error is None else f"{figures.error:.1e}"
         ratios = f"{figures.seconds:9.3f}{figures.seconds / base:9.2f}{figures.seconds / limit:12.2f}"
-        print(f"{name:34}{ratios}{peak:>10}{shown:>16}", flush=True)
+        print(f"{name:40}{ratios}{peak:>10}{shown:>16}", flush=True)
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def divergence(report: Report) -> None:
         threads=torch.get_num_threads(),
     )
     names = [name for name in bench.available(report.device) if not name.startswith("TRL") or _has("trl")]
-    for name in ("TRL tiles (no clip)", "Liger (no clip)"):
+    for name in bench.IMPLEMENTATIONS:
         if name not in names:
             report.skip(name, "not installed, or not for this device")
     cases = {f"{size}, head {head}": (size, head) for size in WIDTHS for head in ("frozen", "trained")}
@@ -81,12 +81,19 @@ def _show_divergence(report: Report, label: str, found: dict[str, bench.Measured
         if name in ours and figures.error is not None:
             error = GRADIENT_ERROR[report.device]
             report.bound(f"{label}: {name}, gradient", figures.error, at_most=error, unit="of it")
+    for name in [name for name in ours if f"{name}, fused" in found]:
+        eager, fused = (found[n].seconds or float("nan") for n in (name, f"{name}, fused"))
+        report.aim(f"{label}: {name}, kernel / eager", fused / eager, at_most=KERNEL_PAYS)
     if aim is not None:
         best = min(ours, key=lambda name: found[name].seconds or float("inf"))
         report.aim(f"{label}: ours", 1e3 * (found[best].seconds or float("nan")), at_most=aim, unit="ms", note=best)
         peak = found[best].peak
         if peak is not None:
             report.aim(f"{label}: ours, peak", peak, at_most=PEAK_AIM, unit="GiB", note=best)
+
+
+# Of a part of the eager version's time: what Triton's kernel must save to be worth its lines.
+KERNEL_PAYS = 0.8
 
 
 # ---------------------------------------------------------------------- part 4

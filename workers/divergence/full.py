@@ -29,6 +29,7 @@ enough to stay in cache on a CPU, and avoids boolean masks (several times slower
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from workers.divergence.spec import STATS, DivergenceSpec
+
+# Whether `workers.divergence.fused` does the element-wise part where it can: off until a GPU has shown that it pays.
+USE_FUSED = False
 
 # Stands for log 0: far below any logit, yet finite, so that 0 · log 0 is 0 and not NaN.
 LOG_ZERO = -1.0e30
@@ -148,6 +152,10 @@ def _score_rows(
     ids: Tensor | None,
 ) -> list[Tensor]:
     """Score a chunk (c, V) block by block; ∂ℓ/∂z (without 1/τ) goes into grad_out (c, V), which may be either input."""
+    if not work:
+        from workers.divergence.fused import score_rows  # imports Triton
+
+        return score_rows(student, teacher, grad_out, spec, stats, ids)
     block = work[0].shape[0]
     parts = []
     for i in range(0, student.shape[0], block):
@@ -161,7 +169,16 @@ def _score_rows(
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
+def _fused(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton's kernel is wanted and can do it: fp32 arithmetic, on a GPU or interpreted."""
+    where = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return USE_FUSED and dtype == torch.float32 and where
+
+
 def _buffers(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Working buffers of a block; none where the fused kernel does without."""
+    if _fused(dtype, device):
+        return []
     block = min(max(rows, 1), chunk_rows(vocab, device)[1])
     return [torch.empty(block, vocab, dtype=dtype, device=device) for _ in range(5)]
 

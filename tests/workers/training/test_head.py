@@ -100,7 +100,7 @@ def test_passes_within_a_budget():
 
 
 class CountsTokens:
-    """verl's interface (tests/workers/test_verl_contract.py), with 6 operations a token on a device of 1,000 a second."""
+    """verl's interface (test_verl_contract.py): 6 operations a token, on a device of 1,000 a second."""
 
     def estimate_flops(self, lengths: list[int], seconds: float) -> tuple[float, float]:
         return 6 * sum(lengths) / seconds, 1000.0
