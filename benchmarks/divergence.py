@@ -1,9 +1,10 @@
 """Full-vocabulary divergence, forward and backward: `python -m benchmarks.divergence`.
 
 The closed form in token chunks against the plain version that materialises every (N, V) tensor, against TRL's
-vocabulary-tiled function (which has no clip and runs without one here), and against the matrix products alone, which
-no implementation can beat.  One run measures all of them, round by round in turn, so that ratios hold on a busy
-machine; peak memory is measured one implementation at a time, on a CPU in a process of its own.
+vocabulary-tiled function and, on CUDA where it is installed, Liger's fused one (neither has a clip; both run without
+one here), and against the matrix products alone, which no implementation can beat.  One run measures all of them, round
+by round in turn, so that ratios hold on a busy machine; peak memory is measured one implementation at a time, on a CPU
+in a process of its own.
 
 On a CPU the default is one small case in fp32, on CUDA 8192 tokens in bf16 at the widths of 1.7B, 4B and 8B models.
 TRL is taken from the environment, else installed without its dependencies into build/; where that fails it is left out.
@@ -14,17 +15,19 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from workers.divergence import DivergenceSpec, hidden_divergence, logits_divergence
+from workers.divergence import DivergenceSpec, full, hidden_divergence, logits_divergence
 
 VOCAB = 151_936
 TEMPERATURE = 1.1
@@ -109,6 +112,19 @@ def from_logits(inputs: Inputs) -> Tensor:
     return loss.detach()
 
 
+def with_kernel(step: Step) -> Step:
+    """The same with Triton's kernel for what is not a matrix product."""
+
+    def fused(inputs: Inputs) -> Tensor:
+        full.USE_FUSED = True
+        try:
+            return step(inputs)
+        finally:
+            full.USE_FUSED = False
+
+    return fused
+
+
 def trl_tiles(inputs: Inputs) -> Tensor:
     """TRL's function, through its public interface."""
     function = importlib.import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
@@ -116,6 +132,16 @@ def trl_tiles(inputs: Inputs) -> Tensor:
         inputs["student"], inputs["head"], None, inputs["teacher"], inputs["head"].detach(), None, 0.0, TEMPERATURE
     )
     loss = (value * inputs["weights"]).sum()
+    loss.backward()
+    return loss.detach()
+
+
+def liger(inputs: Inputs) -> Tensor:
+    """Liger's fused linear JSD at β = 0, which is the forward KL; its mean over tokens is the benchmark's."""
+    module = importlib.import_module("liger_kernel.transformers.fused_linear_jsd")
+    loss = module.LigerFusedLinearJSD(jsd_beta=0.0, temperature=TEMPERATURE)(
+        inputs["student"], inputs["head"], inputs["teacher"], inputs["head"].detach(), None
+    )
     loss.backward()
     return loss.detach()
 
@@ -135,7 +161,10 @@ IMPLEMENTATIONS: dict[str, tuple[Step, float | None]] = {
     "plain": (plain, CLIP),
     "closed form, from hidden states": (from_hidden, CLIP),
     "closed form, from logits": (from_logits, CLIP),
+    "closed form, from hidden states, fused": (with_kernel(from_hidden), CLIP),
+    "closed form, from logits, fused": (with_kernel(from_logits), CLIP),
     "TRL tiles (no clip)": (trl_tiles, None),
+    "Liger (no clip)": (liger, None),
     "products alone": (products, None),
 }
 
@@ -157,6 +186,14 @@ def find_trl(install: bool) -> str | None:
         return f"{TRL} could not be installed: {error}"
     importlib.invalidate_caches()
     return find_trl(install=False)
+
+
+def available(device: str) -> list[str]:
+    """Names of the implementations that can run here; Liger's kernels and ours are Triton's, and need a GPU."""
+    triton = device == "cuda" and importlib.util.find_spec("triton") is not None
+    liger = triton and importlib.util.find_spec("liger_kernel") is not None
+    can = {"fused": triton, "Liger": liger}
+    return [name for name in IMPLEMENTATIONS if all(can[word] for word in can if word in name)]
 
 
 def clear(inputs: Inputs) -> None:
@@ -235,7 +272,20 @@ def error(step: Step, inputs: Inputs, exact: Tensor) -> float:
     return ((grad - exact).abs().max() / exact.abs().max()).item()
 
 
-def compare(options: argparse.Namespace, hidden: int, train_head: bool, names: list[str]) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """One implementation's figures; None where they were not, or could not be, measured."""
+
+    seconds: float | None = None
+    peak: float | None = None  # GiB
+    error: float | None = None  # of the hidden states' gradient
+    failure: str = ""
+
+
+def measure(
+    options: argparse.Namespace, hidden: int, train_head: bool, names: list[str], peaks: bool = True
+) -> dict[str, Measured]:
+    """Time, error and peak of each implementation on one case.  options: tokens, vocab, device, rounds, threads."""
     inputs = make_inputs(options.tokens, hidden, options.vocab, options.device, train_head)
     failed: dict[str, str] = {}
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -247,6 +297,7 @@ def compare(options: argparse.Namespace, hidden: int, train_head: bool, names: l
                 spent = seconds(IMPLEMENTATIONS[name][0], inputs)
             except torch.OutOfMemoryError:
                 failed[name] = "out of memory"
+                clear(inputs)
                 continue
             if round_:  # the first round warms up
                 times[name].append(spent)
@@ -257,17 +308,29 @@ def compare(options: argparse.Namespace, hidden: int, train_head: bool, names: l
         if name not in failed and name != "products alone"
     }
     del inputs
-    print(f"\nh {hidden}, head {'trained' if train_head else 'frozen'}")
-    print(f"{'':34}{'seconds':>9}{'x plain':>9}{'x products':>12}{'peak GiB':>10}{'gradient error':>16}")
-    base, limit = (min(times[name]) if times.get(name) else float("nan") for name in ("plain", "products alone"))
+    found = {}
     for name in names:
         if name in failed:
-            print(f"{name:34}{failed[name]:>9}")
+            found[name] = Measured(failure=failed[name])
             continue
-        best = min(times[name])
-        peak = "" if name == "products alone" else f"{peak_gib(name, options, hidden, train_head):.2f}"
-        shown = f"{errors[name]:.1e}" if name in errors else ""
-        print(f"{name:34}{best:9.3f}{best / base:9.2f}{best / limit:12.2f}{peak:>10}{shown:>16}", flush=True)
+        peak = peak_gib(name, options, hidden, train_head) if peaks and name != "products alone" else None
+        found[name] = Measured(min(times[name]), peak, errors.get(name))
+    return found
+
+
+def compare(options: argparse.Namespace, hidden: int, train_head: bool, names: list[str]) -> None:
+    found = measure(options, hidden, train_head, names)
+    print(f"\nh {hidden}, head {'trained' if train_head else 'frozen'}")
+    print(f"{'':40}{'seconds':>9}{'x plain':>9}{'x products':>12}{'peak GiB':>10}{'gradient error':>16}")
+    base, limit = (found[name].seconds or float("nan") for name in ("plain", "products alone"))
+    for name, figures in found.items():
+        if figures.seconds is None:
+            print(f"{name:40}{figures.failure:>9}")
+            continue
+        peak = "" if figures.peak is None else f"{figures.peak:.2f}"
+        shown = "" if figures.error is None else f"{figures.error:.1e}"
+        ratios = f"{figures.seconds:9.3f}{figures.seconds / base:9.2f}{figures.seconds / limit:12.2f}"
+        print(f"{name:40}{ratios}{peak:>10}{shown:>16}", flush=True)
 
 
 def main() -> None:
@@ -288,7 +351,7 @@ def main() -> None:
     on_cpu = options.device == "cpu"
     options.tokens = options.tokens or (256 if on_cpu else 8192)
     options.hidden = options.hidden or ([1024] if on_cpu else [2048, 2560, 4096])
-    names = list(IMPLEMENTATIONS)
+    names = available(options.device)
     why = "left out by --no-trl" if options.no_trl else find_trl(install=True)
     if why:
         names = [name for name in names if not name.startswith("TRL")]

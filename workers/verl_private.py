@@ -7,10 +7,14 @@ an upgrade fails there and not in the middle of a run.
 
 from __future__ import annotations
 
+import os
+
+from verl.utils import torch_functional
+
 # Rollout adapters have a table but no function that adds to it.
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY as ROLLOUT_ADAPTERS
 
-__all__ = ["ENGINE_ATTRIBUTES", "ENGINE_MEMBERS", "OVERRIDDEN_STAGES", "ROLLOUT_ADAPTERS"]
+__all__ = ["ENGINE_ATTRIBUTES", "ENGINE_MEMBERS", "OVERRIDDEN_STAGES", "ROLLOUT_ADAPTERS", "has_exact_log_probs"]
 
 # Method of verl's PPOTrainer -> its parameters. We override these and call them through super().
 OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
@@ -45,9 +49,23 @@ ENGINE_MEMBERS: tuple[str, ...] = (
     "prepare_model_outputs",
     "disable_adapter",
     "get_data_parallel_group",
+    "forward_step",
+    "infer_batch",
     "lr_scheduler_step",
     "save_checkpoint",
     "load_checkpoint",
     "to",
 )
-ENGINE_ATTRIBUTES: tuple[str, ...] = ("_is_lora", "_autocast_dtype", "rank")
+ENGINE_ATTRIBUTES: tuple[str, ...] = (
+    "_is_lora",
+    "_is_offload_param",
+    "_uses_fsdp2_cpu_offload_policy",
+    "_autocast_dtype",
+    "rank",
+)
+
+
+def has_exact_log_probs() -> bool:
+    """Whether verl takes log-probs of 16-bit logits in fp32: by flash-attn's cross-entropy, where it may."""
+    found = torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE
+    return found and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1"

@@ -180,6 +180,38 @@ def test_the_engine_has_what_our_subclass_calls():
     assert "tu.assign_non_tensor(data, dp_size=self.get_data_parallel_size())" in source(Engine.forward_backward_batch)
 
 
+def test_the_worker_accounts_for_its_work_where_we_add_the_teachers():
+    from verl.utils.flops_counter import FlopsCounter
+
+    assert list(inspect.signature(FlopsCounter.estimate_flops).parameters)[:3] == [
+        "self",
+        "batch_seqlens",
+        "delta_time",
+    ]
+    body = source(TrainingWorker._postprocess_output)
+    assert 'final_metrics["mfu"] = estimated_flops / promised_flops / torch.distributed.get_world_size()' in body
+    assert "allgather_dict_into_dict(data=metrics, group=dp_group)" in body
+    assert list(inspect.signature(TrainingWorker._postprocess_output).parameters) == [
+        "self",
+        "output",
+        "global_token_num",
+        "delta_time",
+        "forward_only",
+        "images_seqlens",
+    ]
+
+
+def test_the_hooks_outputs_are_taken_by_name_and_log_probs_may_be_among_them():
+    from verl.workers.engine import FSDPEngineWithLMHead as Engine
+    from verl.workers.utils.losses import ppo_loss
+
+    outputs = source(Engine.prepare_model_outputs)
+    assert "for k, v in outputs.items():" in outputs and "if not distillation_only:" in outputs
+    assert 'model_output["log_probs"]' in source(ppo_loss)
+    # a unit temperature leaves the logits as the head gave them, which may be no logits
+    assert "is_unit_temperature=temperature_is_one" in outputs
+
+
 def test_the_schedule_advances_once_a_training_step():
     """Which is when a teacher that follows the student may do so."""
     body = source(TrainingWorker.train_mini_batch)

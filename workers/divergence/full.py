@@ -29,6 +29,7 @@ enough to stay in cache on a CPU, and avoids boolean masks (several times slower
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from workers.divergence.spec import STATS, DivergenceSpec
+
+# Whether `workers.divergence.fused` does the element-wise part where it can: off until a GPU has shown that it pays.
+USE_FUSED = False
 
 # Stands for log 0: far below any logit, yet finite, so that 0 · log 0 is 0 and not NaN.
 LOG_ZERO = -1.0e30
@@ -148,6 +152,10 @@ def _score_rows(
     ids: Tensor | None,
 ) -> list[Tensor]:
     """Score a chunk (c, V) block by block; ∂ℓ/∂z (without 1/τ) goes into grad_out (c, V), which may be either input."""
+    if not work:
+        from workers.divergence.fused import score_rows  # imports Triton
+
+        return score_rows(student, teacher, grad_out, spec, stats, ids)
     block = work[0].shape[0]
     parts = []
     for i in range(0, student.shape[0], block):
@@ -161,7 +169,16 @@ def _score_rows(
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
+def _fused(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton's kernel is wanted and can do it: fp32 arithmetic, on a GPU or interpreted."""
+    where = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return USE_FUSED and dtype == torch.float32 and where
+
+
 def _buffers(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Working buffers of a block; none where the fused kernel does without."""
+    if _fused(dtype, device):
+        return []
     block = min(max(rows, 1), chunk_rows(vocab, device)[1])
     return [torch.empty(block, vocab, dtype=dtype, device=device) for _ in range(5)]
 
@@ -487,3 +504,44 @@ def hidden_divergence(
             grads,
         )
     return loss, {"divergence": value, **dict(zip(stats, measured, strict=True))}
+
+
+def _fp32_logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """(n, V) logits in fp32, or fp64 for fp64 inputs, not rounded to the inputs' 16 bits on the way."""
+    dtype = _working_dtype(hidden.dtype)
+    if hidden.dtype == dtype:
+        return hidden @ head.t()
+    if hidden.is_cuda:
+        try:  # sums in fp32 and stops there; torch 2.8 and later
+            return torch.mm(hidden, head.t(), out_dtype=dtype)
+        except (TypeError, NotImplementedError):
+            pass
+    return hidden.to(dtype) @ head.t().to(dtype)
+
+
+@torch.no_grad()
+def hidden_statistics(
+    hidden: Tensor, head: Tensor, token_ids: Tensor, *, temperature: float = 1.0, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """log p of one token per row and the entropy, (N,) each, from final hidden states: no (N, V) tensor is held.
+
+    hidden: (N, h); head: (V, h), of the same dtype; token_ids: (N,).  Logits are fp32 (fp64 for fp64 inputs) even where
+    hidden states and head are 16-bit: rounded to bf16, logits of 22 to 25 err by up to 0.06, and log p by as much.
+    temperature: divides the logits.  Raises ValueError on shapes.
+    """
+    if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} must be (N, h) and (V, h)")
+    _check_stats((), token_ids, hidden.shape[0])
+    count, dtype = hidden.shape[0], _working_dtype(hidden.dtype)
+    log_probs, entropy = (torch.empty(count, dtype=dtype, device=hidden.device) for _ in range(2))
+    chunk = _check_chunk(chunk_size) or chunk_rows(head.shape[0], hidden.device)[0]
+    with torch.autocast(hidden.device.type, enabled=False):
+        for i in range(0, count, chunk):
+            rows = slice(i, min(i + chunk, count))
+            z = _fp32_logits(hidden[rows], head)
+            p = torch.empty_like(z)
+            log_z = _log_partition_inplace(z, p, temperature)[:, 0]
+            log_probs[rows] = z.gather(1, token_ids[rows, None])[:, 0] - log_z
+            entropy[rows] = log_z - p.mul_(z).sum(-1)
+            del z, p  # before the next chunk's are made
+    return log_probs, entropy

@@ -19,6 +19,7 @@ from torch import Tensor
 from verl.utils.metric import AggregationType, Metric
 
 from workers.divergence import (
+    hidden_divergence,
     logits_divergence,
     reduction_weights,
     student_topk_divergence,
@@ -29,13 +30,14 @@ from workers.training.packing import WEIGHTS, scored_rows
 from workers.training.params import LossParams
 
 DIVERGENCE = "divergence"  # per-token divergences among verl's model outputs
+SHARE = "divergence_share"  # their weighted sum, the micro-batch's share of the mean
 COUNT = "self_distill_count"  # denominator of the mean, over the global mini-batch
-STATS = ("top1_disagreement",)
+STATS = ("top1_disagreement", "student_entropy", "student_logprob")
 
 
 @dataclass(frozen=True)
 class SelfDistillLoss:
-    """Called by the engine twice for each micro-batch: `score` with the logits, then itself with the token losses.
+    """Called by the engine twice for each micro-batch: `score` or `share` inside the forward pass, then itself.
 
     Attributes:
         params: what to compute.
@@ -45,40 +47,61 @@ class SelfDistillLoss:
     params: LossParams
     policy_loss: Callable[..., tuple[Tensor, dict[str, Any]]] | None = None
 
-    def score(
-        self, student_logits: Tensor, teacher_logits: Tensor, rows: Tensor, *, rollout_temperature: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Divergence (N,) in the student's graph, and the statistics named in `STATS`, (N,) each, detached.
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """What is measured in the same pass: without PPO no other pass has the student's entropy and log-probs."""
+        return ("top1_disagreement",) if self.params.ppo or self.params.top_k is not None else STATS
 
-        student_logits: (1, T, V) or (T, V), packed, already divided by the rollout's temperature.
+    def score(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        rows: Tensor,
+        *,
+        rollout_temperature: float,
+        divided_by: float = 1.0,
+        token_ids: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Divergence (N,) in the student's graph, and the statistics named in `stats`, (N,) each, detached.
+
+        student_logits: (1, T, V) or (T, V), packed.
         teacher_logits: (N, V) raw; overwritten.
         rows: (N,) rows of the student's logits that the teacher's belong to.
+        rollout_temperature: of both sides, where `params.temperature` is None.
+        divided_by: what verl has divided the student's logits by already.
+        token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
         """
         if self.params.top_k is not None:
-            return self._score_top_k(student_logits, teacher_logits, rows, rollout_temperature)
+            return self._score_top_k(student_logits, teacher_logits, rows, rollout_temperature, divided_by)
         return logits_divergence(
             student_logits,
             teacher_logits,
-            self.params.spec(rollout_temperature=rollout_temperature),
+            self.params.spec(rollout_temperature=rollout_temperature, divided_by=divided_by),
             rows=rows,
-            stats=STATS,
+            token_ids=token_ids,
+            stats=self.stats if token_ids is not None else self.stats[:1],
             consume_teacher=True,
         )
 
     def _score_top_k(
-        self, student_logits: Tensor, teacher_logits: Tensor, rows: Tensor, rollout_temperature: float
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        rows: Tensor,
+        rollout_temperature: float,
+        divided_by: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`score` over part of the vocabulary. Costs a copy of the scored rows' logits, (N, V)."""
         params = self.params
         student = student_logits.reshape(-1, student_logits.shape[-1])[rows]
-        teacher = teacher_logits if rollout_temperature == 1.0 else teacher_logits.div_(rollout_temperature)
+        teacher = teacher_logits if divided_by == 1.0 else teacher_logits.div_(divided_by)
         options: dict[str, Any] = {
             "k": params.top_k,
             "kind": params.kind,
             "jsd_beta": params.jsd_beta,
             "clip": params.clip,
             "clip_mode": params.clip_mode,
-            "temperature": params.spec(rollout_temperature=rollout_temperature).temperature,
+            "temperature": params.spec(rollout_temperature=rollout_temperature, divided_by=divided_by).temperature,
         }
         if params.top_k_by == "teacher":
             value = teacher_topk_divergence(student, teacher, student_norm=params.student_norm, **options)
@@ -86,24 +109,57 @@ class SelfDistillLoss:
             value = student_topk_divergence(student, teacher, **options)
         return value, {"top1_disagreement": (student.detach().argmax(-1) != teacher.argmax(-1)).float()}
 
-    def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
-        """The micro-batch's share of the loss, and metrics for verl to add up.
+    def share(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        teacher_hidden: Tensor,
+        teacher_head: Tensor | None,
+        data: Any,
+        *,
+        rollout_temperature: float,
+        token_ids: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's share of the mean, a scalar in the graph, and {"divergence", *stats}, (N,), detached.
 
-        model_output: `DIVERGENCE` as jagged (B, prompt_i + response_i), with zeros outside the scored rows.
-        data: `response_mask`, optionally `WEIGHTS`, jagged; non-tensors `COUNT` and `dp_size`.
+        hidden, teacher_hidden: (N, h) of the scored rows; head, teacher_head: (V, h), None for the student's.
+        data: as in `__call__`.
         """
-        mask = data["response_mask"]
-        nested = model_output[DIVERGENCE]
-        divergence = nested.values()[scored_rows(nested.offsets(), mask)]
-        padded = mask.to_padded_tensor(0)
-        weights = reduction_weights(
+        return hidden_divergence(
+            hidden,
+            head,
+            teacher_hidden,
+            teacher_head,
+            weights=self.weights(data),
+            spec=self.params.spec(rollout_temperature=rollout_temperature),
+            token_ids=token_ids,
+            stats=self.stats,
+        )
+
+    def weights(self, data: Any) -> Tensor:
+        """Factor of each valid token's divergence in the micro-batch's share of the mean, (N,) fp32, in row order."""
+        padded = data["response_mask"].to_padded_tensor(0)
+        return reduction_weights(
             padded,
             self.params.reduction,
             global_count=data[COUNT],
             dp_size=data["dp_size"],  # FSDP averages gradients over ranks
             token_weights=data[WEIGHTS].to_padded_tensor(0.0) if WEIGHTS in data else None,
         )[padded.bool()]
-        distill = (weights.to(divergence.dtype) * divergence).sum()
+
+    def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
+        """The micro-batch's share of the loss, and metrics for verl to add up.
+
+        model_output: jagged (B, prompt_i + response_i), with zeros outside the scored rows: `DIVERGENCE`, the tokens'
+            divergences, or `SHARE`, whose sum is `share`'s result.
+        data: `response_mask`, optionally `WEIGHTS`, jagged; non-tensors `COUNT` and `dp_size`.
+        """
+        if SHARE in model_output:
+            distill = model_output[SHARE].values().sum()
+        else:
+            nested = model_output[DIVERGENCE]
+            divergence = nested.values()[scored_rows(nested.offsets(), data["response_mask"])]
+            distill = (self.weights(data).to(divergence.dtype) * divergence).sum()
         metrics: dict[str, Any] = {LOSS: Metric(value=distill, aggregation=AggregationType.SUM)}
         loss = self.params.coefficient * distill
         if self.params.ppo:

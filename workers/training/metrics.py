@@ -23,27 +23,30 @@ QUANTILE = 0.99
 
 def divergence_metrics(
     divergence: Sequence[Tensor],
-    disagreement: Sequence[Tensor],
     positions: Sequence[Tensor],
     *,
     device: torch.device,
     group: Any = None,
+    **stats: Sequence[Tensor],
 ) -> dict[str, float]:
-    """Mean, largest, 99th percentile, negative share, top-1 disagreement and profile over relative position.
+    """Mean, largest, 99th percentile, negative share, profile over relative position, and means of the statistics.
 
-    divergence, disagreement, positions: (n_i,) for each micro-batch of this rank: token losses, 0/1 where the two
-        likeliest tokens differ, and u in (0, 1).
+    divergence, positions: (n_i,) for each micro-batch of this rank: token losses, and u in (0, 1).
+    stats: other values of the same tokens, the same names on every rank; each becomes `divergence/<name>`, its mean.
     group: the data-parallel group; every rank must call this, also one without tokens.
     """
-    value, differ, u = (
+    value, u, *others = (
         torch.cat([torch.zeros(0, device=device), *(p.to(device, torch.float32) for p in parts)])
-        for parts in (divergence, disagreement, positions)
+        for parts in (divergence, positions, *stats.values())
     )
     bins = (u * POSITION_BINS).long().clamp(0, POSITION_BINS - 1)
-    sums = torch.zeros(4 + 2 * POSITION_BINS, dtype=torch.float64, device=device)
-    sums[0], sums[1], sums[2], sums[3] = value.numel(), value.double().sum(), (value < 0).sum(), differ.double().sum()
-    sums[4 : 4 + POSITION_BINS] = torch.bincount(bins, minlength=POSITION_BINS)
-    sums[4 + POSITION_BINS :] = torch.bincount(bins, weights=value.double(), minlength=POSITION_BINS)
+    sums = torch.zeros(3 + 2 * POSITION_BINS + len(others), dtype=torch.float64, device=device)
+    sums[0], sums[1], sums[2] = value.numel(), value.double().sum(), (value < 0).sum()
+    profile = slice(3, 3 + POSITION_BINS), slice(3 + POSITION_BINS, 3 + 2 * POSITION_BINS)
+    sums[profile[0]] = torch.bincount(bins, minlength=POSITION_BINS)
+    sums[profile[1]] = torch.bincount(bins, weights=value.double(), minlength=POSITION_BINS)
+    for i, other in enumerate(others):
+        sums[profile[1].stop + i] = other.double().sum()
     if dist.is_initialized():
         dist.all_reduce(sums, group=group)
     count = int(sums[0])
@@ -55,9 +58,9 @@ def divergence_metrics(
         "divergence/p99": float(top[-1]),
         "divergence/max": float(top[0]),
         "divergence/negative_share": float(share[2]),
-        DISAGREEMENT: float(share[3]),
+        **{f"divergence/{name}": float(share[profile[1].stop + i]) for i, name in enumerate(stats)},
     }
-    tokens, total = sums[4 : 4 + POSITION_BINS], sums[4 + POSITION_BINS :]
+    tokens, total = sums[profile[0]], sums[profile[1]]
     for i, mean in enumerate((total / tokens.clamp(min=1.0)).tolist()):
         metrics[f"divergence/position_{i}"] = mean
     return metrics

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,19 +13,38 @@ TEACHER_IDS, TEACHER_POSITIONS = "teacher_input_ids", "teacher_position_ids"
 WEIGHTS = "distill_weights"
 
 
-def scored_rows(sequence_offsets: Tensor, response_mask: Tensor) -> Tensor:
-    """Packed rows whose logits predict the valid response tokens, (N,) int64, in row order.
+def response_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
+    """Packed rows whose logits predict the response tokens, (Σ response_i,) int64, in row order.
 
     sequence_offsets: (B + 1,) offsets of the packed (prompt + response) sequences, whatever their prompts: the rows
         come from each sequence's end, so student and teacher share this function and, token by token, its order.
-    response_mask: jagged (B, response_i), 0/1.
+    response_offsets: (B + 1,) offsets of the responses.
     """
-    offsets = response_mask.offsets()
-    lengths = offsets.diff()
+    lengths = response_offsets.diff()
     first = sequence_offsets[1:] - lengths - 1  # the token before the response predicts its first token
-    rows = torch.repeat_interleave(first - offsets[:-1], lengths)
-    rows = rows + torch.arange(rows.shape[0], device=rows.device)
-    return rows[response_mask.values().bool()]
+    rows = torch.repeat_interleave(first - response_offsets[:-1], lengths)
+    return rows + torch.arange(rows.shape[0], device=rows.device)
+
+
+def scored_rows(sequence_offsets: Tensor, response_mask: Tensor) -> Tensor:
+    """The `response_rows` of valid tokens, (N,) int64.  response_mask: jagged (B, response_i), 0/1."""
+    return response_rows(sequence_offsets, response_mask.offsets())[response_mask.values().bool()]
+
+
+def passes_within(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
+    """Rows in order, cut into runs of at most `budget` tokens; a longer row is a run of its own, None cuts nothing.
+
+    lengths: tokens of each row.  Returns the runs' row numbers.
+    """
+    runs: list[list[int]] = []
+    tokens = 0
+    for row, length in enumerate(lengths):
+        if not runs or (budget is not None and tokens + length > budget):
+            runs.append([])
+            tokens = 0
+        runs[-1].append(row)
+        tokens += length
+    return runs
 
 
 def relative_positions(response_mask: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class LossParams:
             and then over responses.
         coefficient: factor of the divergence.
         ppo: whether verl's PPO clip on the advantages is added to it.
+        from_hidden: compute the divergence from hidden states where the model's head and the loss allow it (no bias,
+            nothing after the head, no top_k, no ppo), without logits of a whole micro-batch; false: never.
     """
 
     kind: str = "none"
@@ -51,11 +53,21 @@ class LossParams:
     reduction: str = "token_mean"
     coefficient: float = 1.0
     ppo: bool = True
+    from_hidden: bool = True
 
     @property
     def active(self) -> bool:
         """Whether there is a divergence, and so a teacher in the training worker."""
         return self.kind != "none"
+
+    @property
+    def logits_because(self) -> str | None:
+        """Why this loss needs logits, whatever the model; None where hidden states may do."""
+        if not self.from_hidden:
+            return "from_hidden=false"
+        if self.ppo:
+            return "ppo=true, and the clip needs log-probs with a gradient of their own"
+        return None if self.top_k is None else f"top_k={self.top_k}"
 
     def validate(self) -> None:
         """Raise ValueError, with value and rule, on a parameter or a combination that is not usable."""
@@ -92,15 +104,18 @@ class LossParams:
         if self.active:
             self.spec(rollout_temperature=1.0)
 
-    def spec(self, *, rollout_temperature: float) -> DivergenceSpec:
-        """The divergence, for student logits that were already divided by the rollout's temperature (as verl does)."""
+    def spec(self, *, rollout_temperature: float, divided_by: float = 1.0) -> DivergenceSpec:
+        """The divergence; its temperature is the rollout's where `temperature` is None.
+
+        divided_by: what the student's logits, and they alone, were divided by before.
+        """
         wanted = rollout_temperature if self.temperature is None else self.temperature
         return DivergenceSpec(
             kind=self.kind,
             jsd_beta=self.jsd_beta,
             clip=self.clip,
             clip_mode=self.clip_mode,
-            temperature=wanted / rollout_temperature,
+            temperature=wanted / divided_by,
             teacher_temperature=wanted,
         )
 

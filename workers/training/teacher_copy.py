@@ -14,13 +14,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from workers.training.params import TRAILING_WEIGHTS, TeacherWeights
 
 
 def local_shards(module: nn.Module) -> dict[str, Tensor]:
-    """This rank's part of every parameter, by name; shares storage with the module."""
+    """This rank's part of every parameter, by name; shares storage with the module.
+
+    A forward pass that no backward pass follows leaves the module whole where `reshard_after_forward` is false: it is
+    sharded again first, or its names would stand for whole parameters, and the next pass would use them as they are.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
     return {name: (p.to_local() if isinstance(p, DTensor) else p).detach() for name, p in module.named_parameters()}
 
 
@@ -48,6 +56,12 @@ class TeacherCopy:
         source = local_shards(student)
         for name, own in local_shards(self.module).items():
             own.copy_(source[name])
+
+    @property
+    def follows_next(self) -> bool:
+        """Whether the next `follow` changes a weight."""
+        every = self.settings.snapshot_every
+        return self.settings.weights == "ema" or (self.settings.weights == "snapshot" and (self.steps + 1) % every == 0)
 
     @torch.no_grad()
     def follow(self, student: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The training worker: verl's hybrid actor, rollout and reference worker, also on a machine without accelerators.
 
-Where the loss is a divergence, or the teacher has weights of its own, the actor's engine is ours
-(`workers.training.engine`) and the loss is `workers.training.loss.SelfDistillLoss`; otherwise both are verl's.
+With FSDP2 the actor's engine is ours (`workers.training.engine`).  Where the loss is a divergence it is
+`workers.training.loss.SelfDistillLoss`, otherwise verl's.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from workers.training.engine import MODEL_TYPE
+from workers.training.engine import MODEL_TYPE, TEACHER_LENGTHS
 from workers.training.loss import SelfDistillLoss
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 from workers.training.skipped_updates import count_skipped
@@ -31,6 +32,23 @@ class SelfDistillTrainingWorker(TrainingWorker):
         super().__init__(dataclasses.replace(config, model_type=MODEL_TYPE))
         self.engine.configure(loss, teacher)
 
+    def _postprocess_output(self, output: Any, *, delta_time: float, **options: Any) -> TensorDict:
+        final = super()._postprocess_output(output, delta_time=delta_time, **options)
+        count_teacher(tu.get(final, "metrics"), self.flops_counter, delta_time)
+        return final
+
+
+def count_teacher(metrics: dict[str, Any], flops_counter: Any, seconds: float) -> None:
+    """Add the teacher's passes to `mfu`, which verl counts from the student's tokens; changes metrics in place.
+
+    metrics: of verl's `train_batch`, with all ranks' `TEACHER_LENGTHS`, which this takes out.
+    flops_counter: verl's; it counts three passes (forward, and two for backward) where the teacher makes one.
+    """
+    lengths = [length for rank in metrics.pop(TEACHER_LENGTHS, []) for length in rank]
+    if lengths and "mfu" in metrics:
+        done, possible = flops_counter.estimate_flops(lengths, seconds)
+        metrics["mfu"] += done / 3 / possible / torch.distributed.get_world_size()
+
 
 class SelfDistillWorker(ActorRolloutRefWorker):
     """`ActorRolloutRefWorker` with the self-teacher, and with a gloo process group where the device is the CPU.
@@ -41,12 +59,12 @@ class SelfDistillWorker(ActorRolloutRefWorker):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
-        self.self_distill_loss = LossParams()
+        self.self_distill_loss, teacher = LossParams(), TeacherWeights()
         if config.get("self_distill") is not None:
             self.self_distill_loss = loss_params(config.self_distill)
             teacher = teacher_weights(config.self_distill)
-            if self.self_distill_loss.active or teacher.needs_copy(lora=config.model.get("lora_rank", 0) > 0):
-                self.actor_worker_cls = partial(SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher)
+        if config.actor.strategy == "fsdp2":
+            self.actor_worker_cls = partial(SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher)
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(
                 backend="gloo",

@@ -50,9 +50,8 @@ RESERVED = {
 SERVER_WORKSPACE = 3 * GIB
 # Share of the peak that is reached: matrix products, memory reads of decoding.  Assumed.
 PRODUCT_EFFICIENCY, READ_EFFICIENCY = 0.4, 0.6
-# Rows of a chunk times vocabulary that verl's exact entropy holds at once, in fp32: logits, probabilities, products.
-ENTROPY_COPIES = 3
-# fp32 buffers of workers/divergence/full.py on a GPU: five of 2**26 elements at most.
+# workers/divergence/full.py on a GPU: elements of a chunk of logits, and fp32 buffers of a block.
+CHUNK_ELEMENTS = 1 << 28
 DIVERGENCE_BUFFERS, DIVERGENCE_ELEMENTS = 5, 1 << 26
 
 
@@ -86,13 +85,14 @@ class Job:
     prompt: int
     response: int
     temperature: float
-    entropy_rows: int
     # teacher
     scored: bool  # in a pass of its own
     divergence: bool  # in the loss
     policy_loss: bool
+    from_hidden: bool  # the divergence, without logits
     teacher_copy: bool
     teacher_prompt: int
+    teacher_budget: int  # tokens of the teacher's passes in the loss
 
     @property
     def workers(self) -> int:
@@ -162,12 +162,17 @@ def job_of(cfg: DictConfig, method: Method, gpu: Gpu | None) -> Job | None:
         prompt=cfg.data.max_prompt_length,
         response=cfg.data.max_response_length,
         temperature=rollout.temperature,
-        entropy_rows=fsdp.get("entropy_from_logits_chunk_size", 2048),
         scored=method.scores_with_teacher,
         divergence=loss.active,
         policy_loss=loss.ppo,
+        from_hidden=loss.logits_because is None,
         teacher_copy=method.teacher_copy,
         teacher_prompt=method.max_prompt_length,
+        teacher_budget=(
+            actor.ppo_max_token_len_per_gpu
+            if actor.use_dynamic_bsz
+            else per_gpu * (method.max_prompt_length + cfg.data.max_response_length)
+        ),
     )
 
 
@@ -200,13 +205,23 @@ def _element(dtype: str) -> int:
 
 
 def logits_bytes(job: Job, tokens: int, copies: int = 1) -> int:
-    """Of full-vocabulary logits: (tokens, V) in the compute dtype; dividing by a temperature makes one more."""
+    """Of full-vocabulary logits: (tokens, V) in the compute dtype."""
     return tokens * job.model.vocab * job.compute_bytes * copies
 
 
 def _divided(job: Job) -> int:
-    """How often the student's logits exist: verl divides by the temperature out of place, at 1 not at all."""
+    """How often the clip's logits exist: verl divides by the temperature out of place, at 1 not at all."""
     return 1 if job.temperature == 1.0 else 2
+
+
+def _chunk(job: Job, rows: int) -> int:
+    """Rows whose logits exist at once where the head's inputs are what is kept."""
+    return min(rows, max(1, CHUNK_ELEMENTS // job.model.vocab))
+
+
+def statistics_bytes(job: Job, rows: int) -> int:
+    """Of log-probs and entropies from hidden states: a chunk's logits and probabilities, fp32."""
+    return 2 * _chunk(job, rows) * job.model.vocab * 4
 
 
 def _gathered(job: Job, gradients: bool) -> float:
@@ -262,8 +277,7 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
         **_resident(job, "log-probs"),
         "gathered": _gathered(job, gradients=False),
         "activations": tokens * interior / 2,  # nothing is kept for a backward pass: about half of a layer lives
-        "logits": logits_bytes(job, tokens, _divided(job)),
-        "entropy": ENTROPY_COPIES * min(job.entropy_rows, tokens) * m.vocab * 4,
+        "logits of a chunk": statistics_bytes(job, tokens),
     }
     if job.scored:
         tokens, _ = micro_batch(job, job.log_prob_budget, job.teacher_sequence)
@@ -271,7 +285,7 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
             **_resident(job, "log-probs"),
             "gathered": _gathered(job, gradients=False),
             "activations": tokens * interior / 2,
-            "logits": logits_bytes(job, tokens, _divided(job)),
+            "logits of a chunk": statistics_bytes(job, tokens),
         }
     phases["update"] = _update(job, interior)
     for phase, parts in phases.items():
@@ -284,29 +298,49 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
 
 def _update(job: Job, interior: float) -> dict[str, float]:
     m = job.model
-    tokens, sequences = micro_batch(job, job.token_budget, job.sequence)
+    tokens, _ = micro_batch(job, job.token_budget, job.sequence)
     if job.checkpointing:  # the input of each layer, and the inside of the one that is done again
         activations = tokens * (m.layers * m.hidden * job.compute_bytes + interior)
     else:
         activations = tokens * m.layers * interior
     parts = {**_resident(job, "update"), "gathered": _gathered(job, gradients=True), "activations": activations}
-    # PPO: the cross-entropy writes its gradient over the logits.
-    parts["logits"] = logits_bytes(job, tokens, _divided(job))
-    if job.divergence:
-        rows = min(tokens, sequences * job.response) if tokens < job.sequence else tokens
-        parts["teacher logits"] = divergence_bytes(job, rows)
-        teacher_tokens = sequences * job.teacher_sequence
-        parts["activations"] = max(activations, teacher_tokens * interior / 2)
-        if job.policy_loss:  # the gradients of both terms before they are added
-            parts["logits"] += logits_bytes(job, tokens)
+    if not job.divergence:  # PPO: the cross-entropy writes its gradient over the logits
+        return parts | {"logits": logits_bytes(job, tokens, _divided(job))}
+    dealt = math.ceil(job.mini_batch * job.rollouts / job.workers)
+    rows = min(tokens, dealt * job.response)
+    teacher = min(dealt * job.teacher_sequence, max(job.teacher_budget, job.teacher_sequence))
+    parts["activations"] = max(activations, teacher * interior / 2)
+    if job.from_hidden:
+        return parts | {"divergence": hidden_divergence_bytes(job, rows)}
+    # Beside the clip the gradients of both terms, before they are added.
+    parts["logits"] = logits_bytes(job, tokens, 3 if job.policy_loss else 1)
+    parts["teacher logits"] = divergence_bytes(job, rows)
     return parts
+
+
+def _working_buffers(job: Job, rows: int) -> int:
+    block = min(rows, max(1, DIVERGENCE_ELEMENTS // job.model.vocab))
+    return DIVERGENCE_BUFFERS * block * job.model.vocab * 4
 
 
 def divergence_bytes(job: Job, rows: int) -> float:
     """Beside the student's logits: the teacher's (rows, V), which become the gradient, and the working buffers."""
+    return logits_bytes(job, rows) + _working_buffers(job, rows)
+
+
+def hidden_divergence_bytes(job: Job, rows: int) -> float:
+    """From hidden states: both sides' and their gradient, (rows, h), a chunk's logits, and what the heads need.
+
+    A head that trains has its gradient in fp32 and then in the compute dtype; a teacher's own head is copied.
+    """
     m = job.model
-    block = min(rows, max(1, DIVERGENCE_ELEMENTS // m.vocab))
-    return logits_bytes(job, rows) + DIVERGENCE_BUFFERS * block * m.vocab * 4
+    head = m.vocab * m.hidden
+    gradient = 0 if job.lora_rank else head * (4 + job.compute_bytes)
+    copied = head * job.compute_bytes if job.teacher_copy else 0
+    states = rows * m.hidden * (2 * job.compute_bytes + 4)
+    return (
+        states + logits_bytes(job, _chunk(job, rows), 2) + _working_buffers(job, _chunk(job, rows)) + gradient + copied
+    )
 
 
 def cache_tokens(job: Job) -> int:

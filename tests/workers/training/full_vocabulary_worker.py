@@ -8,114 +8,17 @@ outside.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("VERL_PLATFORM", "cpu")
-
 import torch
 import torch.distributed as dist
-
-import workers.cpu.platform
-
-import workers.register  # noqa: F401  isort: skip
 from tensordict import TensorDict
-from verl.trainer.config import CheckpointConfig
-from verl.utils import tensordict_utils as tu
-from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
-from verl.workers.engine import EngineRegistry
 
-from workers.training.engine import MODEL_TYPE, SelfDistillEngine
+import workers.register  # noqa: F401
+from benchmarks.engine_run import build, first_gradient, full, loss_of, mini_batch, perturb, scores
+from workers.training.engine import SelfDistillEngine
 from workers.training.loss import SelfDistillLoss
-from workers.training.params import LossParams, TeacherWeights
-
-
-def build(folder: Path, case: dict) -> SelfDistillEngine:
-    model = HFModelConfig(
-        path=case.get("model", str(folder / "model")),
-        use_remove_padding=True,
-        enable_gradient_checkpointing=case.get("gradient_checkpointing", False),
-        override_config={"attn_implementation": "sdpa"},
-        **({"lora_rank": 4, "lora_alpha": 8, "target_modules": "all-linear"} if case.get("lora") else {}),
-    )
-    engine = EngineRegistry.new(
-        model_type=MODEL_TYPE,
-        backend="fsdp2",
-        model_config=model,
-        engine_config=FSDPEngineConfig(
-            strategy="fsdp2",
-            use_torch_compile=False,
-            param_offload=False,
-            mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32"},
-            use_dynamic_bsz=case.get("dynamic", False),
-            reshard_after_forward=case.get("reshard_after_forward", True),
-        ),
-        optimizer_config=FSDPOptimizerConfig(lr=case.get("lr", 0.01), clip_grad=1e9, total_training_steps=10),
-        checkpoint_config=CheckpointConfig(),
-    )
-    engine.configure(LossParams(**case["loss"]), TeacherWeights(**case.get("teacher", {})))
-    engine.initialize()
-    return engine
-
-
-def full(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-
-
-def perturb(engine: SelfDistillEngine) -> None:
-    """Make the student differ from the initial policy, by values that depend on names only."""
-    with torch.no_grad():
-        for name, parameter in sorted(engine.module.named_parameters()):
-            if parameter.requires_grad:
-                generator = torch.Generator().manual_seed(sum(map(ord, name)))
-                shift = 0.02 * torch.randn(parameter.shape, generator=generator)
-                if hasattr(parameter, "full_tensor"):
-                    from torch.distributed.tensor import distribute_tensor
-
-                    shift = distribute_tensor(shift, parameter.device_mesh, parameter.placements)
-                parameter.add_(shift)
-
-
-def mini_batch(folder: Path, case: dict, rank: int, world: int) -> TensorDict:
-    rows = torch.load(folder / "batch.pt")
-    own = list(range(len(rows["student"])))[rank::world]
-
-    def jagged(values: list[torch.Tensor]) -> torch.Tensor:
-        return torch.nested.as_nested_tensor(values, layout=torch.jagged)
-
-    def positions(values: list[torch.Tensor]) -> torch.Tensor:
-        return jagged([torch.arange(len(v)) for v in values])
-
-    student, teacher = [rows["student"][i] for i in own], [rows["teacher"][i] for i in own]
-    masks = [rows["mask"][i] for i in own]
-    fields = {
-        "input_ids": jagged(student),
-        "position_ids": positions(student),
-        "teacher_input_ids": jagged(teacher),
-        "teacher_position_ids": positions(teacher),
-        "response_mask": jagged(masks),
-        "loss_mask": jagged(masks),
-        "prompts": jagged([s[: len(s) - len(m)] for s, m in zip(student, masks, strict=True)]),
-        "responses": jagged([s[len(s) - len(m) :] for s, m in zip(student, masks, strict=True)]),
-        "old_log_probs": jagged([rows["old_log_probs"][i] for i in own]),
-        "advantages": jagged([rows["advantages"][i] for i in own]),
-    }
-    if case.get("weighted"):
-        fields["distill_weights"] = jagged([rows["weights"][i] - case.get("weights_minus", 0.0) for i in own])
-    data = TensorDict(fields, batch_size=len(own))
-    tu.assign_non_tensor(
-        data,
-        temperature=case.get("rollout_temperature", 1.0),
-        use_remove_padding=True,
-        use_dynamic_bsz=case.get("dynamic", False),
-        micro_batch_size_per_gpu=case.get("micro", 1),
-        max_token_len_per_gpu=case.get("max_tokens", 64),
-        calculate_entropy=False,
-        global_batch_size=len(rows["student"]),
-        use_fused_kernels=False,
-    )
-    return data
 
 
 def skipped_update(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss, rank: int) -> dict:
@@ -179,27 +82,33 @@ def resumed(
     return same
 
 
-def policy_loss(model_output, data, dp_group=None):
-    from verl.workers.config import FSDPActorConfig
-    from verl.workers.utils.losses import ppo_loss
+def teacher_between_updates(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss) -> dict[str, bool]:
+    """Whether two updates of one step have the same teacher, and the next step another one."""
+    seen, inner = [], engine._teacher_pass
 
-    config = FSDPActorConfig(
-        strategy="fsdp2", ppo_micro_batch_size_per_gpu=1, rollout_n=1, loss_agg_mode="token-mean", use_dynamic_bsz=False
-    )
-    return ppo_loss(config, model_output, data, dp_group)
+    def watched(micro_batch: TensorDict) -> tuple:
+        seen.append(inner(micro_batch))
+        return seen[-1]
+
+    engine._teacher_pass = watched
+    with engine.train_mode():
+        for _ in range(2):
+            engine.train_batch(data, loss)
+        engine.lr_scheduler_step()
+        engine.train_batch(data, loss)
+    first, second, next_step = (states for states, _ in seen)
+    return {"same in a step": torch.equal(first, second), "same in the next": torch.equal(second, next_step)}
 
 
 def run(folder: Path, case: dict, rank: int, world: int) -> dict:
     engine = build(folder, case)
     if case.get("perturb"):
         perturb(engine)
-    loss = SelfDistillLoss(LossParams(**case["loss"]), policy_loss=policy_loss)
+    loss = loss_of(case)
     data = mini_batch(folder, case, rank, world)
     initial = {name: full(p.detach()).clone() for name, p in engine.module.named_parameters()}
     with engine.train_mode():
-        engine.optimizer_zero_grad()
-        outputs = engine.forward_backward_batch(data, loss)
-        gradients = {name: full(p.grad).clone() for name, p in engine.module.named_parameters() if p.grad is not None}
+        found = first_gradient(engine, case, data)
         teachers = []
         for _ in range(case.get("steps", 0)):
             engine.optimizer_step()
@@ -217,16 +126,21 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
         engine.teacher.load(folder / "saved", rank=rank, world_size=world)
         after = {name: full(p) for name, p in engine.teacher.module.named_parameters()}
         restored = all(torch.equal(before[name], after[name]) for name in before), engine.teacher.steps
-    metrics = {name: value if isinstance(value, list) else value.values for name, value in outputs["metrics"].items()}
     spoiled = skipped_update(engine, mini_batch(folder, case, rank, world), loss, rank) if case.get("spoil") else None
     again = resumed(engine, folder, case, mini_batch(folder, case, rank, world), loss) if case.get("resume") else None
+    between = teacher_between_updates(engine, data, loss) if case.get("updates") else None
+    scored = None
+    if case.get("scores"):
+        scored = scores(engine, mini_batch(folder, case, rank, world))
+        with engine.as_teacher():
+            scored["by the teacher"] = scores(engine, mini_batch(folder, case, rank, world))
     return {
+        **found,
+        "between": between,
+        "scored": scored,
         "spoiled": spoiled,
         "resumed": again,
-        "loss": outputs["loss"],
-        "gradients": gradients,
         "initial": initial,
-        "metrics": metrics,
         "teachers": teachers,
         "restored": restored,
     }

@@ -16,65 +16,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModelForCausalLM
 
+from benchmarks.engine_cases import CASES, OPSD, PW_OPSD, plain, relative_error, write_material
 from tests.builders.configs import ROOT
-
-VOCABULARY = 37
-SHAPES = [
-    (3, 7, 5),
-    (5, 9, 1),
-    (2, 4, 8),
-    (4, 11, 3),
-    (6, 6, 12),
-    (2, 8, 2),
-]  # student prompt, teacher prompt, response
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Path:
-    """A tiny untrained Qwen3 with its tokenizer, and six sequences of different lengths, one with a masked token."""
-    from tokenizers import Tokenizer, models
-
-    folder = tmp_path_factory.mktemp("material")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        tie_word_embeddings=False,
-        initializer_range=0.05,  # with sharper distributions fp32 itself is off by more than 1e-6
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    words = {f"w{i}": i for i in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")), pad_token="w0", eos_token="w1"
-    )
-    tokenizer.save_pretrained(folder / "model")
-    generator = torch.Generator().manual_seed(1)
-    rows: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("student", "teacher", "mask", "weights", "old_log_probs", "advantages")
-    }
-    for student, teacher, response in SHAPES:
-        ids = torch.randint(3, VOCABULARY, (response,), generator=generator)
-        rows["student"].append(torch.cat([torch.randint(3, VOCABULARY, (student,), generator=generator), ids]))
-        rows["teacher"].append(torch.cat([torch.randint(3, VOCABULARY, (teacher,), generator=generator), ids]))
-        mask = torch.ones(response, dtype=torch.int64)
-        if response == 8:
-            mask[3] = 0
-        rows["mask"].append(mask)
-        rows["weights"].append(0.25 + 0.75 * torch.rand(response, generator=generator))
-        rows["advantages"].append(torch.randn(response, generator=generator))
-        rows["old_log_probs"].append(-3 * torch.rand(response, generator=generator))
-    torch.save(rows, folder / "batch.pt")
-    return folder
+    return write_material(tmp_path_factory.mktemp("material"))
 
 
 def through_the_engine(material: Path, folder: Path, cases: dict[str, dict], world: int) -> list[dict[str, dict]]:
@@ -116,173 +66,15 @@ def through_the_engine(material: Path, folder: Path, cases: dict[str, dict], wor
     return [torch.load(folder / f"result_{rank}.pt") for rank in range(world)]
 
 
-def token_losses(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> torch.Tensor:
-    """The divergence (N,) as its formula says, from log-softmaxes (N, V), by autograd."""
-    kind, beta = loss["kind"], loss.get("jsd_beta", 0.5)
-    if loss.get("top_k"):
-        student, teacher = restricted(student, teacher, loss)
-    p, q = student.exp(), teacher.exp()
-    if kind == "forward_kl":
-        entries = q * (teacher - student)
-    elif kind == "reverse_kl":
-        entries = p * (student - teacher)
-    else:
-        mixture = ((1 - beta) * p + beta * q).log()
-        entries = beta * q * (teacher - mixture) + (1 - beta) * p * (student - mixture)
-    if loss.get("clip") is not None:
-        low = -loss["clip"] if loss.get("clip_mode") == "symmetric" else None
-        entries = entries.clamp(min=low, max=loss["clip"])
-    return entries.sum(-1)
-
-
-def restricted(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs over the top-k tokens, with what the loss says of the others."""
-    if loss.get("top_k_by", "teacher") == "teacher":
-        index = teacher.topk(loss["top_k"]).indices
-        kept = teacher.gather(1, index).log_softmax(-1), student.gather(1, index)
-        return (kept[1] if loss.get("student_norm") == "full" else kept[1].log_softmax(-1)), kept[0]
-    index = student.topk(loss["top_k"]).indices
-    both = []
-    for values in (student, teacher):
-        listed = values.gather(1, index)
-        both.append(torch.cat([listed, (1 - listed.exp().sum(-1, keepdim=True)).log()], -1))
-    return both[0], both[1]
-
-
-def plain(material: Path, case: dict, students: dict, teachers: dict) -> dict:
-    """Loss and gradients with transformers alone, one sequence after the other, in fp64."""
-    rows, loss = torch.load(material / "batch.pt"), case["loss"]
-    lora = case.get("lora", False)
-
-    def model(values: dict) -> torch.nn.Module:
-        built = AutoModelForCausalLM.from_pretrained(
-            material / "model", dtype=torch.float64, attn_implementation="sdpa"
-        )
-        if lora:
-            from peft import LoraConfig, get_peft_model
-
-            built = get_peft_model(
-                built, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", bias="none")
-            ).double()
-        missing = built.load_state_dict({name: value.double() for name, value in values.items()}, strict=False)
-        assert not missing.unexpected_keys
-        return built.eval()
-
-    student, teacher = model(students), model(teachers)
-    rollout = case.get("rollout_temperature", 1.0)
-    temperature = loss.get("temperature") or rollout
-    tokens = sum(int(m.sum()) for m in rows["mask"])
-    total = torch.zeros((), dtype=torch.float64)
-    values = []
-    for i, mask in enumerate(rows["mask"]):
-        length = len(mask)
-        logits = student(rows["student"][i][None]).logits[0, -length - 1 : -1]
-        with torch.no_grad():
-            reference = teacher(rows["teacher"][i][None]).logits[0, -length - 1 : -1]
-        divergence = token_losses(
-            (logits / temperature).log_softmax(-1), (reference / temperature).log_softmax(-1), loss
-        )
-        values.append(divergence.detach()[mask.bool()])
-        weights = rows["weights"][i].double() if case.get("weighted") else torch.ones(length, dtype=torch.float64)
-        weights = (weights - case.get("weights_minus", 0.0)) * mask
-        if loss.get("reduction", "token_mean") == "token_mean":
-            weights = weights / tokens
-        else:
-            weights = weights / mask.sum() / len(rows["mask"])
-        total = total + loss.get("coefficient", 1.0) * (weights * divergence).sum()
-        if loss["ppo"]:
-            log_probs = (logits / rollout).log_softmax(-1)
-            log_probs = log_probs.gather(1, rows["student"][i][-length:, None])[:, 0]
-            ratio = (log_probs - rows["old_log_probs"][i].double()).clamp(-20, 20).exp()
-            advantage = rows["advantages"][i].double()
-            worst = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
-            worst = torch.where(advantage < 0, torch.minimum(worst, -advantage * 3.0), worst)
-            total = total + (worst * mask).sum() / tokens
-    total.backward()
-    return {
-        "loss": total.item(),
-        "values": torch.cat(values),
-        "gradients": {n: p.grad for n, p in student.named_parameters() if p.grad is not None},
-    }
-
-
-def relative_error(result: dict, reference: dict) -> float:
-    """Largest absolute difference of the gradients over the largest gradient."""
-    assert result["gradients"].keys() == reference["gradients"].keys()
-    scale = max(g.abs().max() for g in reference["gradients"].values())
-    difference = max((result["gradients"][n].double() - g).abs().max() for n, g in reference["gradients"].items())
-    return float(difference / scale)
-
-
-NO_PPO = {"ppo": False}
-OPSD = {"kind": "forward_kl", "clip": 0.002, "temperature": 1.1, "ppo": False}
-PW_OPSD = {**OPSD, "clip": 0.01, "reduction": "sequence_mean"}
-CASES = {
-    "opsd": (1, {"loss": OPSD, "micro": 6}),
-    "opsd, a sequence at a time": (1, {"loss": OPSD, "micro": 1}),
-    "opsd, two workers": (2, {"loss": OPSD, "micro": 1}),
-    "opsd, two workers, dynamic batches": (2, {"loss": OPSD, "dynamic": True, "max_tokens": 30}),
-    "pw-opsd, micro 3": (1, {"loss": PW_OPSD, "weighted": True, "micro": 3, "spoil": True}),
-    "pw-opsd, two workers": (2, {"loss": PW_OPSD, "weighted": True, "micro": 1, "spoil": True}),
-    "jsd, checkpointing, rollout temperature": (
-        1,
-        {
-            "loss": {"kind": "jsd", "jsd_beta": 0.3, "clip": 0.0005, "clip_mode": "symmetric", "ppo": False},
-            "rollout_temperature": 0.8,
-            "gradient_checkpointing": True,
-            "micro": 2,
-        },
-    ),
-    "dasd distribution, two workers": (
-        2,
-        {
-            "loss": {"kind": "reverse_kl", "ppo": True, "coefficient": 0.3, "reduction": "sequence_mean"},
-            "weighted": True,
-            "weights_minus": 0.5,  # some repel
-            "rollout_temperature": 1.3,
-            "micro": 3,
-        },
-    ),
-    "teacher's top 5, student in full": (
-        1,
-        {"loss": {"kind": "forward_kl", "top_k": 5, "student_norm": "full", "ppo": False}, "micro": 2},
-    ),
-    "student's top 5 and a tail, two workers": (
-        2,
-        {
-            "loss": {
-                "kind": "jsd",
-                "jsd_beta": 0.3,
-                "top_k": 5,
-                "top_k_by": "student",
-                "temperature": 1.2,
-                "ppo": False,
-            },
-            "rollout_temperature": 0.8,
-            "micro": 3,
-        },
-    ),
-    "parameters kept unsharded": (1, {"loss": OPSD, "micro": 2, "reshard_after_forward": False}),
-    "frozen copy": (1, {"loss": OPSD, "micro": 2, "teacher": {"weights": "frozen"}, "perturb": True}),
-    "frozen copy, two workers": (2, {"loss": OPSD, "micro": 3, "teacher": {"weights": "frozen"}, "perturb": True}),
-    "lora, adapter off": (
-        1,
-        {"loss": OPSD, "micro": 2, "lora": True, "teacher": {"weights": "frozen"}, "perturb": True},
-    ),
-    "lora, adapter off, two workers": (
-        2,
-        {"loss": OPSD, "micro": 1, "lora": True, "teacher": {"weights": "frozen"}, "perturb": True},
-    ),
-    "lora, current": (2, {"loss": OPSD, "micro": 3, "lora": True, "perturb": True}),
-}
-
-
 @pytest.fixture(scope="module")
 def engine_results(material, tmp_path_factory) -> dict[str, list[dict]]:
-    """Results of every rank for each of `CASES` and `TRAILING`."""
+    """Results of every rank for each case of this module."""
     found = {}
     for world in (1, 2):
-        cases = {name: case for name, (workers, case) in {**CASES, **TRAILING}.items() if workers == world}
+        everything = {**CASES, **TRAILING, **IN_BF16}
+        everything |= {name: (workers, {**case, "updates": True}) for name, (workers, case) in UPDATES.items()}
+        everything |= {name: (workers, {**case, "scores": True}) for name, (workers, case) in SCORES.items()}
+        cases = {name: case for name, (workers, case) in everything.items() if workers == world}
         ranks = through_the_engine(material, tmp_path_factory.mktemp(f"workers_{world}"), cases, world)
         found.update({name: [rank[name] for rank in ranks] for name in cases})
     return found
@@ -298,10 +90,12 @@ def test_the_gradient_is_that_of_plain_transformers(material, engine_results, na
     assert relative_error(results[0], reference) < 1e-6
     # each rank's share is scaled by their number, since gradients are averaged over ranks
     assert sum(sum(r["loss"]) for r in results) / world == pytest.approx(reference["loss"], rel=1e-5, abs=1e-7)
-    check_metrics(results, reference["values"])
+    if case["loss"].get("kind", "none") != "none":
+        check_metrics(results, reference)
 
 
-def check_metrics(results: list[dict], values: torch.Tensor) -> None:
+def check_metrics(results: list[dict], reference: dict) -> None:
+    values = reference["values"]
     own = [{k: v for k, v in r["metrics"].items() if k != "divergence/loss"} for r in results]
     assert all(r["metrics"].keys() == results[0]["metrics"].keys() for r in results)
     metrics = {k: v[0] for k, v in own[0].items() if k.startswith("divergence/")}
@@ -309,6 +103,9 @@ def check_metrics(results: list[dict], values: torch.Tensor) -> None:
     assert metrics["divergence/mean"] == pytest.approx(float(values.mean()), rel=1e-5, abs=1e-7)
     assert metrics["divergence/max"] == pytest.approx(float(values.max()), rel=1e-5, abs=1e-6)
     assert metrics["divergence/negative_share"] == pytest.approx(float((values < 0).double().mean()))
+    if "divergence/student_entropy" in metrics:  # without PPO no other pass has them
+        assert metrics["divergence/student_entropy"] == pytest.approx(float(reference["entropy"].mean()), rel=1e-5)
+        assert metrics["divergence/student_logprob"] == pytest.approx(float(reference["log_prob"].mean()), rel=1e-5)
     ordered = values.sort().values
     assert metrics["divergence/p99"] == pytest.approx(
         float(ordered[-(-99 * len(values) // 100) - 1]), rel=1e-5, abs=1e-6
@@ -359,6 +156,28 @@ TRAILING = {
         },
     ),
     "frozen": (2, {"loss": OPSD, "micro": 3, "steps": 2, "teacher": {"weights": "frozen"}, "resume": "frozen"}),
+    "ema, kept unsharded": (
+        2,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "ema", "ema_decay": 0.9},
+            "reshard_after_forward": False,
+            "resume": "unsharded",
+        },
+    ),
+    "snapshot, offloaded": (
+        1,
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "snapshot", "snapshot_every": 2},
+            "param_offload": True,
+            "resume": "offloaded",
+        },
+    ),
     "lora ema": (
         2,
         {
@@ -375,7 +194,7 @@ TRAILING = {
 
 @pytest.mark.parametrize("name", TRAILING)
 def test_a_teacher_follows_the_student_as_its_weights_say(engine_results, name):
-    (first, _), case = engine_results[name], TRAILING[name][1]
+    first, case = engine_results[name][0], TRAILING[name][1]
     expected = {n: v.double() for n, v in first["initial"].items()}
     for step in range(case["steps"]):
         teacher, student = first["teachers"][2 * step], first["teachers"][2 * step + 1]
@@ -399,6 +218,99 @@ def test_an_engine_that_starts_from_a_checkpoint_goes_on_as_the_one_that_wrote_i
     """Weights, moments, learning rate, random numbers, teacher: on each worker, bit for bit."""
     for result in engine_results[name]:
         assert set(result["resumed"].values()) == {True}, result["resumed"]
+
+
+# Two updates before the step ends: what DASD's distribution-level loss has four of.
+UPDATES = {
+    "snapshot of every step": (
+        1,
+        {"loss": OPSD, "micro": 6, "teacher": {"weights": "snapshot", "snapshot_every": 1}},
+    ),
+    "current": (1, {"loss": OPSD, "micro": 6}),
+}
+
+
+def test_a_snapshot_of_every_step_stands_still_within_it(engine_results):
+    """And `current` does not: with it the teacher would be another one at each update of a step."""
+    assert engine_results["snapshot of every step"][0]["between"] == {"same in a step": True, "same in the next": False}
+    assert engine_results["current"][0]["between"] == {"same in a step": False, "same in the next": False}
+
+
+SCORES = {
+    "scores": (1, {"loss": OPSD, "rollout_temperature": 1.3}),
+    "scores without a divergence, two workers": (2, {"loss": {}, "rollout_temperature": 0.8, "micro": 1}),
+    "scores of a copy, two workers": (2, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "micro": 3}),
+    "scores without the adapter": (1, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "lora": True}),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_log_probs_and_entropies_are_those_of_plain_transformers(material, engine_results, name):
+    """From hidden states, by the student's weights and by the teacher's; a masked token has them too."""
+    world, case = SCORES[name]
+    rows = torch.load(material / "batch.pt")
+    students = engine_results[name][0]["initial"]
+    teachers = {} if case.get("teacher") else students
+    everything = {**case, "loss": {"ppo": False, "temperature": case.get("rollout_temperature", 1.0)}}
+    for who, weights in (("student", students), ("teacher", teachers)):
+        found = plain(material, everything, weights, weights)
+        lengths = [int(mask.sum()) for mask in rows["mask"]]
+        expected = {name: found[name].split(lengths) for name in ("log_prob", "entropy")}
+        for rank, result in enumerate(engine_results[name]):
+            scored = result["scored"] if who == "student" else result["scored"]["by the teacher"]
+            for own, row in enumerate(range(len(lengths))[rank::world]):
+                valid = rows["mask"][row].bool()
+                for ours, theirs in (("log_probs", "log_prob"), ("entropy", "entropy")):
+                    assert scored[ours][own].dtype == torch.float32
+                    assert torch.allclose(scored[ours][own][valid].double(), expected[theirs][row], atol=2e-6), who
+            assert 0.0 <= result["scored"]["noise"] < 1e-5  # fp32: nothing but rounding
+
+
+IN_BF16 = {
+    name + ", bf16": (1, {**case, "dtype": "bf16"})
+    for name, case in {
+        "clip alone": CASES["clip alone"][1],
+        "opsd": CASES["opsd"][1],
+        "opsd, from logits": CASES["opsd, from logits"][1],
+        "dasd distribution": CASES["dasd distribution, two workers"][1],
+        "the same prompts": {
+            "loss": {**OPSD, "clip": None},
+            "same_prompts": True,
+            "rollout_temperature": 1.1,
+            "micro": 6,
+        },
+    }.items()
+}
+
+
+@pytest.mark.parametrize("name", [name for name in IN_BF16 if "same" not in name])
+def test_in_bf16_the_error_is_that_of_plain_transformers(material, engine_results, name):
+    """Also of the clip alone: without flash-attn verl would round its log-probs to 16 bits."""
+    case, result = IN_BF16[name][1], engine_results[name][0]
+    exact = plain(material, case, result["initial"], result["initial"])
+    usual = relative_error(plain(material, case, result["initial"], result["initial"], torch.bfloat16), exact)
+    assert relative_error(result, exact) < 2 * usual
+
+
+def test_a_teacher_that_sees_the_same_prompt_teaches_nothing(engine_results):
+    """In bf16 and at a temperature: both sides are divided alike, and in fp32."""
+    result = engine_results["the same prompts, bf16"][0]
+    assert abs(result["metrics"]["divergence/max"][0]) < 1e-6 and abs(result["loss"][0]) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.1}, {"kind": "jsd"}, {"top_k": 3}, {"kind": "reverse_kl"}])
+def test_equal_logits_have_no_divergence_at_any_temperature(settings):
+    """16-bit logits, rollout at 1.1: exactly zero, and so is the gradient but for the normaliser's last digit."""
+    from workers.training.loss import SelfDistillLoss
+    from workers.training.params import LossParams
+
+    logits = (5 * torch.randn(6, 37, generator=torch.Generator().manual_seed(0))).bfloat16()
+    student, rows = logits.clone().requires_grad_(), torch.arange(6)
+    loss = SelfDistillLoss(LossParams(**{"kind": "forward_kl", "ppo": False, **settings}))
+    value, _ = loss.score(student, logits.clone(), rows, rollout_temperature=1.1)
+    assert torch.equal(value, torch.zeros(6))
+    value.sum().backward()
+    assert student.grad.abs().max() < 1e-6
 
 
 # --- invariances of the loss on tiny tensors --------------------------------------------------------------------------
@@ -483,14 +395,16 @@ def test_metrics_by_hand():
     values = torch.tensor([-1.0, 0.0, 2.0, 3.0])
     metrics = divergence_metrics(
         [values[:3], values[3:]],
-        [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0])],
         [torch.tensor([0.05, 0.5, 0.95]), torch.tensor([0.99])],
+        top1_disagreement=[torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0])],
+        student_entropy=[torch.tensor([1.0, 2.0, 3.0]), torch.tensor([6.0])],
         device=torch.device("cpu"),
     )
     assert metrics["divergence/mean"] == 1.0 and metrics["divergence/max"] == metrics["divergence/p99"] == 3.0
     assert metrics["divergence/negative_share"] == 0.25 and metrics["divergence/top1_disagreement"] == 0.5
+    assert metrics["divergence/student_entropy"] == 3.0
     assert (metrics["divergence/position_0"], metrics["divergence/position_9"]) == (-1.0, 2.5)
-    empty = divergence_metrics([], [], [], device=torch.device("cpu"))
+    empty = divergence_metrics([], [], top1_disagreement=[], student_entropy=[], device=torch.device("cpu"))
     assert empty.keys() == metrics.keys() and set(empty.values()) == {0.0}
 
 

@@ -16,7 +16,7 @@ from recipes.common.plan import shapes as architectures
 from recipes.common.plan.memory import GIB, GPUS
 from recipes.common.plan.shapes import KNOWN, Architecture
 from tests.builders.configs import composed
-from workers.divergence import DivergenceSpec, logits_divergence
+from workers.divergence import DivergenceSpec, hidden_divergence, hidden_statistics, logits_divergence
 
 
 def meta_model(shape: Architecture):
@@ -179,6 +179,51 @@ def test_the_divergences_memory_is_what_it_allocates(tmp_path, monkeypatch, toke
     assert measured.peak <= 1.02 * (planner.divergence_bytes(job, rows) + planner.logits_bytes(job, tokens))
 
 
+@pytest.mark.parametrize(("rows", "frozen_head"), [(96, True), (96, False), (700, True)])
+def test_the_divergence_from_hidden_states_is_what_it_allocates(tmp_path, monkeypatch, rows, frozen_head):
+    """Hidden states in, forward and backward: nothing grows with (rows, V)."""
+    vocab, hidden = 4096, 64
+    monkeypatch.setattr(planner, "DIVERGENCE_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(planner, "CHUNK_ELEMENTS", 128 * vocab)
+    job = preset(tmp_path, "method=opsd", "experiment=qwen3_4b_openthoughts")
+    model = replace(job.model, vocab=vocab, hidden=hidden)
+    job = replace(job, model=model, lora_rank=64 if frozen_head else 0, teacher_copy=False)
+    head = torch.randn(vocab, hidden, dtype=torch.bfloat16, requires_grad=not frozen_head)
+    with PeakBytes() as measured:
+        student = torch.randn(rows, hidden, dtype=torch.bfloat16).requires_grad_()
+        teacher = torch.randn(rows, hidden, dtype=torch.bfloat16)
+        loss, _ = hidden_divergence(
+            student, head, teacher, weights=torch.ones(rows), spec=DivergenceSpec(clip=0.05), chunk_size=128
+        )
+        loss.backward()
+    assert measured.peak == pytest.approx(planner.hidden_divergence_bytes(job, rows), rel=0.15)
+
+
+def test_log_probs_from_hidden_states_take_what_is_planned(tmp_path, monkeypatch):
+    vocab, rows = 4096, 700
+    monkeypatch.setattr(planner, "CHUNK_ELEMENTS", 128 * vocab)
+    job = preset(tmp_path, "method=dasd", "experiment=qwen3_4b_dapo")
+    job = replace(job, model=replace(job.model, vocab=vocab))
+    hidden, head = torch.randn(rows, 64), torch.randn(vocab, 64)
+    with PeakBytes() as measured:
+        hidden_statistics(hidden, head, torch.arange(rows), chunk_size=128)
+    seen_through_views = hidden.nbytes + head.nbytes
+    assert measured.peak == pytest.approx(planner.statistics_bytes(job, rows) + seen_through_views, rel=0.02)
+
+
+def test_a_teachers_passes_are_planned_within_the_budget(tmp_path):
+    """Sequences as dealt, however short the responses; a single longer one is still a pass."""
+    job = preset(tmp_path, "method=opsd", "experiment=qwen3_8b_openthoughts", "hardware=1xh100")
+    dealt = job.mini_batch * job.rollouts
+    assert dealt * job.teacher_sequence > job.token_budget  # what it would be otherwise
+    interior = job.model.saved_bytes() * job.compute_bytes / 2
+    planned = planner.memory(replace(job, checkpointing=True))["update"]["activations"]
+    students = job.token_budget * (job.model.layers * job.model.hidden * job.compute_bytes + interior)
+    assert planned == max(students, job.token_budget * interior / 2)
+    longer = replace(job, teacher_prompt=2 * job.token_budget)
+    assert planner.memory(longer)["update"]["activations"] == max(students, longer.teacher_sequence * interior / 2)
+
+
 def test_shards_fall_with_workers_and_the_rest_does_not(tmp_path):
     one = preset(tmp_path, "method=dasd", "experiment=qwen3_4b_dapo", "hardware=8xh100")
     two = replace(one, nodes=2)
@@ -220,7 +265,7 @@ def test_the_command_names_what_would_fit(tmp_path, capsys):
     forecast.show(cfg, read(cfg))
     shown = " ".join(capsys.readouterr().out.split())
     assert "32 × 1 = 32 sequences, 4 a worker" in shown
-    assert "teacher logits" in shown and "KV cache" in shown and "not a measurement" in shown
+    assert "divergence" in shown and "KV cache" in shown and "not a measurement" in shown
 
 
 def test_time_grows_as_the_work_does(tmp_path):
