@@ -105,6 +105,14 @@ class Method:
         return self.scores_with_teacher or self.loss.active
 
     @property
+    def scores_student(self) -> bool:
+        """Whether the student's log-probs and entropies take a pass of their own before the update.
+
+        A divergence over the whole vocabulary that is trained alone measures both in its own pass.
+        """
+        return self.loss.ppo or bool(self.signals) or self.loss.top_k is not None
+
+    @property
     def compares_groups(self) -> bool:
         """Whether the group advantage A_G is trained with, so that a problem needs several rollouts."""
         return self.loss.ppo

@@ -69,27 +69,27 @@ class Scores:
         nested_mask: the response mask as verl keeps it, jagged (B, response_i).
         mask: bool.
         token_ids: the responses' ids.
-        student: log p_S(o_t), nats, fp32.
-        entropy: H_t of the student, nats, fp32.
+        student: log p_S(o_t), nats, fp32; None where no pass was made for it.
+        entropy: H_t of the student, nats, fp32; None likewise.
         teacher: log p_T(o_t), nats, fp32; None where no teacher scores.
     """
 
     nested_mask: torch.Tensor
     mask: torch.Tensor
     token_ids: torch.Tensor
-    student: torch.Tensor
-    entropy: torch.Tensor
+    student: torch.Tensor | None
+    entropy: torch.Tensor | None
     teacher: torch.Tensor | None
 
     @cached_property
     def gap(self) -> torch.Tensor | None:
         """δ_t = log p_T(o_t) − log p_S(o_t), (B, T) nats; None where no teacher scores."""
-        return None if self.teacher is None else self.teacher.float() - self.student.float()
+        return None if self.teacher is None or self.student is None else self.teacher.float() - self.student.float()
 
     @cached_property
-    def student_mean(self) -> float:
+    def student_mean(self) -> float | None:
         """Mean log p_S of the valid tokens, nats: the student's confidence."""
-        return self.student[self.mask].mean().item()
+        return None if self.student is None else self.student[self.mask].mean().item()
 
     @cached_property
     def gap_mean(self) -> float | None:
@@ -102,7 +102,9 @@ class Scores:
         return None if self.gap is None else self.gap[self.mask].abs().mean().item()
 
     def metrics(self) -> dict[str, Any]:
-        """The step's numbers about log-probs and entropies."""
+        """The step's numbers about log-probs and entropies; none where no pass was made."""
+        if self.entropy is None:
+            return {}
         found = {names.STUDENT_LOG_PROB: self.student_mean}
         # numpy's: torch.quantile refuses more than 2**24 numbers, which a large batch has.
         values = np.quantile(self.entropy[self.mask].float().numpy(), ENTROPY_QUANTILES)
@@ -125,16 +127,17 @@ class Scores:
         )
 
 
-def fetch_scores(batch: KVBatchMeta, teacher: torch.Tensor | None) -> Scores:
+def fetch_scores(batch: KVBatchMeta, teacher: torch.Tensor | None, *, student: bool) -> Scores:
     """The student's scores of a batch, joined with the teacher's; one look into TransferQueue.
 
     Args:
+        student: whether the student's pass was made.
         teacher: log p_T of the response tokens, jagged (B, response_i), or None.
 
     Raises:
         RuntimeError: verl's log-prob pass did not leave what is needed.
     """
-    wanted = ["response_mask", "old_log_probs", "entropy", "responses"]
+    wanted = ["response_mask", "responses", *(["old_log_probs", "entropy"] if student else [])]
     nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=wanted)
     absent = [name for name in wanted if name not in nested]
     if absent:  # TransferQueue leaves out what it does not have
@@ -145,8 +148,8 @@ def fetch_scores(batch: KVBatchMeta, teacher: torch.Tensor | None) -> Scores:
         nested_mask=nested["response_mask"],
         mask=padded["response_mask"].bool(),
         token_ids=padded["responses"],
-        student=padded["old_log_probs"],
-        entropy=padded["entropy"],
+        student=padded["old_log_probs"] if student else None,
+        entropy=padded["entropy"] if student else None,
         teacher=None if teacher is None else teacher.to_padded_tensor(0.0, (len(batch), width)),
     )
 

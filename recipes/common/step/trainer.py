@@ -26,7 +26,7 @@ from verl.workers.utils.padding import response_to_nested
 from advantage import TokenSignals, token_signals
 from advantage.token_weights import weigh_tokens
 from recipes.common.method import read
-from recipes.common.metric_names import ROLLOUTS_MISSING
+from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_PROB
 from recipes.common.record import samples
 from recipes.common.step.recorded import RecordedTrainer
 from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
@@ -104,7 +104,14 @@ class SelfDistillTrainer(RecordedTrainer):
         self.rewards, self._teacher_log_probs = fetch_rewards(batch), None
         return batch
 
+    def _student_scores_due(self) -> bool:
+        # A rollout that reports its own log-probs is compared with the actor's, whatever is trained.
+        compared = self.config.actor_rollout_ref.rollout.calculate_log_probs
+        return self.method.scores_student or compared or self._samples_due()
+
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if not self._student_scores_due():
+            return batch
         self.stage("student log-probs")
         return super()._compute_old_log_prob(batch, metrics)
 
@@ -120,7 +127,7 @@ class SelfDistillTrainer(RecordedTrainer):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self.stage("advantages")
-        self.scores = scores = fetch_scores(batch, self._teacher_log_probs)
+        self.scores = scores = fetch_scores(batch, self._teacher_log_probs, student=self._student_scores_due())
         scores.check(step=self.global_steps, safe_ground=self.safe_ground())
         metrics.update(scores.metrics())
         fields: dict[str, torch.Tensor] = {}
@@ -137,7 +144,8 @@ class SelfDistillTrainer(RecordedTrainer):
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
         if self._samples_due():
-            fields |= {"entropy": scores.entropy, **({} if scores.gap is None else {"delta": scores.gap})}
+            known = {"entropy": scores.entropy, "delta": scores.gap}
+            fields |= {name: values for name, values in known.items() if values is not None}
             samples.append(
                 self.run_dir,
                 self.global_steps,
@@ -174,8 +182,10 @@ class SelfDistillTrainer(RecordedTrainer):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self.stage("update")
         batch = super()._update_actor(batch, metrics)
-        self.update = take_update(metrics)
-        metrics.update(self.skips.count(self.update, step=self.global_steps, safe_ground=self.safe_ground()))
+        self.update = update = take_update(metrics)
+        if not self._student_scores_due() and update.student_log_prob is not None:
+            metrics |= {ENTROPY: update.student_entropy, STUDENT_LOG_PROB: update.student_log_prob}
+        metrics.update(self.skips.count(update, step=self.global_steps, safe_ground=self.safe_ground()))
         return batch
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:

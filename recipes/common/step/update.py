@@ -10,7 +10,7 @@ from recipes.common.metric_names import SKIPPED, SKIPPED_TOTAL
 from recipes.common.step.broken_numbers import BrokenNumbers
 from recipes.common.step.signals import Scores
 from recipes.common.teacher.decisions import Observation
-from workers.training.metrics import DISAGREEMENT, LOSS, MEAN
+from workers.training.metrics import DISAGREEMENT, LOSS, MEAN, STUDENT_ENTROPY, STUDENT_LOG_PROB
 from workers.training.skipped_updates import SKIPPED as SKIPPED_BY_WORKERS
 
 _FROM_WORKERS = "actor/"  # verl puts it before every name of the workers
@@ -26,6 +26,7 @@ class Update:
         policy_loss, divergence_mean: means over the step, None where that part is not trained.
         divergence_loss: the divergence as it was trained, weighted and reduced; None without one.
         disagreement: share of tokens where the likeliest tokens of student and teacher differ; None without divergence.
+        student_entropy, student_log_prob: means over the tokens, nats, where the divergence's pass measured them.
     """
 
     skipped: int
@@ -34,6 +35,8 @@ class Update:
     divergence_mean: float | None = None
     divergence_loss: float | None = None
     disagreement: float | None = None
+    student_entropy: float | None = None
+    student_log_prob: float | None = None
 
     @property
     def made(self) -> bool:
@@ -56,6 +59,8 @@ def take_update(metrics: dict[str, Any]) -> Update:
         divergence_mean=metrics.get(MEAN),
         divergence_loss=metrics.get(LOSS),
         disagreement=metrics.get(DISAGREEMENT),
+        student_entropy=metrics.pop(STUDENT_ENTROPY, None),
+        student_log_prob=metrics.pop(STUDENT_LOG_PROB, None),
     )
 
 
@@ -104,6 +109,7 @@ def observation(update: Update, scores: Scores) -> Observation:
     full vocabulary: ℓ is −mean δ, the one-sample estimate of KL(p_S ‖ p_T), and mismatch mean |δ| (ours).
     """
     if update.divergence_loss is not None:
-        return Observation(update.divergence_loss, update.disagreement, confidence=scores.student_mean)
+        confidence = update.student_log_prob if scores.student_mean is None else scores.student_mean
+        return Observation(update.divergence_loss, update.disagreement, confidence=confidence)
     loss = None if scores.gap_mean is None else -scores.gap_mean
     return Observation(loss, scores.gap_abs_mean, confidence=scores.student_mean)
