@@ -154,9 +154,10 @@ def _read(file: Path) -> list[Row]:
     return rows
 
 
-def supervise(number: int, folder: Path, seconds: float, rehearse: bool, model: Path | None = None) -> list[Row]:
+def supervise(
+    part: Part, number: int, folder: Path, seconds: float, rehearse: bool, model: Path | None = None
+) -> list[Row]:
     """Run a part in a process of its own and read its rows; what is wrong with the process is a row too."""
-    part = PARTS[number]
     missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
     if missing:
         why = f"not installed: {', '.join(missing)} (docs/gpu.md lists the wheels)"
@@ -208,12 +209,12 @@ def environment(rehearse: bool) -> dict[str, str]:
     }
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], parts: Mapping[int, Part]) -> str:
     """One line a row, parts apart; a check's name and note are as long as they are."""
     width = max(len(row.check) for row in rows)
     lines = []
     for number in dict.fromkeys(row.part for row in rows):
-        lines.append(f"\n{number}. {PARTS[number].title}")
+        lines.append(f"\n{number}. {parts[number].title}")
         for row in (row for row in rows if row.part == number):
             value = "" if row.value is None else f"{row.value:.4g} {row.unit}".strip()
             line = f"  {row.check:{width}}  {row.status:10}  {value:>16}  {row.bound:16}  {row.note}"
@@ -225,21 +226,41 @@ def summary(rows: list[Row]) -> dict[str, int]:
     return {status: sum(row.status == status for row in rows) for status in STATUSES}
 
 
-def check(numbers: list[int], budget: float, rehearse: bool, model: Path | None = None) -> list[Row]:
+def check(parts: Mapping[int, Part], budget: float, rehearse: bool = False, model: Path | None = None) -> list[Row]:
     """All rows of the parts, in order; the budget is for all of them, whatever their own ones say."""
     end, rows = time.monotonic() + budget, []
-    with tempfile.TemporaryDirectory(prefix="benchmarks.gpu_check_") as folder:
-        for number in numbers:
-            part, left = PARTS[number], end - time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
+        for number, part in parts.items():
+            left = end - time.monotonic()
             seconds = min(part.rehearsal if rehearse else part.seconds, left - GRACE)
             if seconds <= 0:
                 found = [Row(number, part.title, "skipped", note=f"the budget of {budget:.0f} s was spent")]
             else:
-                found = supervise(number, Path(folder), seconds, rehearse, model)
+                found = supervise(part, number, Path(folder), seconds, rehearse, model)
             counts = ", ".join(f"{count} {status}" for status, count in summary(found).items() if count)
             print(f"{number}. {part.title}: {counts} ({left - (end - time.monotonic()):.0f} s)", flush=True)
             rows += found
     return rows
+
+
+def run(parser: argparse.ArgumentParser, options: argparse.Namespace, parts: Mapping[int, Part]) -> int:
+    """The parts that `options.parts` names, the table and the JSON; the exit code."""
+    wanted = options.parts.split(",")
+    unknown = [name for name in wanted if name not in map(str, parts)]
+    if unknown:
+        parser.error(f"--parts {options.parts}: no part {', '.join(unknown)}; there are {', '.join(map(str, parts))}")
+    rehearse, model = getattr(options, "rehearse", False), getattr(options, "model", None)
+    where = environment(rehearse)
+    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    rows = check({int(name): parts[int(name)] for name in wanted}, options.budget, rehearse, model)
+    counts = summary(rows)
+    print(table(rows, parts))
+    print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        record = {"environment": where, "counts": counts, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return 1 if counts["missed"] or counts["error"] or counts["skipped"] == len(rows) else 0
 
 
 def main() -> int:
@@ -258,25 +279,11 @@ def main() -> int:
         file, seconds, model = options.rows, options.seconds, options.model
         run_part(options.where, Report(options.part, file, seconds, options.rehearse, model))
         return 0
-    wanted = options.parts.split(",")
-    unknown = [name for name in wanted if name not in map(str, PARTS)]
-    if unknown:
-        parser.error(f"--parts {options.parts}: no part {', '.join(unknown)}; there are {', '.join(map(str, PARTS))}")
     import torch
 
     if not options.rehearse and not torch.cuda.is_available():
         parser.error("torch sees no GPU here; --rehearse runs the same code on the CPU with small shapes")
-    where = environment(options.rehearse)
-    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
-    rows = check([int(name) for name in wanted], options.budget, options.rehearse, options.model)
-    counts = summary(rows)
-    print(table(rows))
-    print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"environment": where, "counts": counts, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return 1 if counts["missed"] or counts["error"] or counts["skipped"] == len(rows) else 0
+    return run(parser, options, PARTS)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ def part(name: str, *, needs: tuple[str, ...] = (), seconds: float = 20.0) -> Pa
 
 
 @pytest.fixture
-def supervised(monkeypatch, tmp_path):
+def supervised(tmp_path):
     """Statuses by check, and notes, of one part of tests/benchmarks/gpu_check_parts.py."""
 
     def run(name: str, **options) -> tuple[dict[str, str], dict[str, str]]:
-        monkeypatch.setattr(gpu_check, "PARTS", {1: part(name, **options)})
         (tmp_path / name).mkdir()
-        rows = gpu_check.supervise(1, tmp_path / name, options.get("seconds", 20.0), rehearse=True)
+        seconds = options.get("seconds", 20.0)
+        rows = gpu_check.supervise(part(name, **options), 1, tmp_path / name, seconds, rehearse=True)
         return {row.check: row.status for row in rows}, {row.check: row.note for row in rows}
 
     return run
@@ -68,7 +68,7 @@ def test_a_part_without_its_packages_is_skipped_and_says_which(supervised):
 def test_a_part_leaves_out_what_there_is_no_time_for(tmp_path):
     from tests.benchmarks.gpu_check_parts import slow_items
 
-    slow_items(Report(1, tmp_path / "rows", 1.4, rehearse=True))
+    slow_items(Report(1, tmp_path / "rows", 1.0, rehearse=True))
     statuses = [(row.check, row.status) for row in gpu_check._read(tmp_path / "rows")]
     assert statuses == [("a", "measured"), ("b", "measured"), ("c", "skipped")]
 
@@ -80,9 +80,8 @@ def test_aims_are_judged_on_a_gpu(tmp_path):
     assert [row.status for row in gpu_check._read(tmp_path / "rows")] == ["aim missed", "ok"]
 
 
-def test_the_budget_of_all_parts_is_kept(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_check, "PARTS", {1: part("good"), 2: part("good")})
-    rows = gpu_check.check([1, 2], budget=gpu_check.GRACE, rehearse=True)
+def test_the_budget_of_all_parts_is_kept():
+    rows = gpu_check.check({1: part("good"), 2: part("good")}, budget=gpu_check.GRACE, rehearse=True)
     assert [row.status for row in rows] == ["skipped", "skipped"] and "budget" in rows[0].note
 
 
@@ -98,7 +97,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_the_command_refuses_what_it_cannot_do():
-    assert "no part 9" in command("--parts", "1,9").stderr
+    assert "no part 9" in command("--parts", "1,9", "--rehearse").stderr
     without_gpu = command("--parts", "5", CUDA_VISIBLE_DEVICES="")
     assert without_gpu.returncode == 2 and "--rehearse" in without_gpu.stderr
 
@@ -178,6 +177,31 @@ def test_a_stub_lets_modules_be_imported_and_nothing_else():
     for misuse in (lambda: stubbed.get(3), lambda: stubbed.init(), lambda: stubbed.nested.call("a", "b")):
         with pytest.raises(NotInstalled, match="absent"):
             misuse()
+
+
+@pytest.mark.slow
+def test_the_nodes_training_commands_are_composed_checked_and_planned():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_node", "--dry", "--gpus", "4"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("4 cuda workers") == 2 and "adapter of rank 8" in done.stdout
+
+
+def test_the_node_check_refuses_a_machine_without_cards():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_node"],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2 and "2 GPUs or more" in done.stderr
 
 
 @pytest.mark.slow
