@@ -29,24 +29,25 @@ SHAPES = [
 
 
 def write_material(folder: Path) -> Path:
-    """A tiny untrained Qwen3 with its tokenizer as `model/`, and `SHAPES` as `batch.pt`; returns the folder."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        tie_word_embeddings=False,
-        initializer_range=0.05,  # with sharper distributions fp32 itself is off by more than 1e-6
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    write_tokenizer(folder / "model")
+    """Two tiny untrained Qwen3, `model/` and, with the embedding as its head, `tied/`, and `SHAPES` as `batch.pt`."""
+    for name in ("model", "tied"):
+        torch.manual_seed(0)
+        config = Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            tie_word_embeddings=name == "tied",
+            initializer_range=0.05,  # with sharper distributions fp32 itself is off by more than 1e-6
+            eos_token_id=1,
+            pad_token_id=0,
+            bos_token_id=None,
+        )
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+        write_tokenizer(folder / name)
     write_sequences(folder, SHAPES, VOCABULARY)
     return folder
 
@@ -129,7 +130,7 @@ def plain(
 
     def model(values: dict) -> torch.nn.Module:
         built = AutoModelForCausalLM.from_pretrained(
-            material / "model", dtype=torch.float32, attn_implementation="sdpa"
+            material / case.get("model", "model"), dtype=torch.float32, attn_implementation="sdpa"
         )
         if lora:
             from peft import LoraConfig, get_peft_model
@@ -259,6 +260,12 @@ CASES = {
             "perturb": True,
             "reshard_after_forward": False,
         },
+    ),
+    "tied head": (1, {"loss": OPSD, "micro": 2, "model": "tied"}),
+    "tied head, two workers": (2, {"loss": PW_OPSD, "micro": 3, "model": "tied", "weighted": True}),
+    "tied head, frozen copy, two workers": (
+        2,
+        {"loss": OPSD, "micro": 1, "model": "tied", "teacher": {"weights": "frozen"}, "perturb": True},
     ),
     "clip alone": (1, {"loss": {}, "micro": 2, "rollout_temperature": 1.3}),
     "parameters kept unsharded": (1, {"loss": OPSD, "micro": 2, "reshard_after_forward": False}),

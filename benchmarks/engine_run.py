@@ -47,9 +47,9 @@ class RandomEngine(SelfDistillEngine):
 
 
 def build(folder: Path, case: dict, engine_class: type[SelfDistillEngine] | None = None) -> SelfDistillEngine:
-    """The engine of a case, initialised with `folder/model` (or `case["model"]`)."""
+    """The engine of a case, initialised with the model `case["model"]` in the folder, or in one of its own."""
     model = HFModelConfig(
-        path=case.get("model", str(folder / "model")),
+        path=str(folder / case.get("model", "model")),
         use_remove_padding=True,
         enable_gradient_checkpointing=case.get("gradient_checkpointing", False),
         override_config={"attn_implementation": case.get("attention", "sdpa")},

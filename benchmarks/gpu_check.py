@@ -48,8 +48,8 @@ class Part:
 
 
 PARTS = {
-    1: Part("the engine's gradients", "benchmarks.gpu_check_engine:gradients", ("verl", "tensordict", "peft"), 75, 80),
-    2: Part("real width: memory and time", "benchmarks.gpu_check_engine:real_width", ("verl", "tensordict"), 60, 30),
+    1: Part("the engine's gradients", "benchmarks.gpu_check_engine:gradients", ("verl", "tensordict", "peft"), 75, 120),
+    2: Part("real width: memory and time", "benchmarks.gpu_check_engine:real_width", ("verl", "tensordict"), 60, 40),
     3: Part("speed of the divergence", "benchmarks.gpu_check_numbers:divergence", (), 50, 40),
     4: Part("numerical noise", "benchmarks.gpu_check_numbers:noise", (), 30, 30),
     5: Part("seeded rows in a sampler", "benchmarks.gpu_check_numbers:seeded_rows", (), 15, 10),

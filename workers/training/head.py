@@ -31,7 +31,7 @@ def head_obstacle(model: nn.Module) -> str | None:
     if head.bias is not None:
         return "its head has a bias"
     for name in AFTER_THE_HEAD:
-        value = getattr(model.config, name, None)
+        value = getattr(model.config.get_text_config(), name, None)
         if value not in (None, 1, False):
             return f"its configuration has {name}={value}, which changes the logits after the head"
     return None
