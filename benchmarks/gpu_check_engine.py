@@ -220,9 +220,62 @@ def attention() -> str:
     return "packed"
 
 
+# Largest difference of packed logits and gradients from each sequence alone, over the largest: another order of sums.
+PACKED_ERROR = {torch.float32: 1e-5, torch.bfloat16: 0.03}
+
+
+def packed_attention(report: Report) -> None:
+    """Logits and gradients of a pack beside those of each sequence alone; seconds beside transformers' own way."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    device, lengths = report.device, (5, 96, 1, 40) if report.rehearse else (700, 4096, 1, 2048)
+    config = Qwen3Config(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    rows = [torch.randint(512, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
+    ids, positions = torch.cat(rows)[None].to(device), torch.cat([torch.arange(n) for n in lengths])[None].to(device)
+
+    def passes(implementation: str, dtype: torch.dtype, packed: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+        model = model.to(device, dtype)
+        for _ in range(2):  # the first one warms up
+            model.zero_grad()
+            begin = time.perf_counter()
+            if packed:
+                logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+            else:
+                logits = torch.cat([model(input_ids=row[None].to(device), use_cache=False).logits[0] for row in rows])
+            logits.float().pow(2).mean().backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            spent = time.perf_counter() - begin
+        gradient = torch.cat([p.grad.flatten().float() for p in model.parameters()])
+        return logits.detach().float(), gradient, spent
+
+    for dtype, most in PACKED_ERROR.items():
+        with report.attempt(f"packed attention, {dtype}"):
+            logits, gradient, _ = passes("sdpa", dtype, packed=False)
+            ours, own, seconds = passes("packed", dtype, packed=True)
+            _, _, usual = passes("sdpa", dtype, packed=True)
+            name = f"packed attention, {str(dtype).removeprefix('torch.')}"
+            for what, one, other in (("logits", ours, logits), ("gradient", own, gradient)):
+                error = float((one - other).abs().max() / other.abs().max())
+                report.bound(f"{name}: {what}", error, at_most=most, unit="of the largest")
+            report.measured(f"{name}: seconds / transformers' sdpa", seconds / usual, note=f"{seconds:.4f} s")
+
+
 def real_width(report: Report) -> None:
     """Part 2: teacher, student and backward pass through the engine; the peak beside the plan's."""
     report.measured("attention", 1.0, note=attention())
+    if attention() == "packed":
+        packed_attention(report)
     with process_group(report.device):
         for name, case in report.each({name: small(case) if report.rehearse else case for name, case in WIDE.items()}):
             with report.attempt(name), tempfile.TemporaryDirectory() as folder:
