@@ -9,6 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from recipes.common.method import Method
+from recipes.common.teacher.contexts import ALWAYS_THERE
+
+OWN_REWARDS = "pkg://rewards.math"
 
 
 def model(cfg: DictConfig, method: Method) -> Iterator[str]:
@@ -79,20 +82,29 @@ def _columns(cfg: DictConfig, method: Method, key: str, path: Path) -> Iterator[
         yield f"data.{key}: {path} cannot be read as parquet ({str(error).splitlines()[0]})"
         return
     required = [cfg.data.prompt_key, cfg.data.reward_fn_key, "reward_model"]
-    context = method.context
-    if key == "train_files" and method.uses_teacher and (context == "solution" or "answer" in present):
-        required.append(context)
+    shown: set[str] = set()
+    if key == "train_files" and method.uses_teacher:
+        shown = set(method.contexts.named)
+    if "answer" not in present:  # it is the verifier's ground truth then
+        shown.discard("answer")
+    if cfg.reward.custom_reward_function.path != OWN_REWARDS:  # another reward function may give feedback itself
+        shown.discard("feedback")
+    required += sorted(shown & {"solution", "answer", "hint", "feedback"})
     absent = [name for name in required if name not in present]
     if absent:
         hint = ""
         if "solution" in absent:
             hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
+        if "feedback" in absent:
+            hint = "; rewards.math says nothing in words, so feedback is a column or another reward function's"
         yield f"data.{key}: {path} has no column {', '.join(absent)} (it has {', '.join(present)}){hint}"
         return
-    if context in required:
+    for context in required[3:]:
         column = parquet.read_table(path, columns=[context])[context].to_pylist()
         empty = [row for row, text in enumerate(column) if not str(text or "").strip()]
-        if empty:
+        if len(empty) == len(column):
+            yield f"data.{key}: {path} has an empty {context} in every row: the teacher has nothing to show"
+        elif empty and context in ALWAYS_THERE:  # of the others, rows without one have no teacher and are counted
             rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
             yield (
                 f"data.{key}: {path} has an empty {context} in {len(empty)} of {len(column)} rows (rows {rows}), "
