@@ -21,7 +21,15 @@ import numpy as np
 import torch
 
 from advantage.checks import as_mask, check_finite, check_shape
-from advantage.estimators import AdditiveParams, Credit, CreditInputs, additive_credit, estimator, magnitude_metrics
+from advantage.estimators import (
+    AdditiveParams,
+    Credit,
+    CreditInputs,
+    additive_credit,
+    estimator,
+    magnitude_metrics,
+    masked_gap,
+)
 from advantage.labels import Metric, TokenField
 from advantage.params import require
 from advantage.segments import (
@@ -240,7 +248,8 @@ class DasdParams(AdditiveParams):
 
     `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
     groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
-    these values are in recipes/dasd/README.md.
+    these values are in recipes/dasd/README.md. With `normalise_gap` false the correction is the gap in nats, as in
+    Proposition 1; omega stays as it is.
     """
 
     beta: float = 0.02
@@ -254,6 +263,7 @@ class DasdParams(AdditiveParams):
     entropy_eps: float = 0.1
     gap_clip: float | None = None
     deviation: str = "mean"
+    normalise_gap: bool = True
 
     def validate(self) -> None:
         super().validate()
@@ -299,9 +309,12 @@ def omega_and_gap(
         )
     elif params.direction != "constant" and params.router == "external":
         router_signal = signals.signal("router_signal")
+    gap = signals.signal("log_prob_gap")
+    if signals.has_teacher is not None:
+        gap = gap.masked_fill(~signals.has_teacher.to(gap.device)[:, None], 0.0)
     return direction_coefficient(
         signals.entropy if params.router == "entropy" else None,
-        signals.signal("log_prob_gap"),
+        gap,
         response_mask,
         router_quantile=params.router_quantile,
         gap_eps=params.gap_eps,
@@ -346,11 +359,10 @@ def dasd_weight(
     ),
 )
 def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
-    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8)."""
+    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8), or * delta_t (Proposition 1)."""
     mask = inputs.response_mask
-    gap = inputs.signal("log_prob_gap")
     omega, normalized = omega_and_gap(inputs, mask, params)
-    gap_scale = row_median(gap.detach().abs(), mask)[mask.any(dim=-1)]
+    gap_scale = row_median(inputs.signal("log_prob_gap").detach().abs(), mask)[inputs.taught(mask).any(dim=-1)]
     tokens = pack(omega, mask)
     below_eps = (gap_scale < params.gap_eps).float()
     metrics = {
@@ -360,4 +372,5 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
         "credit/omega/mean": float(tokens.mean(dtype=np.float64)) if len(tokens) else 0.0,
         "credit/omega/positive_share": float((tokens > 0).mean()) if len(tokens) else 0.0,
     }
-    return additive_credit(inputs, params, normalized.mul_(omega), metrics, {"omega": omega})
+    field = normalized if params.normalise_gap else masked_gap(inputs)
+    return additive_credit(inputs, params, field.mul_(omega), metrics, {"omega": omega})

@@ -110,6 +110,7 @@ class Estimator:
         credit: the rule.
         params: its parameters' dataclass.
         needs: maps its parameters to the names of the signals that they require.
+        uses_group: whether A_G has a part in it, so that a problem needs several responses.
         shows: parameters that are worth a place in a run's first lines.
         tokens: what it leaves in `Credit.tokens`.
         metrics: those of its metrics that a report draws.
@@ -119,6 +120,7 @@ class Estimator:
     credit: CreditFn
     params: type[EstimatorParams]
     needs: Callable[[Any], tuple[str, ...]]
+    uses_group: bool = True
     shows: tuple[str, ...] = ()
     tokens: tuple[TokenField, ...] = ()
     metrics: tuple[Metric, ...] = ()
@@ -132,6 +134,7 @@ def estimator(
     *,
     params: type[EstimatorParams],
     needs: Needs = (),
+    uses_group: bool = True,
     shows: Sequence[str] = (),
     tokens: Sequence[TokenField] = (),
     metrics: Sequence[Metric] = (),
@@ -139,15 +142,15 @@ def estimator(
     """Enter a credit function into `ESTIMATORS`.
 
     Args:
-        name, params, shows, tokens, metrics: as in `Estimator`. The metrics of `additive_credit` come by themselves
-            where the parameters are `AdditiveParams`.
+        name, params, uses_group, shows, tokens, metrics: as in `Estimator`. The metrics of `additive_credit` come by
+            themselves where the parameters are `AdditiveParams`.
         needs: the signals it requires, or a function of the parameters that returns them.
     """
 
     def enter(fn: CreditFn) -> CreditFn:
         shared = (CORRECTION_RATIO,) if issubclass(params, AdditiveParams) else ()
         ESTIMATORS[name] = Estimator(
-            name, fn, params, needs_of(needs), tuple(shows), tuple(tokens), (*shared, *metrics)
+            name, fn, params, needs_of(needs), uses_group, tuple(shows), tuple(tokens), (*shared, *metrics)
         )
         return fn
 
@@ -233,17 +236,26 @@ def additive_credit(
     return Credit(correction.add_(anchor), metrics, tokens or {})
 
 
-def masked_gap(inputs: CreditInputs) -> torch.Tensor:
-    """delta_t as fp32, zero outside the mask: (B, T).
+def masked_signal(inputs: CreditInputs, name: str) -> torch.Tensor:
+    """A token signal as fp32, zero outside the mask: (B, T).
 
     Raises:
+        MissingSignalError: it was not supplied.
         ValueError: wrong shape.
         NonFiniteSignalError: NaN or infinity on a valid token.
     """
-    gap = inputs.signal("log_prob_gap")
-    check_shape("log_prob_gap", gap, inputs.response_mask)
-    check_finite("log_prob_gap", gap, inputs.response_mask)
-    return masked_float32(gap, inputs.response_mask)
+    value = inputs.signal(name)
+    check_shape(name, value, inputs.response_mask)
+    check_finite(name, value, inputs.response_mask)
+    return masked_float32(value, inputs.response_mask)
+
+
+def masked_gap(inputs: CreditInputs, name: str = "log_prob_gap") -> torch.Tensor:
+    """delta_t as fp32, zero outside the mask and in responses without a teacher: (B, T).
+
+    name: "log_prob_gap", or "contrast_gap".  Raises as `masked_signal`.
+    """
+    return masked_signal(inputs, name).mul_(inputs.taught(inputs.response_mask))
 
 
 def magnitude_metrics(prefix: str, values: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:

@@ -1,6 +1,10 @@
-"""HEPO: policy gradient on the high-entropy "forking" tokens only. A verifier-only baseline, with no teacher.
+"""HEPO: policy gradient on the high-entropy "forking" tokens only (arXiv 2506.01939). Verifier-only, with no teacher.
 
     A_t = A_G * 1[H_t >= tau],     tau = the (1 - rho) quantile of H over all valid tokens of the global batch
+
+The name is that of DASD's tables. Their text says "updates high-entropy tokens more strongly"; the paper that it cites
+keeps the top 20 % and nothing else, which is the default. Its release takes the quantile over each micro-batch; here it
+is over the global batch, so that it does not depend on how a batch is cut.
 
 A token with zero advantage adds nothing to the PPO term, and the loss still divides by all tokens, as in the paper's
 form. The soft weight, sigmoid((H_t - tau) / softness), is ours; it tends to the indicator as softness goes to zero.
@@ -13,9 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-from advantage.checks import check_finite, check_shape, masked_float32
-from advantage.estimators import Credit, CreditInputs, EstimatorParams, estimator
-from advantage.labels import TokenField
+from advantage.estimators import Credit, CreditInputs, EstimatorParams, estimator, masked_signal
+from advantage.labels import Metric, TokenField
 from advantage.params import require
 from advantage.segments import batch_abs_mean, batch_mean, batch_quantile
 
@@ -45,14 +48,21 @@ class HepoParams(EstimatorParams):
     params=HepoParams,
     needs=("entropy",),
     shows=("entropy_share", "weighting"),
-    tokens=(TokenField("weight", "w", "factor of the group advantage: zero where the student is sure"),),
+    tokens=(TokenField("weight", "w", "factor of the group advantage: zero where the student is sure", 1.0),),
+    metrics=(
+        Metric(
+            "credit/entropy_threshold",
+            "Entropy threshold",
+            "tokens below it are not trained, nats",
+            line="τ",
+            from_zero=True,
+        ),
+    ),
 )
 def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
     """A_t = A_G times the weight of the token's entropy."""
     mask = inputs.response_mask
-    check_shape("entropy", inputs.signal("entropy"), mask)
-    check_finite("entropy", inputs.signal("entropy"), mask)
-    entropy = masked_float32(inputs.signal("entropy"), mask)
+    entropy = masked_signal(inputs, "entropy")
     threshold = batch_quantile(entropy, mask, 1.0 - params.entropy_share)
     if params.weighting == "hard":
         weight = (entropy >= threshold).to(torch.float32)

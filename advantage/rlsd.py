@@ -4,6 +4,9 @@
 
 lambda decays linearly from its start to zero over the first steps, after which this is GRPO. That the first step has
 the full lambda is ours.
+
+RLCSD's plug-in form (arXiv 2606.11709, section 4.3) puts its contrast in the place of delta: the teacher that is shown
+a right solution against the same teacher that is shown wrong ones, instead of against the student.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from advantage.estimators import (
     magnitude_metrics,
     masked_gap,
 )
-from advantage.labels import TokenField
+from advantage.labels import Metric, TokenField
 from advantage.params import require
 from advantage.segments import batch_abs_mean, batch_mean
+
+EVIDENCE = {"student": "log_prob_gap", "contrast": "contrast_gap"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,13 @@ class RlsdParams(EstimatorParams):
         mix: lambda at the first step, in [0, 1]; 0 is GRPO.
         decay_steps: steps over which lambda falls to zero; null keeps it constant, and then no `step` is needed.
         weight_clip: c in [0, 1).
+        evidence: what the teacher is compared with: "student" (the paper) or "contrast" (RLCSD's plug-in form).
     """
 
     mix: float = 0.5
     decay_steps: int | None = 50
     weight_clip: float = 0.2
+    evidence: str = "student"
 
     def validate(self) -> None:
         require(0.0 <= self.mix <= 1.0, "mix", self.mix, "in [0, 1]; 0 is GRPO")
@@ -48,6 +55,7 @@ class RlsdParams(EstimatorParams):
             "positive, or null for none",
         )
         require(0.0 <= self.weight_clip < 1.0, "weight_clip", self.weight_clip, "in [0, 1): weights stay positive")
+        require(self.evidence in EVIDENCE, "evidence", self.evidence, f"one of {', '.join(EVIDENCE)}")
 
     def mix_at(self, step: int | None) -> float:
         """lambda at a step, counted from 1."""
@@ -57,20 +65,31 @@ class RlsdParams(EstimatorParams):
 
 
 def _signals_needed(params: RlsdParams) -> tuple[str, ...]:
-    return ("log_prob_gap",) if params.decay_steps is None else ("log_prob_gap", "step")
+    gap = EVIDENCE[params.evidence]
+    return (gap,) if params.decay_steps is None else (gap, "step")
 
 
 @estimator(
     "rlsd",
     params=RlsdParams,
     needs=_signals_needed,
-    shows=("mix", "decay_steps", "weight_clip"),
+    shows=("mix", "decay_steps", "weight_clip", "evidence"),
     tokens=(TokenField("weight", "w", "factor of the group advantage at this token"),),
+    metrics=(
+        Metric(
+            "credit/weight/clipped_share",
+            "Share of clipped weights",
+            "tokens where the teacher's evidence ratio left its bounds",
+            line="share",
+            percent=True,
+            from_zero=True,
+        ),
+    ),
 )
 def rlsd_credit(inputs: CreditInputs, params: RlsdParams) -> Credit:
     """A_t = A_G * ((1 - lambda) + lambda * w_t)."""
     mask, anchor = inputs.response_mask, inputs.group_advantage
-    gap = masked_gap(inputs)
+    gap = masked_gap(inputs, EVIDENCE[params.evidence])
     metrics = magnitude_metrics("credit/gap", gap, mask)
     mix = params.mix_at(inputs.step)
     ratio = torch.exp(torch.sign(anchor) * gap)

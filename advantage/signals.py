@@ -39,6 +39,9 @@ class Signals:
     Attributes:
         entropy: H_t of the student over the full vocabulary at the sampling temperature, (B, T) nats.
         log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), (B, T) nats, both at the rollout's weights.
+        contrast_gap: log p_T(o_t) minus the log of the mean probability of o_t under other contexts of the teacher
+            (RLCSD's e_t: a right hint against wrong ones), (B, T) nats.
+        has_teacher: (B,) bool, rows that the teacher had something to be shown for; None: all. Gaps of others are 0.
         token_ids: (B, T) the responses' token ids.
         router_signal: (B, T) any quantity to route on instead of entropy (`router=external`).
         token_counts: (V,) how often each token id occurs in the training corpus.
@@ -48,6 +51,8 @@ class Signals:
 
     entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     log_prob_gap: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    contrast_gap: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    has_teacher: torch.Tensor | None = None
     token_ids: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     router_signal: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     token_counts: torch.Tensor | None = None
@@ -65,17 +70,28 @@ class Signals:
             raise MissingSignalError(f"the estimator needs the signal {name!r}, which was not supplied")
         return value
 
+    def taught(self, response_mask: torch.Tensor) -> torch.Tensor:
+        """(B, T) bool: the mask's tokens whose response has a teacher."""
+        if self.has_teacher is None:
+            return response_mask
+        return response_mask & self.has_teacher.to(response_mask.device)[:, None]
+
     def checked(self, response_mask: torch.Tensor) -> dict[str, Any]:
         """The signals by name, those per token on the mask's device.
 
         Raises:
-            ValueError: the shape of a signal per token is not the mask's.
+            ValueError: the shape of a signal per token is not the mask's, or there is not one `has_teacher` a row.
         """
         values = {f.name: getattr(self, f.name) for f in fields(Signals)}
         for f in fields(Signals):
             if f.metadata.get("per_token") and values[f.name] is not None:
                 check_shape(f"token_signals({f.name}=...)", values[f.name], response_mask)
                 values[f.name] = values[f.name].to(response_mask.device)
+        if self.has_teacher is not None and self.has_teacher.shape != response_mask.shape[:1]:
+            raise ValueError(
+                f"token_signals(has_teacher=...) has shape {tuple(self.has_teacher.shape)} but there are "
+                f"{len(response_mask)} responses: it needs one truth value for each"
+            )
         return values
 
 

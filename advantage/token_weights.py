@@ -72,7 +72,7 @@ def weigh_tokens(
     response_mask: torch.Tensor,
     equal_reward_rows: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Factors (B, T) fp32, zero outside the mask, and their metrics.
+    """Factors (B, T) fp32, zero outside the mask and in responses without a teacher, and their metrics.
 
     Args:
         weight, params: the entry of `TOKEN_WEIGHTS` and its parameters.
@@ -86,7 +86,7 @@ def weigh_tokens(
     missing = [name for name in weight.needs(params) if getattr(signals, name) is None]
     if missing:
         raise MissingSignalError(f"weighting={weight.name!r} needs the signals {', '.join(missing)}")
-    factors = weight.weigh(signals, response_mask, equal_reward_rows, params)
+    factors = weight.weigh(signals, response_mask, equal_reward_rows, params) * signals.taught(response_mask)
     return factors, {
         "divergence/weight/mean": batch_mean(factors, response_mask),
         "divergence/weight/positive_share": batch_mean(factors > 0, response_mask),

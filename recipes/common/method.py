@@ -20,6 +20,7 @@ from advantage.estimators import ESTIMATORS, RENAMED, Estimator, EstimatorParams
 from advantage.labels import Metric, TokenField
 from advantage.token_weights import TOKEN_WEIGHTS, TokenWeight
 from config import CONFIG_DIR
+from recipes.common.teacher.contexts import ContextParams, context_params
 from recipes.common.teacher.decisions import ControllerConfig
 from recipes.common.teacher.exposure import ExposureParams, controller_config, exposure_params
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
@@ -58,7 +59,7 @@ class Method:
         loss: the divergence, or kind "none".
         token_weight, weight_params: the factor of the divergence's tokens; None where it is uniform.
         weights: whose weights the teacher has.
-        context, template_kwargs: what the teacher is shown, and under which options of the chat template.
+        contexts, template_kwargs: what the teacher is shown, and under which options of the chat template.
         max_prompt_length: longest privileged prompt, tokens.
         exposure: how much of the reference it is shown.
         controller: who decides that, for a run of one step (`total_steps`); None where all of it is shown.
@@ -74,7 +75,7 @@ class Method:
     token_weight: TokenWeight | None
     weight_params: EstimatorParams | None
     weights: TeacherWeights
-    context: str
+    contexts: ContextParams
     template_kwargs: dict[str, Any]
     max_prompt_length: int
     exposure: ExposureParams
@@ -95,9 +96,19 @@ class Method:
         return tuple(dict.fromkeys((*of_credit, *of_weight)))
 
     @property
+    def context(self) -> str:
+        """What the teacher itself is shown."""
+        return self.contexts.kinds[0]
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the credit contrasts the teacher's context with others."""
+        return "contrast_gap" in self.signals
+
+    @property
     def scores_with_teacher(self) -> bool:
         """Whether the teacher scores the sampled tokens in a pass of its own."""
-        return "log_prob_gap" in self.signals
+        return not {"log_prob_gap", "contrast_gap"}.isdisjoint(self.signals)
 
     @property
     def uses_teacher(self) -> bool:
@@ -115,7 +126,7 @@ class Method:
     @property
     def compares_groups(self) -> bool:
         """Whether the group advantage A_G is trained with, so that a problem needs several rollouts."""
-        return self.loss.ppo
+        return self.loss.ppo and (self.estimator is None or self.estimator.uses_group)
 
     @property
     def truncates(self) -> bool:
@@ -153,7 +164,7 @@ class Method:
             if self.exposure.active:
                 value = f" {self.exposure.fixed_exposure:g}" if self.exposure.mode == "fixed" else ""
                 exposed = f", exposure {self.exposure.mode}{value}"
-            rows.append(("teacher", f"{self.weights.weights} weights, shown the {self.context}{exposed}"))
+            rows.append(("teacher", f"{self.weights.weights} weights, shown {self.contexts.sentence()}{exposed}"))
         loss = self.loss
         if loss.active:
             clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
@@ -197,7 +208,7 @@ def read(cfg: DictConfig) -> Method:
         token_weight=weight,
         weight_params=weight_params,
         weights=weights,
-        context=str(teacher.context),
+        contexts=tried(lambda: context_params(teacher), ContextParams()),
         template_kwargs=dict(teacher.template_kwargs),
         max_prompt_length=teacher.max_prompt_length,
         exposure=exposure,

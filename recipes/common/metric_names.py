@@ -21,6 +21,7 @@ SKIPPED, SKIPPED_TOTAL = "training/skipped_updates", "training/skipped_updates_t
 # What student and teacher say of the sampled tokens, nats.
 STUDENT_LOG_PROB, TEACHER_LOG_PROB = "student/log_prob/mean", "teacher/log_prob/mean"
 GAP, GAP_SIZE = "teacher/log_prob_gap/mean", "teacher/log_prob_gap/abs_mean"
+CONTRAST_SIZE = "teacher/contrast_gap/abs_mean"
 ENTROPY_QUANTILE = "student/entropy/p{:02d}"
 
 # The teacher's prompts: share whose reference was cut, tokens, share whose reference had to be shown whole.
@@ -29,6 +30,10 @@ PROMPT_TRUNCATED, PROMPT_TOKENS, FORCED_FULL = (
     "teacher/prompt_tokens/mean",
     "exposure/forced_full",
 )
+
+# Share of responses that the teacher had nothing to be shown for, texts that a response is contrasted with, and what
+# the teacher read in all.
+WITHOUT_CONTEXT, CONTRASTED, TEACHER_TOKENS = "teacher/without_context", "teacher/contrasted/mean", "teacher/tokens"
 
 # The probe: nats a token, and the mean log-prob that the exposed teacher gives.
 PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
@@ -67,6 +72,14 @@ SHARED = (
         line="share",
         percent=True,
         idle=1.0,
+    ),
+    Metric(
+        WITHOUT_CONTEXT,
+        "Responses without a teacher",
+        "there was nothing to show it: they get no credit from it",
+        line="share",
+        percent=True,
+        idle=0.0,
     ),
     Metric(PROBE_NLL, "Probe", "negative log-likelihood of held-out solutions, nats a token", line="NLL"),
 )

@@ -27,6 +27,7 @@ def make_inputs(seed: int = 0, rows: int = 4, width: int = 12, *, holes: bool = 
         "equal_reward_rows": torch.zeros(rows, dtype=torch.bool),
         "entropy": torch.rand(rows, width, generator=generator),
         "log_prob_gap": (2 if holes else 1) * torch.randn(rows, width, generator=generator),
+        "contrast_gap": torch.randn(rows, width, generator=generator),
     }
     if holes:
         values |= {"step": 1, "total_steps": 90}

@@ -15,6 +15,7 @@ from recipes.common.method import Method
 CHECKS = (
     learning.parameters,
     learning.teacher,
+    learning.groups,
     learning.distillation,
     learning.exposure,
     learning.precision,

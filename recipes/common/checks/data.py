@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig
 
 from config import CONFIG_DIR
 from recipes.common.method import Method
+from recipes.common.teacher.contexts import ALWAYS_THERE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RENDERED = 256  # prompts whose length is counted
 SECONDS = 10.0  # after which no further prompt is rendered: what was seen until then decides
 _KNOWN_SETS = CONFIG_DIR / "dataset"
+_OWN_REWARDS = "pkg://rewards.math"
 _RAW = (".jsonl", ".json", ".csv")  # what `prepare` reads, also packed
 _PREPARE = "python -m recipes.data.prepare"
 
@@ -104,16 +106,20 @@ def unreadable(path: Path) -> str | None:
 
 def _columns(cfg: DictConfig, method: Method, key: str, path: Path, schema: pa.Schema) -> Iterator[str]:
     """What verl, the reward and the teacher need and do not find, each to follow the file's name."""
-    prompt, context = cfg.data.prompt_key, method.context
-    shown = key == "data.train_files" and method.uses_teacher
-    required = [prompt, cfg.data.reward_fn_key, "reward_model"]
-    if shown and context == "solution":
-        required.append("solution")
+    prompt, shown = cfg.data.prompt_key, set()
+    if key == "data.train_files" and method.uses_teacher:
+        shown = set(method.contexts.named) & {"solution", "answer", "hint", "feedback"}
+    if cfg.reward.custom_reward_function.path != _OWN_REWARDS:  # another reward function may give feedback itself
+        shown.discard("feedback")
+    # The answer may be the verifier's ground truth.
+    required = [prompt, cfg.data.reward_fn_key, "reward_model", *sorted(shown - {"answer"})]
     absent = [name for name in required if name not in schema.names]
     if absent:
         hint = ""
         if "solution" in absent:
             hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
+        if "feedback" in absent:
+            hint = "; rewards.math says nothing in words, so feedback is a column or another reward function's"
         if prompt in absent or "reward_model" in absent:
             hint += f"; data of other columns: {_PREPARE} dataset=local file={path}"
         yield f"has no column {', '.join(absent)} (it has {', '.join(schema.names)}){hint}"
@@ -130,9 +136,11 @@ def _columns(cfg: DictConfig, method: Method, key: str, path: Path, schema: pa.S
             f"prepare it with {_PREPARE}"
         )
         return
-    if shown and context in ("solution", "answer"):
+    for context in sorted(shown):
         empty, total = _rows_without(path, context, schema)
-        if empty:
+        if len(empty) == total and context not in ALWAYS_THERE:
+            yield f"has an empty {context} in every row: the teacher has nothing to show"
+        elif empty and context in ALWAYS_THERE:  # of the others, rows without one have no teacher and are counted
             rows = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
             hint = ", or show it the answer: self_distill.teacher.context=answer" if context == "solution" else ""
             yield (
@@ -151,7 +159,7 @@ def _has_fields(kind: pa.DataType, *names: str) -> bool:
 
 def _rows_without(path: Path, context: str, schema: pa.Schema) -> tuple[list[int], int]:
     """(numbers of the rows that have nothing to show, all rows); the answer may stand in the ground truth."""
-    columns = [context] if context == "solution" else [c for c in ("answer", "reward_model") if c in schema.names]
+    columns = [context] if context != "answer" else [c for c in ("answer", "reward_model") if c in schema.names]
     rows = pq.read_table(path, columns=columns).to_pylist()
 
     def shown(row: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 
 from advantage.estimators import ESTIMATORS
 from recipes.common.method import Method
+from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP
 
-TEACHER_CONTEXTS = ("solution", "answer")
+TEACHER_CONTEXTS = CONTEXTS
 
 
 def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
@@ -31,16 +32,45 @@ def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
     """What the teacher is shown, and groups that A_G can compare."""
     if not method.uses_teacher:
         return
-    if method.context == "problem":
+    contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
+    for kind in contexts.named:
+        key = "context" if kind in contexts.kinds else "fallback"
+        if kind == "problem":
+            yield (
+                f"self_distill.teacher.{key}=problem: with the student's own prompt the teacher would be the student, "
+                "or an older one, and have nothing to teach; show it the solution or the answer"
+            )
+        elif kind not in TEACHER_CONTEXTS:
+            yield f"self_distill.teacher.{key}={kind}: must be one of {', '.join(TEACHER_CONTEXTS)}"
+        elif kind in FROM_GROUP and n < 2:
+            yield (
+                f"self_distill.teacher.{key}={kind} with actor_rollout_ref.rollout.n={n}: a sibling is another "
+                "response to the same problem; set rollout.n to 2 or more"
+            )
+    shown = list(contexts.kinds)
+    if method.contrasts and len(shown) < 2:
         yield (
-            "self_distill.teacher.context=problem: with the student's own prompt the teacher would be the student, or "
-            "an older one, and have nothing to teach; show it the solution or the answer"
+            f"self_distill.teacher.context={shown[0]}: the credit contrasts what the teacher is shown with something "
+            "else; name both, as in self_distill.teacher.context=[sibling,wrong_sibling]"
         )
-    elif method.context not in TEACHER_CONTEXTS:
-        yield f"self_distill.teacher.context={method.context}: must be one of {', '.join(TEACHER_CONTEXTS)}"
-    if cfg.actor_rollout_ref.rollout.n < 2 and method.compares_groups:
+    if len(shown) > 1 and not method.contrasts:
         yield (
-            f"actor_rollout_ref.rollout.n={cfg.actor_rollout_ref.rollout.n}: a group advantage compares at least "
+            f"self_distill.teacher.context=[{','.join(shown)}]: nothing in algorithm.adv_estimator={method.credit} or "
+            f"in the loss contrasts them; name one, as in self_distill.teacher.context={shown[0]}"
+        )
+    if method.loss.active and method.context == "wrong_sibling" and contexts.wrong_siblings > 1:
+        yield (
+            f"self_distill.teacher.wrong_siblings={contexts.wrong_siblings} with self_distill.loss.kind="
+            f"{method.loss.kind}: the divergence has one teacher; set it to 1"
+        )
+
+
+def groups(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Groups that A_G can compare, where it is used."""
+    n = cfg.actor_rollout_ref.rollout.n
+    if n < 2 and method.compares_groups:
+        yield (
+            f"actor_rollout_ref.rollout.n={n}: a group advantage compares at least "
             "2 rollouts of a problem; the papers take 8"
         )
 
@@ -90,9 +120,9 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
 def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
     """ATESD's exposure: its own values, and whether there is a teacher with a reasoning to show in part."""
     mode = f"self_distill.exposure.mode={method.exposure.mode}"
-    if method.truncates and method.context != "solution":
+    if method.truncates and set(method.contexts.named) != {"solution"}:
         yield (
-            f"{mode} with self_distill.teacher.context={method.context}: there is no reasoning to "
+            f"{mode} with self_distill.teacher.context={','.join(method.contexts.named)}: there is no reasoning to "
             "show in part; set self_distill.teacher.context=solution"
         )
     params, controller = method.exposure, method.controller
@@ -125,7 +155,9 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def precision(cfg: DictConfig, method: Method) -> Iterator[str]:
-    if not method.uses_teacher:
+    """What teachers and entropies need to be exact; a method may read entropies without a teacher."""
+    reads_entropy = "entropy" in method.signals
+    if not (method.uses_teacher or reads_entropy):
         return
     arr = cfg.actor_rollout_ref
     if not arr.model.use_remove_padding:
@@ -133,10 +165,10 @@ def precision(cfg: DictConfig, method: Method) -> Iterator[str]:
             "actor_rollout_ref.model.use_remove_padding=false: verl then computes entropies in bfloat16, off by up to "
             "0.18 nat, and the teacher in the loss needs packed sequences; set it to true"
         )
-    if "entropy" in method.signals and not arr.actor.entropy_from_logits_with_chunking:
+    if reads_entropy and not arr.actor.entropy_from_logits_with_chunking:
         yield (
             "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false: entropies would be bfloat16, off "
-            "by up to 0.18 nat, and they decide the direction; set it to true"
+            "by up to 0.18 nat, and they decide the tokens' credit; set it to true"
         )
     if cfg.algorithm.rollout_correction.get("bypass_mode", False):
         yield (

@@ -19,7 +19,7 @@ from advantage.estimators import equal_reward_rows
 from recipes.common import metric_names as names
 from recipes.common.step.broken_numbers import check_tokens
 from recipes.common.teacher.contexts import problem_of
-from recipes.common.teacher.sequences import plain
+from recipes.common.teacher.sequences import TeacherLogProbs, plain
 
 if TYPE_CHECKING:
     from transfer_queue import KVBatchMeta
@@ -35,11 +35,15 @@ class Rewards:
     Attributes:
         scores: (B,) rewards.
         groups: label of the problem that each response answers.
+        correct: (B) whether each response was successful: the reward function's ``acc``, else a reward above 0.
+        feedback: (B) what the reward function says of each in words, its ``feedback``; "" where it says nothing.
         graded: what the reward function returned beside the reward; of verl's filler rows nothing.
     """
 
     scores: torch.Tensor
     groups: list[Any]
+    correct: list[bool]
+    feedback: list[str]
     graded: list[dict[str, Any]]
 
     @cached_property
@@ -52,12 +56,15 @@ def fetch_rewards(batch: KVBatchMeta) -> Rewards:
     """The rewards of a batch; one look into TransferQueue."""
     fields = ["rm_scores", "uid", "extra_fields"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-    extra = [plain(of_row) for of_row in data["extra_fields"]]
+    said = [plain(of_row).get("reward_extra_info", {}) for of_row in data["extra_fields"]]
     real = [not tag.get("is_padding", False) for tag in batch.tags]
+    scores = data["rm_scores"].to_padded_tensor(0.0).sum(-1)
     return Rewards(
-        scores=data["rm_scores"].to_padded_tensor(0.0).sum(-1),
+        scores=scores,
         groups=[plain(label) for label in data["uid"]],
-        graded=[of_row.get("reward_extra_info", {}) for of_row, kept in zip(extra, real, strict=True) if kept],
+        correct=[bool(of_row.get("acc", score > 0)) for of_row, score in zip(said, scores.tolist(), strict=True)],
+        feedback=[str(of_row.get("feedback") or "") for of_row in said],
+        graded=[of_row for of_row, kept in zip(said, real, strict=True) if kept],
     )
 
 
@@ -72,6 +79,9 @@ class Scores:
         student: log p_S(o_t), nats, fp32; None where no pass was made for it.
         entropy: H_t of the student, nats, fp32; None likewise.
         teacher: log p_T(o_t), nats, fp32; None where no teacher scores.
+        contrast: log of the mean probability of o_t under the contexts that the teacher's is contrasted with, nats,
+            fp32; None without them.
+        has_teacher: (B,) bool; None where every row has one. The gaps of the others are 0.
     """
 
     nested_mask: torch.Tensor
@@ -80,11 +90,29 @@ class Scores:
     student: torch.Tensor | None
     entropy: torch.Tensor | None
     teacher: torch.Tensor | None
+    contrast: torch.Tensor | None = None
+    has_teacher: torch.Tensor | None = None
+
+    @cached_property
+    def taught(self) -> torch.Tensor:
+        """(B, T) bool: valid tokens of responses that have a teacher."""
+        return self.mask if self.has_teacher is None else self.mask & self.has_teacher[:, None]
 
     @cached_property
     def gap(self) -> torch.Tensor | None:
         """δ_t = log p_T(o_t) − log p_S(o_t), (B, T) nats; None where no teacher scores."""
-        return None if self.teacher is None or self.student is None else self.teacher.float() - self.student.float()
+        return self._difference(self.teacher, self.student)
+
+    @cached_property
+    def contrast_gap(self) -> torch.Tensor | None:
+        """log p_T(o_t) − log of its mean probability under the contrasted contexts, (B, T) nats; None without them."""
+        return self._difference(self.teacher, self.contrast)
+
+    def _difference(self, above: torch.Tensor | None, below: torch.Tensor | None) -> torch.Tensor | None:
+        if above is None or below is None:
+            return None
+        difference = above.float() - below.float()
+        return difference if self.has_teacher is None else difference.masked_fill(~self.has_teacher[:, None], 0.0)
 
     @cached_property
     def student_mean(self) -> float | None:
@@ -93,13 +121,13 @@ class Scores:
 
     @cached_property
     def gap_mean(self) -> float | None:
-        """Mean δ of the valid tokens, nats: minus the one-sample estimate of KL(p_S ‖ p_T)."""
-        return None if self.gap is None else self.gap[self.mask].mean().item()
+        """Mean δ of the tokens that have a teacher, nats: minus the one-sample estimate of KL(p_S ‖ p_T)."""
+        return None if self.gap is None else _mean(self.gap[self.taught])
 
     @cached_property
     def gap_abs_mean(self) -> float | None:
-        """Mean |δ| of the valid tokens, nats."""
-        return None if self.gap is None else self.gap[self.mask].abs().mean().item()
+        """Mean |δ| of the tokens that have a teacher, nats."""
+        return None if self.gap is None else _mean(self.gap[self.taught].abs())
 
     def metrics(self) -> dict[str, Any]:
         """The step's numbers about log-probs and entropies; none where no pass was made."""
@@ -111,13 +139,20 @@ class Scores:
         for quantile, value in zip(ENTROPY_QUANTILES, values, strict=True):
             found[names.ENTROPY_QUANTILE.format(round(100 * quantile))] = float(value)
         if self.teacher is not None:
-            found[names.TEACHER_LOG_PROB] = self.teacher[self.mask].mean().item()
+            found[names.TEACHER_LOG_PROB] = _mean(self.teacher[self.taught])
             found |= {names.GAP: self.gap_mean, names.GAP_SIZE: self.gap_abs_mean}
+        if self.contrast_gap is not None:
+            found[names.CONTRAST_SIZE] = _mean(self.contrast_gap[self.taught].abs())
         return found
 
     def check(self, *, step: int, safe_ground: str) -> None:
         """`check_tokens` on all of them; where a teacher scores, they must be float32."""
-        named = {"student log-probs": self.student, "entropy": self.entropy, "teacher log-probs": self.teacher}
+        named = {
+            "student log-probs": self.student,
+            "entropy": self.entropy,
+            "teacher log-probs": self.teacher,
+            "log-probs of the contrast": self.contrast,
+        }
         check_tokens(
             {name: tensor for name, tensor in named.items() if tensor is not None},
             self.mask,
@@ -127,12 +162,24 @@ class Scores:
         )
 
 
-def fetch_scores(batch: KVBatchMeta, teacher: torch.Tensor | None, *, student: bool) -> Scores:
+def _mean(values: torch.Tensor) -> float:
+    """0 of nothing: a batch in which no response has a teacher."""
+    return values.mean().item() if len(values) else 0.0
+
+
+def fetch_scores(
+    batch: KVBatchMeta,
+    teacher: TeacherLogProbs | None,
+    has_teacher: torch.Tensor | None = None,
+    *,
+    student: bool = True,
+) -> Scores:
     """The student's scores of a batch, joined with the teacher's; one look into TransferQueue.
 
     Args:
+        teacher: what it says of the response tokens, or None.
+        has_teacher: (B,) bool; None where every row has one.
         student: whether the student's pass was made.
-        teacher: log p_T of the response tokens, jagged (B, response_i), or None.
 
     Raises:
         RuntimeError: verl's log-prob pass did not leave what is needed.
@@ -143,14 +190,17 @@ def fetch_scores(batch: KVBatchMeta, teacher: torch.Tensor | None, *, student: b
     if absent:  # TransferQueue leaves out what it does not have
         raise RuntimeError(f"verl did not provide {absent}, of which advantages and metrics are made")
     padded = nested.to_padded_tensor()
-    width = padded["response_mask"].shape[1]
+    shape = (len(batch), padded["response_mask"].shape[1])
+    own, contrast = (teacher.own, teacher.contrast) if teacher else (None, None)
     return Scores(
         nested_mask=nested["response_mask"],
         mask=padded["response_mask"].bool(),
         token_ids=padded["responses"],
         student=padded["old_log_probs"] if student else None,
         entropy=padded["entropy"] if student else None,
-        teacher=None if teacher is None else teacher.to_padded_tensor(0.0, (len(batch), width)),
+        teacher=None if own is None else own.to_padded_tensor(0.0, shape),
+        contrast=None if contrast is None else contrast.to_padded_tensor(0.0, shape),
+        has_teacher=has_teacher,
     )
 
 

@@ -19,16 +19,16 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 
 from recipes.common.method import Method
+from recipes.common.metric_names import TEACHER_TOKENS
+from recipes.common.step.signals import Rewards
 from recipes.common.teacher import probe
 from recipes.common.teacher.contexts import PrivilegedPrompts
 from recipes.common.teacher.decisions import Observation
 from recipes.common.teacher.exposure import ExposureLoop
-from recipes.common.teacher.sequences import TeacherBatch, sequence_log_probs, teacher_batch
+from recipes.common.teacher.sequences import TeacherBatch, TeacherLogProbs, teacher_batch, teacher_log_probs
 from workers.training.packing import TEACHER_IDS, TEACHER_POSITIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transfer_queue import KVBatchMeta
     from transformers import PreTrainedTokenizerBase
 
@@ -38,11 +38,13 @@ class Scored:
     """What the stage leaves to the step.
 
     Attributes:
-        log_probs: log p_T of the response tokens, jagged (B, response_i) fp32 nats; None where nothing asked for them.
-        metrics: of the prompts.
+        log_probs: what the teacher says of the response tokens; None where nothing asked for it.
+        has_teacher: (B,) bool, rows that it had something to be shown for; None where all of them always have.
+        metrics: of the prompts, and what scoring them cost.
     """
 
-    log_probs: torch.Tensor | None
+    log_probs: TeacherLogProbs | None
+    has_teacher: torch.Tensor | None
     metrics: dict[str, float]
 
 
@@ -78,29 +80,40 @@ class TeacherStage:
         if method.controller is not None:
             self.exposure = ExposureLoop(method.exposure, replace(method.controller, total_steps=total_steps))
 
-    def scores(self, batch: KVBatchMeta, rewards: torch.Tensor, groups: Sequence[Any], *, wanted: bool) -> Scored:
+    def scores(self, batch: KVBatchMeta, rewards: Rewards, *, step: int, wanted: bool) -> Scored:
         """Show the teacher its prompts for a batch, and score the student's tokens where that is needed.
 
         Args:
-            rewards: (B,) of each response, and groups: the label of its problem; for an exposure by difficulty.
+            rewards: of the batch; they decide which responses are shown as siblings, and exposures by difficulty.
+            step: the training step, for contexts that are drawn.
             wanted: score even where the credit does not need it, for the samples that people look at.
         """
-        exposures = None if self.exposure is None else self.exposure.of_responses(rewards, groups)
-        teacher = teacher_batch(batch, self.prompts, exposures)
-        if self.method.loss.active:
-            _attach(batch, teacher)
-        if not (self.method.scores_with_teacher or wanted):
-            return Scored(None, teacher.metrics)
-        log_probs = sequence_log_probs(
-            self.worker_group,
-            keys=batch.keys,
-            fields=teacher.fields,
-            tags=teacher.tags,
-            response_mask=teacher.response_mask,
-            weights=self.method.scoring_weights,
-            temperature=self.cfg.actor_rollout_ref.rollout.temperature,
+        method, cfg = self.method, self.cfg
+        exposures = None if self.exposure is None else self.exposure.of_responses(rewards.scores, rewards.groups)
+        teacher = teacher_batch(
+            batch,
+            self.prompts,
+            method.contexts,
+            groups=rewards.groups,
+            correct=rewards.correct,
+            feedback=rewards.feedback,
+            step=step,
+            exposures=exposures,
         )
-        return Scored(log_probs, teacher.metrics)
+        if method.loss.active:
+            _attach(batch, teacher)
+        has_teacher = teacher.has_teacher if method.contexts.may_be_missing else None
+        if not (method.scores_with_teacher or wanted):
+            return Scored(None, has_teacher, teacher.metrics)
+        scored = teacher_log_probs(
+            batch,
+            teacher,
+            self.worker_group,
+            weights=method.scoring_weights,
+            workers=cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes,
+            temperature=cfg.actor_rollout_ref.rollout.temperature,
+        )
+        return Scored(scored, has_teacher, {**teacher.metrics, TEACHER_TOKENS: scored.tokens})
 
     @cached_property
     def _probe(self) -> probe.Probe:

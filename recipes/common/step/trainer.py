@@ -30,7 +30,7 @@ from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_P
 from recipes.common.record import samples
 from recipes.common.step.recorded import RecordedTrainer
 from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
-from recipes.common.step.teacher_stage import TeacherStage
+from recipes.common.step.teacher_stage import Scored, TeacherStage
 from recipes.common.step.update import Update, observation, take_update
 from rewards.metrics import reward_metrics
 from workers.training.packing import WEIGHTS
@@ -56,7 +56,7 @@ class SelfDistillTrainer(RecordedTrainer):
                 config.actor_rollout_ref.self_distill = config.self_distill
         super().__init__(config)
         self.update: Update | None = None  # of the step
-        self._teacher_log_probs: torch.Tensor | None = None  # jagged, of the step's batch
+        self._scored: Scored | None = None  # by the teacher, of the step's batch
 
     # ------------------------------------------------------------------ set-up
 
@@ -101,7 +101,7 @@ class SelfDistillTrainer(RecordedTrainer):
         wanted = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
         metrics[ROLLOUTS_MISSING] = wanted - len(batch)
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
-        self.rewards, self._teacher_log_probs = fetch_rewards(batch), None
+        self.rewards, self._scored = fetch_rewards(batch), None
         return batch
 
     def _student_scores_due(self) -> bool:
@@ -120,26 +120,34 @@ class SelfDistillTrainer(RecordedTrainer):
             batch = super()._compute_ref_log_prob(batch, metrics)
         if self.method.uses_teacher:
             self.stage("teacher log-probs" if self.method.scores_with_teacher else "teacher prompts")
-            scored = self.teacher.scores(batch, self.rewards.scores, self.rewards.groups, wanted=self._samples_due())
-            self._teacher_log_probs = scored.log_probs
-            metrics.update(scored.metrics)
+            self._scored = self.teacher.scores(batch, self.rewards, step=self.global_steps, wanted=self._samples_due())
+            metrics.update(self._scored.metrics)
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self.stage("advantages")
-        self.scores = scores = fetch_scores(batch, self._teacher_log_probs, student=self._student_scores_due())
+        taught = self._scored
+        self.scores = scores = fetch_scores(
+            batch,
+            taught.log_probs if taught else None,
+            taught.has_teacher if taught else None,
+            student=self._student_scores_due(),
+        )
         scores.check(step=self.global_steps, safe_ground=self.safe_ground())
         metrics.update(scores.metrics())
         fields: dict[str, torch.Tensor] = {}
         with token_signals(
             entropy=scores.entropy,
             log_prob_gap=scores.gap,
+            contrast_gap=scores.contrast_gap,
+            has_teacher=scores.has_teacher,
             token_ids=scores.token_ids,
             token_counts=self._token_counts if "token_counts" in self.method.signals else None,
             step=self.global_steps,
             total_steps=self.total_training_steps,
         ) as signals:
-            if self.method.token_weight is not None:
+            # Where responses may lack a teacher they always carry weights, so that every step's batch looks alike.
+            if self.method.token_weight or (self.method.loss.active and scores.has_teacher is not None):
                 fields["divergence_weight"] = self._weigh(batch, metrics, signals)
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
@@ -161,15 +169,20 @@ class SelfDistillTrainer(RecordedTrainer):
         return samples.due(self.config.trainer, self.global_steps, self.total_training_steps)
 
     def _weigh(self, batch: KVBatchMeta, metrics: dict, signals: TokenSignals) -> torch.Tensor:
-        """The divergence's token factors, (B, T), also into the batch: workers see parts of it only."""
-        factors, numbers = weigh_tokens(
-            self.method.token_weight,
-            self.method.weight_params,
-            signals,
-            response_mask=self.scores.mask,
-            equal_reward_rows=self.rewards.equal_rows,
-        )
-        metrics.update(numbers)
+        """The divergence's token factors, (B, T), also into the batch: workers see parts of it only.
+
+        They are 0 in responses without a teacher, whose tokens still count in the mean.
+        """
+        factors = self.scores.taught.float()
+        if self.method.token_weight is not None:
+            factors, numbers = weigh_tokens(
+                self.method.token_weight,
+                self.method.weight_params,
+                signals,
+                response_mask=self.scores.mask,
+                equal_reward_rows=self.rewards.equal_rows,
+            )
+            metrics.update(numbers)
         nested = {WEIGHTS: response_to_nested(factors, self.scores.nested_mask)}
         fields = TensorDict(nested, batch_size=len(batch.keys))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)

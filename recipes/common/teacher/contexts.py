@@ -1,47 +1,226 @@
-"""What a data set's row gives the teacher to see, and the privileged prompt that it becomes."""
+"""What the teacher is shown of each problem or response, and the privileged prompt that it becomes.
+
+The values of `self_distill.teacher.context`, one or several of them:
+
+    solution, answer   the row's reference: worked, or the boxed answer alone
+    sibling            the first successful other response of the group (SDPO, arXiv 2601.20802)
+    wrong_sibling      unsuccessful other responses, up to `wrong_siblings` of them (RLCSD, arXiv 2606.11709)
+    feedback, hint     what the verifier or an environment said of the response, or a column of the data
+    none               the teacher's instructions without any reference (a control)
+    other_problem      the reference of another problem of the batch, drawn from a seed (a control)
+
+The first is the teacher's own, p_T; each of the others is what it is contrasted with.  A response is never its own
+sibling, and its thinking is not shown.  A response that lacks one of them has no teacher: its gap is 0, its divergence
+has weight 0, and it is counted.  A row without the solution or answer that it should have is an error, no such case.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.teacher.prompts import PrivilegedPrompt, privileged_prompt
+from recipes.common.teacher.prompts import TEMPLATES, PrivilegedPrompt, privileged_prompt
 from recipes.common.teacher.reference import truncate_reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CONTEXTS = tuple(TEMPLATES)
+FROM_GROUP = ("sibling", "wrong_sibling")  # need several rollouts of a problem
+ALWAYS_THERE = ("solution", "answer", "none")  # refused or raised where they are missing, so that no row is masked
 
 
 class MissingReference(ValueError):
     """A row that should have a reference for the teacher has none."""
 
 
+@dataclass(frozen=True)
+class ContextParams:
+    """The part of `self_distill.teacher` that says what is shown; checked in `recipes.common.checks.learning`.
+
+    Attributes:
+        kinds: of `CONTEXTS`; the first is the teacher's own, the others its contrast.
+        fallback: shown to the responses that the first is missing for; None leaves them without a teacher.
+        wrong_siblings: K, how many unsuccessful siblings are shown at most, each in a prompt of its own.
+        seed: of the draw of other problems.
+    """
+
+    kinds: tuple[str, ...] = ("solution",)
+    fallback: str | None = None
+    wrong_siblings: int = 4
+    seed: int = 0
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All that may be shown."""
+        return (*self.kinds, *([self.fallback] if self.fallback else []))
+
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether a response may have no teacher."""
+        own = {self.kinds[0], self.fallback or self.kinds[0]}
+        return own.isdisjoint(ALWAYS_THERE) or not set(self.kinds[1:]) <= set(ALWAYS_THERE)
+
+    def sentence(self) -> str:
+        """What is shown, for people."""
+        first, *others = self.kinds
+        shown = f"the {first}" if first != "none" else "no reference"
+        shown += f" or else the {self.fallback}" if self.fallback else ""
+        k = {"wrong_sibling": f" (up to {self.wrong_siblings})"}
+        return shown + k.get(first, "") + "".join(f", against the {kind}{k.get(kind, '')}" for kind in others)
+
+
+def context_params(teacher: Any) -> ContextParams:
+    """Read it from the node `self_distill.teacher`.
+
+    Raises:
+        ValueError: no context, a context named twice, or `wrong_siblings` below 1.
+    """
+    context = teacher.get("context")
+    kinds = (context,) if isinstance(context, str) else tuple(str(kind) for kind in context or ())
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise ValueError(f"self_distill.teacher.context={context}: must be one context or a list of different ones")
+    count = teacher.get("wrong_siblings", 4)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"self_distill.teacher.wrong_siblings={count}: must be a whole number, 1 or more")
+    return ContextParams(kinds, teacher.get("fallback"), count, int(teacher.get("seed", 0)))
+
+
+@dataclass(frozen=True)
+class Response:
+    """A row of the batch as contexts see it.
+
+    Attributes:
+        row: columns of its problem.
+        group: label of its problem's rollouts.
+        number: its place among them; "first" means by this and not by the batch's order, which workers change.
+        text: the response without its thinking; "" where it has none to show, or where no context shows responses.
+        correct: whether it was successful.
+        feedback: what the verifier said of it in words.
+    """
+
+    row: dict[str, Any]
+    group: Any
+    number: tuple[int, ...] = ()
+    text: str = ""
+    correct: bool = False
+    feedback: str = ""
+
+
+def shown_texts(kind: str, responses: Sequence[Response], params: ContextParams, *, step: int = 0) -> list[list[str]]:
+    """The texts that the teacher of each response is shown under one kind of context: (B) lists, empty for none usable.
+
+    Args:
+        kind: one of `CONTEXTS`.
+        responses: the global batch, without verl's filler rows.
+        step: with `params.seed` it decides which other problem is drawn.
+
+    Raises:
+        MissingReference: with "solution" or "answer", a row has none.
+    """
+    if kind in FROM_GROUP:
+        return _siblings(responses, 1 if kind == "sibling" else params.wrong_siblings, correct=kind == "sibling")
+    if kind == "other_problem":
+        return _other_problems([response.row for response in responses], random.Random(f"{params.seed}/{step}"))
+    if kind == "none":
+        return [[""] for _ in responses]
+    of_row: dict[str, Callable[[Response], str]] = {
+        "solution": lambda response: reference_of(response.row, "solution"),
+        "answer": lambda response: reference_of(response.row, "answer"),
+        "hint": lambda response: str(response.row.get("hint") or "").strip(),
+        "feedback": lambda response: (response.feedback or str(response.row.get("feedback") or "")).strip(),
+    }
+    texts = map(of_row[kind], responses)
+    return [[text] if text else [] for text in texts]
+
+
+def _siblings(responses: Sequence[Response], count: int, *, correct: bool) -> list[list[str]]:
+    """Up to `count` texts of other responses of each one's group that were, or were not, successful."""
+    groups: dict[Any, list[tuple[tuple[int, ...], int]]] = {}
+    for i, response in enumerate(responses):
+        if response.correct == correct and response.text:
+            groups.setdefault(response.group, []).append((response.number, i))
+    usable = {group: [i for _, i in sorted(members)] for group, members in groups.items()}
+    return [
+        [responses[i].text for i in usable.get(response.group, []) if i != own][:count]
+        for own, response in enumerate(responses)
+    ]
+
+
+def _other_problems(rows: Sequence[dict[str, Any]], draw: random.Random) -> list[list[str]]:
+    """Of each row the reference of another problem, the same one for all rows of a problem."""
+    references = {problem_of(row): _any_reference(row) for row in rows}
+    problems = sorted(references)  # so that the draw does not depend on the batch's order
+    drawn = {}
+    for problem in problems:
+        others = [other for other in problems if other != problem and references[other]]
+        drawn[problem] = [references[draw.choice(others)]] if others else []
+    return [drawn[problem_of(row)] for row in rows]
+
+
+def _any_reference(row: dict[str, Any]) -> str:
+    for kind in ("solution", "answer"):
+        try:
+            return reference_of(row, kind)
+        except MissingReference:
+            continue
+    return ""
+
+
+def strip_thinking(text: str, *, opened: bool = False) -> str:
+    """What a response says after its thinking; "" where that never ended, for then there is nothing but thinking.
+
+    opened: the prompt ended inside of it.
+    """
+    _, closed, answer = text.rpartition("</think>")
+    if not closed and (opened or "<think>" in text):
+        return ""
+    return answer.strip()
+
+
 @dataclass
 class PrivilegedPrompts:
-    """Renders each problem's privileged prompt once a step, however many rollouts it has, and counts what it cut."""
+    """Renders each privileged prompt once a step, however many rollouts share it, and counts what it cut."""
 
     tokenizer: PreTrainedTokenizerBase
-    context: str  # "solution" or "answer"
+    context: str  # of the rows that it is called with: "solution" or "answer"
     max_length: int
     template_kwargs: dict[str, Any]
     separator: str = ""  # of a truncated reasoning and its answer
-    _cache: dict[tuple[str, str, float], PrivilegedPrompt] = field(default_factory=dict)
+    _cache: dict[tuple[str, str, str, float], PrivilegedPrompt] = field(default_factory=dict)
 
     def __call__(self, row: dict[str, Any], exposure: float = 1.0) -> PrivilegedPrompt:
         """The prompt for a dataset row with ``problem`` and ``solution`` or ``answer`` (see `reference_of`).
 
         exposure: share of the reasoning that is shown before the answer (`truncate_reference`); 1 shows all.
         """
-        problem, reference = problem_of(row), reference_of(row, self.context)
-        key = (problem, reference, exposure)
+        return self.showing(self.context, row, reference_of(row, self.context), exposure)
+
+    def showing(self, kind: str, row: dict[str, Any], text: str, exposure: float = 1.0) -> PrivilegedPrompt:
+        """The prompt for a row's problem that shows a text under the template of a kind of context.
+
+        exposure: as above; of solutions only, other texts are shown whole.
+        """
+        problem = problem_of(row)
+        key = (kind, problem, text, exposure)
         if key not in self._cache:
-            shown, info = truncate_reference(
-                self.tokenizer, reference, exposure, answer_of(row), separator=self.separator
-            )
+            shown, forced = text, False
+            if kind == "solution" and exposure < 1.0:
+                shown, info = truncate_reference(
+                    self.tokenizer, text, exposure, answer_of(row), separator=self.separator
+                )
+                forced = info["forced_full"]
             prompt = privileged_prompt(
-                self.tokenizer, problem, shown, max_length=self.max_length, template_kwargs=self.template_kwargs
+                self.tokenizer,
+                problem,
+                shown,
+                max_length=self.max_length,
+                template_kwargs=self.template_kwargs,
+                template=TEMPLATES[kind],
             )
-            self._cache[key] = replace(prompt, forced_full=info["forced_full"])
+            self._cache[key] = replace(prompt, forced_full=forced)
         return self._cache[key]
 
     def clear(self) -> None:

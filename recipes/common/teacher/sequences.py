@@ -10,9 +10,10 @@ Departure from the papers: none; what they leave open (which text is the referen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transfer_queue as tq
@@ -20,8 +21,19 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_from_nested
 
-from recipes.common.metric_names import FORCED_FULL, PROMPT_TOKENS, PROMPT_TRUNCATED
-from recipes.common.teacher.contexts import PrivilegedPrompts
+from recipes.common.metric_names import CONTRASTED, FORCED_FULL, PROMPT_TOKENS, PROMPT_TRUNCATED, WITHOUT_CONTEXT
+from recipes.common.teacher.contexts import (
+    FROM_GROUP,
+    ContextParams,
+    PrivilegedPrompts,
+    Response,
+    shown_texts,
+    strip_thinking,
+)
+from recipes.common.teacher.prompts import PrivilegedPrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PARTITION = "self_teacher"  # TransferQueue partition of the teacher's sequences, cleared after each step
 
@@ -47,53 +59,189 @@ def teacher_sequences(
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """The teacher's sequences for a batch, in its row order."""
+    """The teacher's sequences for a batch.
 
-    fields: TensorDict  # input_ids, position_ids, loss_mask, as `teacher_sequences` makes them
+    Attributes:
+        fields, tags: one sequence a row of the batch, in its order: input_ids, position_ids, loss_mask, as
+            `teacher_sequences` makes them. Rows without a teacher have the student's own prompt there.
+        responses: (B) ids, (response_i,) each, and response_mask: jagged (B, response_i).
+        prompts: (B) rows of one list of prompts for each context; empty for rows without a teacher.
+        has_teacher: (B,) bool; false for verl's filler rows.
+        metrics: of the prompts.
+    """
+
+    fields: TensorDict
     tags: list[dict[str, Any]]
-    response_mask: torch.Tensor  # jagged (B, response_i)
+    responses: Sequence[torch.Tensor]
+    response_mask: torch.Tensor
+    prompts: list[list[list[list[int]]]]
+    has_teacher: torch.Tensor
     metrics: dict[str, float]
 
 
+COLUMNS = ("raw_prompt", "problem", "solution", "answer", "reward_model", "hint", "feedback")
+
+
 def teacher_batch(
-    batch: KVBatchMeta, prompts: PrivilegedPrompts, exposures: Sequence[float] | None = None
+    batch: KVBatchMeta,
+    prompts: PrivilegedPrompts,
+    contexts: ContextParams,
+    *,
+    groups: Sequence[Any],
+    correct: Sequence[bool],
+    feedback: Sequence[str],
+    step: int,
+    exposures: Sequence[float] | None = None,
 ) -> TeacherBatch:
     """Render the privileged prompts and put the student's response ids after them.
 
-    exposures: (B,) share of the reasoning that the teacher of each response is shown; None: all of it.
-    The metrics are the share of sequences whose reference was cut, the mean tokens of a prompt and, with exposures,
-    the share of references in which no answer was found to keep, so that they were shown whole.
-    """
-    columns = ["responses", "response_mask", "prompts", "raw_prompt", "problem", "solution", "answer", "reward_model"]
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
-    responses, masks = data["responses"].unbind(), data["response_mask"].unbind()
-    student_prompts = data["prompts"].unbind()
-    text_columns = {name: list(data[name]) for name in columns[3:] if name in data}
+    Args:
+        groups, correct, feedback: (B) label of each response's problem, whether it was successful, and what the
+            verifier said of it in words.
+        step: the training step, for contexts that are drawn.
+        exposures: (B,) share of the reasoning that the teacher of each response is shown; None: all of it.
 
-    prompt_ids, truncated, forced, real = [], 0, 0, 0
-    for i, tag in enumerate(batch.tags):
-        if tag.get("is_padding", False):  # verl's filler rows: masked out everywhere, any prompt will do
-            prompt_ids.append(student_prompts[i].tolist())
+    Returns:
+        With metrics: shares of prompts whose text was cut and of responses without a teacher, the mean tokens of a
+        prompt, how many texts each further context shows on average and, with exposures, the share of references in
+        which no answer was found to keep, so that they were shown whole.
+    """
+    tensors = ["responses", "response_mask", "prompts"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*tensors, *COLUMNS])
+    answers, masks, student = (data[name].unbind() for name in tensors)
+    columns = {name: list(data[name]) for name in COLUMNS if name in data}
+    # verl's filler rows are masked out everywhere: any prompt will do, and they are nobody's sibling.
+    real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+    reads = not set(FROM_GROUP).isdisjoint(contexts.named)
+    responses = [
+        Response(
+            row={name: plain(values[i]) for name, values in columns.items()},
+            group=groups[i],
+            number=tuple(int(part) for part in batch.keys[i].split("_")[1:]),
+            text=response_text(prompts.tokenizer, answers[i], masks[i], student[i]) if reads else "",
+            correct=bool(correct[i]),
+            feedback=feedback[i],
+        )
+        for i in real
+    ]
+    texts = {kind: shown_texts(kind, responses, contexts, step=step) for kind in contexts.named}
+
+    shown: list[list[list[list[int]]]] = [[] for _ in batch.tags]
+    made: list[PrivilegedPrompt] = []
+    for n, (i, response) in enumerate(zip(real, responses, strict=True)):
+        kinds = list(contexts.kinds)
+        if contexts.fallback and not texts[kinds[0]][n]:
+            kinds[0] = contexts.fallback
+        if not all(texts[kind][n] for kind in kinds):
             continue
-        row = {name: plain(values[i]) for name, values in text_columns.items()}
-        prompt = prompts(row, 1.0 if exposures is None else exposures[i])
-        prompt_ids.append(prompt.token_ids)
-        truncated += prompt.truncated
-        forced += prompt.forced_full
-        real += 1
+        exposure = 1.0 if exposures is None else exposures[i]
+        rendered = [[prompts.showing(kind, response.row, text, exposure) for text in texts[kind][n]] for kind in kinds]
+        shown[i] = [[prompt.token_ids for prompt in of_kind] for of_kind in rendered]
+        made += [prompt for of_kind in rendered for prompt in of_kind]
     prompts.clear()
+
+    own = [of_row[0][0] if of_row else student[i].tolist() for i, of_row in enumerate(shown)]
     metrics = {
-        PROMPT_TRUNCATED: truncated / max(real, 1),
-        PROMPT_TOKENS: sum(map(len, prompt_ids)) / len(prompt_ids),
+        PROMPT_TRUNCATED: sum(prompt.truncated for prompt in made) / max(len(made), 1),
+        PROMPT_TOKENS: sum(len(prompt.token_ids) for prompt in made) / max(len(made), 1),
+        WITHOUT_CONTEXT: 1.0 - sum(map(bool, shown)) / max(len(real), 1),
     }
+    if len(contexts.kinds) > 1:
+        counts = [sum(map(len, of_row[1:])) for of_row in shown if of_row]
+        metrics[CONTRASTED] = sum(counts) / max(len(counts), 1)
     if exposures is not None:
-        metrics[FORCED_FULL] = forced / max(real, 1)
+        metrics[FORCED_FULL] = sum(prompt.forced_full for prompt in made) / max(len(made), 1)
     return TeacherBatch(
-        fields=teacher_sequences(prompt_ids, responses, masks),
-        tags=[{**tag, "seq_len": len(p) + len(r)} for tag, p, r in zip(batch.tags, prompt_ids, responses, strict=True)],
+        fields=teacher_sequences(own, answers, masks),
+        tags=[{**tag, "seq_len": len(p) + len(r)} for tag, p, r in zip(batch.tags, own, answers, strict=True)],
+        responses=answers,
         response_mask=data["response_mask"],
+        prompts=shown,
+        has_teacher=torch.tensor([bool(of_row) for of_row in shown]),
         metrics=metrics,
     )
+
+
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, response: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor
+) -> str:
+    """A response as another one's context: its text without thinking and special tokens.
+
+    response, mask: (response_i,) ids and their validity.  prompt: (prompt_i,) the student's, which may end in an open
+    thinking block.
+    """
+    thinking = {"<think>", "</think>"}
+    special = {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in thinking}
+    ids = [i for i, valid in zip(response.tolist(), mask.tolist(), strict=True) if valid and i not in special]
+    opened = str(tokenizer.decode(prompt[-8:].tolist())).rstrip().endswith("<think>")
+    return strip_thinking(str(tokenizer.decode(ids, skip_special_tokens=False)), opened=opened)
+
+
+@dataclass(frozen=True)
+class TeacherLogProbs:
+    """What the teacher says of the responses' tokens, nats; zeros in rows without a teacher.
+
+    Attributes:
+        own: log p_T(o_t) of the first context, jagged (B, response_i) fp32.
+        contrast: log of the mean probability under the further contexts, like `own`; None where there are none.
+        tokens: how many the teacher read for it.
+    """
+
+    own: torch.Tensor
+    contrast: torch.Tensor | None
+    tokens: int
+
+
+def teacher_log_probs(
+    batch: KVBatchMeta, teacher: TeacherBatch, worker_group: Any, *, weights: str, workers: int, temperature: float
+) -> TeacherLogProbs:
+    """Score every prompt of every response in one batch, and mix those of a context: log (1/K) Σ_k p_T(o_t | k).
+
+    weights, temperature: as in `sequence_log_probs`.  workers: data-parallel workers; the first sequence is repeated to
+    a multiple of them.
+    """
+    answers, masks = teacher.responses, teacher.response_mask.unbind()
+    places = [
+        (i, part, prompt)
+        for i, of_row in enumerate(teacher.prompts)
+        for part, of_kind in enumerate(of_row)
+        for prompt in of_kind
+    ]
+    several = any(len(of_row) > 1 for of_row in teacher.prompts)
+    scored: dict[tuple[int, bool], list[torch.Tensor]] = {}
+    tokens = 0
+    if places:
+        filled = [*places, *[places[0]] * (-len(places) % workers)]
+        rows = [i for i, _, _ in filled]
+        lengths = [len(prompt) + len(answers[i]) for i, _, prompt in filled]
+        tokens = sum(lengths)
+        log_probs = sequence_log_probs(
+            worker_group,
+            keys=[f"{batch.keys[i]}_{n}" for n, i in enumerate(rows)],
+            fields=teacher_sequences([p for *_, p in filled], [answers[i] for i in rows], [masks[i] for i in rows]),
+            tags=[{**batch.tags[i], "seq_len": length} for i, length in zip(rows, lengths, strict=True)],
+            response_mask=torch.nested.as_nested_tensor([masks[i] for i in rows], layout=torch.jagged),
+            weights=weights,
+            temperature=temperature,
+        )
+        for (i, part, _), values in zip(places, log_probs.unbind(), strict=False):
+            scored.setdefault((i, part > 0), []).append(values)
+
+    def mixed(contrast: bool) -> torch.Tensor:
+        # Of the scores' own type, which may be the wrong one: that is refused later, with the reason.
+        dtype = next((values[0].dtype for values in scored.values()), torch.float32)
+        zeros = [torch.zeros(len(mask), dtype=dtype) for mask in masks]
+        of_rows = [log_mean(scored[i, contrast]) if (i, contrast) in scored else zero for i, zero in enumerate(zeros)]
+        return torch.nested.as_nested_tensor(of_rows, layout=torch.jagged)
+
+    return TeacherLogProbs(mixed(False), mixed(True) if several else None, tokens)
+
+
+def log_mean(log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """log (1/K) Σ_k exp(x_k), elementwise over K tensors; of one tensor it is that tensor."""
+    if len(log_probs) == 1:
+        return log_probs[0]
+    return torch.logsumexp(torch.stack(list(log_probs)), dim=0) - math.log(len(log_probs))
 
 
 def sequence_log_probs(

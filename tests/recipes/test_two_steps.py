@@ -1,0 +1,47 @@
+"""Methods and contexts on the real stack: two steps on the embedded model each, as a user would start them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.builders.processes import train
+
+pytestmark = pytest.mark.slow
+
+SHORT = ("trainer.total_training_steps=2", "trainer.save_freq=-1")
+# Entry, overrides, and what its records must hold beside what every step's do.
+RUNS = {
+    "hepo": ("hepo", [], ["credit/entropy_threshold"]),
+    "rlsd": ("rlsd", ["self_distill.teacher.snapshot_every=1"], ["credit/weight/clipped_share", "teacher/tokens"]),
+    "rlsd_contrast": ("rlsd", ["method=rlsd_contrast"], ["teacher/contrasted/mean", "teacher/contrast_gap/abs_mean"]),
+    "reopold": ("reopold", ["algorithm.reopold.switch_step=1"], ["credit/kept_share"]),
+    "rlcsd": ("rlcsd", ["trainer.n_gpus_per_node=2"], ["credit/kept_share", "teacher/contrasted/mean"]),
+    "opsd_sampled_contrast": ("opsd", ["method=opsd_sampled_contrast"], ["teacher/contrasted/mean"]),
+    "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
+    "attraction": ("dasd", ["method=attraction"], ["credit/correction_ratio"]),
+    "novelty": ("dasd", ["method=novelty"], ["credit/correction_ratio"]),
+    "dasd_raw": ("dasd", ["method=dasd_raw"], ["credit/correction_ratio"]),
+    "sibling": ("dasd", ["self_distill.teacher.context=sibling"], ["teacher/tokens"]),
+    "sibling in the loss": ("opsd", ["self_distill.teacher.context=sibling"], ["divergence/mean"]),
+    "none": ("dasd", ["self_distill.teacher.context=none"], ["teacher/tokens"]),
+    "other_problem": ("dasd", ["self_distill.teacher.context=other_problem"], ["teacher/tokens"]),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_steps(name, tmp_path):
+    entry, overrides, wanted = RUNS[name]
+    run = train(entry, tmp_path / "run", *overrides, *SHORT)
+    assert run.code == 0, run.console + run.log[-3000:]
+    assert sorted(run.steps) == [1, 2]
+    for record in run.steps.values():
+        for key in ("actor/grad_norm", "critic/score/mean", "student/log_prob/mean", *wanted):
+            assert math.isfinite(record[key]), key
+        assert record["training/skipped_updates"] == 0
+        without = record.get("teacher/without_context", 0.0)
+        assert 0.0 <= without <= 1.0
+        if not any("sibling" in part or "contrast" in part for part in (name, *overrides)) and name != "rlcsd":
+            assert without == 0.0
+    assert any(record["actor/grad_norm"] > 0 for record in run.steps.values())
