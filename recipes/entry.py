@@ -7,20 +7,82 @@ directory.  A method without a main of its own starts with ``python -m recipes.e
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from config import CONFIG_DIR
+from recipes.command_line import Command, run
 from recipes.common.paths import make_absolute
 
 # What a command line may still say, and what it is called now.
 RENAMED = {
     "method=atesd_ppo": "method=atesd_sampled",
     "method=pw_opsd_ppo": "method=pw_opsd_sampled",
+    # The settings of the exposure controller have a node of their own.
+    **{
+        f"self_distill.exposure.{key}": f"self_distill.exposure.controller.{key}"
+        for key in OmegaConf.load(CONFIG_DIR / "train.yaml").self_distill.exposure.controller
+    },
 }
+KEYS = (
+    ("experiment=starter", "on what and where; starter needs no GPU and no network"),
+    ("hardware=4xh100", "the machine that is planned for (config/hardware)"),
+    ("actor_rollout_ref.model.path=<folder>", "the model: a Hugging Face folder or hub name"),
+    ("data.train_files=<file>", "prepared problems (python -m recipes.data.prepare); data.val_files to validate"),
+    ("trainer.total_training_steps=100", "updates"),
+    ("data.train_batch_size=128", "problems a step; actor_rollout_ref.actor.ppo_mini_batch_size divides it"),
+    ("actor_rollout_ref.rollout.n=8", "rollouts of each problem"),
+    ("actor_rollout_ref.actor.optim.lr=3e-6", "learning rate"),
+    ("data.max_response_length=8192", "tokens of a response"),
+    ("trainer.test_freq=10", "steps from one validation to the next; trainer.save_freq likewise; -1: none"),
+    ("hydra.run.dir=<directory>", "where the run writes; with the same one again it is resumed"),
+    ("dry_run=true", "check everything, print the plan with memory and time, start nothing"),
+)
+
+
+def command_of(method: str | None, groups: dict[str, str]) -> Command:
+    """What the command line of a method says of itself; None: of any."""
+    experiment = "experiment=starter"
+    any_method = "method=dasd " if method is None else ""
+    what = "Train with the method that method= names: its teacher, credit and loss."
+    module = "recipes.entry"
+    if method is not None:
+        from recipes.common.method import shipped
+
+        about = next(about for about in shipped() if about.name == method)
+        paper = f" (arXiv {about.paper['arxiv']})" if "arxiv" in about.paper else ""
+        what = f"Train with {about.title}{paper}: {about.description}."
+        module = f"recipes.{method}.main"
+        default = groups.get("experiment", "qwen3_1_7b_dapo")
+        what += f" Without an experiment it is {default}, which needs GPUs."
+    return Command(
+        module=module,
+        what=what,
+        examples=(
+            (f"{any_method}{experiment}", "train the embedded model, without a GPU"),
+            (
+                f"{any_method}experiment=qwen3_8b_dapo hardware=4xh100 dry_run=true",
+                "what would run, and whether it fits",
+            ),
+            (f"{any_method}{experiment} hydra.run.dir=outputs/mine", "choose the directory; once more: resume"),
+            (
+                f"{any_method}{experiment} -m actor_rollout_ref.actor.optim.lr=3e-5,5e-5",
+                "a sweep, a directory for each job",
+            ),
+            (f"{any_method}{experiment} --cfg job", "print the configuration and end"),
+        ),
+        groups=("method", "experiment"),
+        keys=KEYS,
+        checks_types=False,  # by `recipes.common.checks`, with their ranges
+        may_lack=("reward.reward_model.",),  # verl's, and not used
+        more=(
+            "Every key with what it means: config/train.yaml; those of a method: config/method/<name>.yaml; verl's keep"
+            " their names. What a method does: recipes/<method>/README.md. Hydra's options (--cfg job, --info, "
+            "-m, --config-dir) work wherever they stand; --hydra-help lists them."
+        ),
+        not_started="This configuration was not started:",
+    )
 
 
 def main(method: str | None = None, **groups: str) -> None:
@@ -30,19 +92,19 @@ def main(method: str | None = None, **groups: str) -> None:
         method: the bundle for a command line that names none; None where it must.
         groups: other choices, such as the paper's experiment, for what the command line leaves open.
     """
-    given = sys.argv[1:]
-    for old in (argument for argument in given if argument in RENAMED):
-        sys.exit(_refused(f"- {old}: it is called {RENAMED[old]} now"))
     choices = {"method": method, **groups}
-    chosen = [f"{k}={v}" for k, v in choices.items() if v and not any(a.startswith(f"{k}=") for a in given)]
-    sys.argv[1:] = [*chosen, *given]  # before the user's, whose last argument may be an option's
-    hydra.main(config_path=str(CONFIG_DIR), config_name="train", version_base="1.3")(_job)()
+    run(
+        command_of(method, groups),
+        _job,
+        "train",
+        defaults=[f"{group}={choice}" for group, choice in choices.items() if choice],
+        renamed=RENAMED,
+    )
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(cfg: DictConfig) -> int:
     from recipes.common import method as methods
-    from recipes.common.checks import check
-    from recipes.common.checks.errors import SettingsError
+    from recipes.common.checks import check, values
     from recipes.common.checks.machine import count_gpus
 
     resolved = resolve(cfg)
@@ -50,23 +112,14 @@ def _job(cfg: DictConfig) -> None:
     if cfg.dry_run:  # shown first: the numbers help with what is wrong
         from recipes.common.plan.forecast import show
 
-        show(resolved, method)
-    try:
-        check(resolved, method, gpus=count_gpus())
-    except SettingsError as error:
-        sys.exit(_refused(str(error)))
+        show(resolved, method, computable=not any(values.problems(resolved)))
+    for warning in check(resolved, method, gpus=count_gpus()):
+        print(f"warning: {warning}")
     if cfg.dry_run:
-        return
+        return 0
     from recipes.common.processes.launch import launch
 
-    code = launch(resolved, method, report=report)
-    if code:
-        sys.exit(code)
-
-
-def _refused(problems: str) -> int:
-    print(f"This configuration was not started:\n{problems}", file=sys.stderr)
-    return 2
+    return launch(resolved, method, report=report)
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
@@ -74,11 +127,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
     resolved.self_distill.run_dir = str(Path(resolved.self_distill.run_dir).resolve())
     resolved.trainer.default_local_dir = f"{resolved.self_distill.run_dir}/checkpoints"
-    rollout, data = resolved.actor_rollout_ref.rollout, resolved.data
-    if (
-        rollout.max_model_len is None
-    ):  # verl would take the model's maximum, and vLLM want a cache for one such sequence
-        rollout.max_model_len = data.max_prompt_length + data.max_response_length
+    rollout = resolved.actor_rollout_ref.rollout
+    lengths = [resolved.data.max_prompt_length, resolved.data.max_response_length]
+    # Of null verl makes the model's maximum, and vLLM then wants a cache that holds one such sequence.
+    if rollout.max_model_len is None and all(isinstance(length, int) for length in lengths):
+        rollout.max_model_len = sum(lengths)
     make_absolute(resolved)
     OmegaConf.set_struct(resolved, True)
     return resolved

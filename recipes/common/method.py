@@ -65,6 +65,7 @@ class Method:
         controller: who decides that, for a run of one step (`total_steps`); None where all of it is shown.
         lora: whether an adapter is trained.
         problems: what is wrong with all of it, one sentence each; the attributes then hold defaults.
+        given: the values that a plan shows, by key without `self_distill.`, as they were given, right or wrong.
     """
 
     about: About
@@ -82,6 +83,7 @@ class Method:
     controller: ControllerConfig | None
     lora: bool
     problems: tuple[str, ...]
+    given: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -156,22 +158,33 @@ class Method:
         return self.estimator.metrics if self.estimator else ()
 
     def rows(self) -> list[tuple[str, str]]:
-        """What is learned, as (part, value): method with its credit, and teacher and loss where they take part."""
-        shown = [f"{name}={getattr(self.params, name)}" for name in (self.estimator.shows if self.estimator else ())]
+        """What is learned, as (part, value): method with its credit, and teacher and loss where they take part.
+
+        As it was given: what is wrong with a value does not change what is shown.
+        """
+        own = self.estimator.shows if self.estimator else ()
+        shown = [f"{name}={self.given[f'algorithm.{name}']}" for name in own]
         rows = [("method", f"{self.name}  ({', '.join([f'credit {self.credit}', *shown])})")]
-        if self.uses_teacher:
-            exposed = ""
-            if self.exposure.active:
-                value = f" {self.exposure.fixed_exposure:g}" if self.exposure.mode == "fixed" else ""
-                exposed = f", exposure {self.exposure.mode}{value}"
-            rows.append(("teacher", f"{self.weights.weights} weights, shown {self.contexts.sentence()}{exposed}"))
-        loss = self.loss
-        if loss.active:
-            clip = "" if loss.clip is None else f", entries clipped at {loss.clip:g}"
-            beside = f"PPO clip + {loss.coefficient:g} × " if loss.ppo else ""
-            value = f"{beside}{loss.kind}, full vocabulary{clip}, {loss.weighting} weights, {loss.reduction}"
-            rows.append(("loss", value))
+        loss = self._given("loss.kind") != "none"
+        if self.scores_with_teacher or loss:
+            mode, exposed = self._given("exposure.mode"), ""
+            if mode != "full":
+                value = f" {self._given('exposure.fixed_exposure')}" if mode == "fixed" else ""
+                exposed = f", exposure {mode}{value}"
+            rows.append(
+                ("teacher", f"{self._given('teacher.weights')} weights, shown {self.contexts.sentence()}{exposed}")
+            )
+        if loss:
+            kind, clip, ppo = (self._given(f"loss.{name}") for name in ("kind", "clip", "ppo"))
+            clipped = "" if clip is None else f", entries clipped at {clip}"
+            beside = f"PPO clip + {self._given('loss.coefficient')} × " if ppo else ""
+            weighting, reduction = self._given("loss.weighting"), self._given("loss.reduction")
+            rows.append(("loss", f"{beside}{kind}, full vocabulary{clipped}, {weighting} weights, {reduction}"))
         return rows
+
+    def _given(self, key: str) -> Any:
+        value = self.given.get(key)
+        return f"{value:g}" if isinstance(value, float) else value
 
 
 def read(cfg: DictConfig) -> Method:
@@ -182,7 +195,7 @@ def read(cfg: DictConfig) -> Method:
     def tried(make: Callable[[], T], otherwise: T) -> T:
         try:
             return make()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             problems.append(str(error))
             return otherwise
 
@@ -209,13 +222,29 @@ def read(cfg: DictConfig) -> Method:
         weight_params=weight_params,
         weights=weights,
         contexts=tried(lambda: context_params(teacher), ContextParams()),
-        template_kwargs=dict(teacher.template_kwargs),
+        template_kwargs=tried(lambda: dict(teacher.template_kwargs), {}),
         max_prompt_length=teacher.max_prompt_length,
         exposure=exposure,
         controller=controller,
-        lora=int(cfg.actor_rollout_ref.model.get("lora_rank", 0) or 0) > 0,
+        lora=tried(lambda: int(cfg.actor_rollout_ref.model.get("lora_rank", 0) or 0) > 0, False),
         problems=tuple(problems),
+        given=_given(cfg, credit, estimator),
     )
+
+
+def _given(cfg: DictConfig, credit: str, estimator: Estimator | None) -> dict[str, Any]:
+    """What `Method.rows` shows, as the configuration has it; a parameter that it leaves out has its default."""
+    found = {
+        f"{part}.{key}": value
+        for part in ("teacher", "exposure", "loss")
+        if OmegaConf.is_dict(cfg.self_distill.get(part))
+        for key, value in cfg.self_distill[part].items()
+    }
+    usual = estimator.params() if estimator else None
+    for name in estimator.shows if estimator else ():
+        value = OmegaConf.select(cfg.algorithm, f"{credit}.{name}", default=getattr(usual, name))
+        found[f"algorithm.{name}"] = value
+    return found
 
 
 def _old_names(credit: str, algorithm: Any) -> Iterator[str]:

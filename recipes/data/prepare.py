@@ -20,12 +20,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-import config as config_package
+from config import CONFIG_DIR
+from recipes.command_line import Command, run
 from recipes.common.teacher.prompts import student_messages
 from recipes.data import contamination
 from recipes.data.card import readme_text
@@ -35,7 +35,6 @@ from recipes.data.sources import DatasetSpec, identity, local_files, read_rows, 
 from recipes.data.store import is_intact, read_card, refuse_foreign_files, write_dataset
 from rewards.normalize import quick_verdict
 
-CONFIG_DIR = Path(config_package.__file__).resolve().parent
 # Raise it when the meaning of the output changes, so that files of an older version are made anew.
 FORMAT_VERSION = 2
 PROBE_SIZE = 64  # where probe_size is null
@@ -320,15 +319,51 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("datasets", "pyarrow")}}
 
 
-@hydra.main(config_path=str(CONFIG_DIR), config_name="prepare", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """The command line; exits with 2 where the user has something to put right."""
+COMMAND = Command(
+    module="recipes.data.prepare",
+    what=(
+        "Make training and evaluation files of a dataset: problems, answers and solutions in one schema, without "
+        "duplicates, compared with the evaluation sets that are already prepared."
+    ),
+    examples=(
+        ("dataset=dapo_math_17k", "from the hub to data/dapo_math_17k"),
+        ("-m dataset=math_500,aime_2024,aime_2025", "several; evaluation sets first"),
+        ("dataset=math_500 source=downloads/math500", "from a local file or folder, without a network"),
+        ("dataset=dapo_math_17k limit=1000 out=try", "only the first rows, elsewhere"),
+        ("dataset=openthoughts_math_30k contamination.remove=true", "without copies of evaluation problems"),
+    ),
+    groups=("dataset",),
+    keys=(
+        ("dataset=<name>", "which set"),
+        ("out=data", "files go to <out>/<name>/"),
+        ("source=<file or folder>", "instead of the hub"),
+        ("revision=<tag>", "branch, tag or commit on the hub"),
+        ("force=true", "make it anew although the files are up to date"),
+        ("limit=1000", "only the first rows of the source"),
+        ("probe_size=64", "training problems held out for the exposure controller; 0 for none"),
+        ("conflicts=first", "rows with different answers to one problem: drop | first"),
+        ("require_answer=false", "keep rows that cannot be graded"),
+        ("contamination.remove=true", "leave copies of evaluation problems out"),
+    ),
+    types={"limit": "whole", "source": "text", "revision": "text"},
+    more="Every key with what it means: config/prepare.yaml; own sets, columns, contamination: recipes/data/README.md.",
+    not_started="Nothing was prepared:",
+)
+
+
+def _job(cfg: DictConfig) -> int:
     try:
         print(prepare(cfg))
     except (DataError, OSError) as error:  # OSError: no room, no right to write
         reason = f"out={cfg.out}: {error}" if isinstance(error, OSError) else str(error)
         print(f"{cfg.dataset.get('name') or 'The file'} was not prepared: {reason}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+def main() -> None:
+    """The command line; exits with 2 where the user has something to put right."""
+    run(COMMAND, _job, "prepare")
 
 
 if __name__ == "__main__":

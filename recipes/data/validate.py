@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from recipes.command_line import Command, run
 from recipes.common.teacher.prompts import teacher_messages
 from recipes.data.convert import problem_key
 from recipes.data.sources import DataError
@@ -245,25 +245,57 @@ def report(findings: list[Finding], rows: int, cfg: ValidateConfig) -> str:
 ConfigStore.instance().store(name="validate", node=ValidateConfig)
 
 
-@hydra.main(config_path=None, config_name="validate", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """The command line."""
+COMMAND = Command(
+    module="recipes.data.validate",
+    what=(
+        "Read prepared files and tell, row by row, what training or evaluation would stumble over. Ends with 0 where "
+        "all is well, 1 where something was found, 2 where it could not look."
+    ),
+    examples=(
+        ("file=data/dapo_math_17k", "all parquet files of a folder"),
+        ("file=data/aime_2024/test.parquet show=20", "one file, more findings of each check"),
+        ("file=data/math_500 tokenizer=Qwen/Qwen3-1.7B max_prompt_length=2048", "lengths too"),
+        ("file=data/dapo_math_17k teacher_context=answer", "for a teacher that is shown the answer"),
+        ("file=data/mine ignore=[unboxed_reference] report=findings.jsonl", "what is listed but does not count"),
+    ),
+    keys=(
+        ("file=<path>", "a prepared parquet file, or a folder of them"),
+        ("tokenizer=<path or name>", "of the model; needed for the limits"),
+        ("max_prompt_length=2048", "tokens, as data.max_prompt_length"),
+        ("max_teacher_prompt_length=4096", "tokens, as self_distill.teacher.max_prompt_length"),
+        ("teacher_context=answer", "what the privileged prompt shows: solution | answer"),
+        ("chat_template_kwargs.enable_thinking=false", "as data.apply_chat_template_kwargs (+ before a new one)"),
+        ("ignore=[<check>,…]", "checks whose findings are listed but do not count"),
+        ("cpu_s=2.0", "seconds of one comparison, as in reward_kwargs"),
+        ("show=5", "findings of each check that are printed"),
+        ("report=<file>", "all findings, as JSON lines"),
+    ),
+    checks_types=False,  # Hydra does, with the dataclass
+    more=f"Checks: {', '.join(CHECKS)}. What they mean: recipes/data/README.md.",
+    not_started="Nothing was validated:",
+)
+
+
+def _job(cfg: DictConfig) -> int:
     try:
-        if OmegaConf.is_missing(cfg, "file"):
-            raise DataError("file=<a prepared parquet file, or a folder of them> is required")
         settings: ValidateConfig = OmegaConf.to_object(cfg)
         findings, rows = validate(settings)
     except DataError as error:
         print(f"not validated: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     print(report(findings, rows, settings))
     if settings.report is not None:
         lines = [json.dumps(vars(finding), ensure_ascii=False) + "\n" for finding in findings]
         Path(settings.report).write_text("".join(lines))
-    sys.exit(1 if any(finding.check not in settings.ignore for finding in findings) else 0)
+    return 1 if any(finding.check not in settings.ignore for finding in findings) else 0
+
+
+def main() -> None:
+    """The command line."""
+    # No outputs/ folder for a command that only looks.
+    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    run(COMMAND, _job, "validate", defaults=quiet, stored=True)
 
 
 if __name__ == "__main__":
-    # No outputs/ folder for a command that only looks.
-    sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
     main()

@@ -19,11 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
-from config import CONFIG_DIR
+from recipes.command_line import run
 from recipes.diagnose import figures
 from recipes.diagnose.branches import (
     DIVERSITY,
@@ -47,7 +46,7 @@ from recipes.diagnose.engine import (
     sample,
 )
 from recipes.diagnose.mc_dropout import dropout_hooks
-from recipes.diagnose.runner import Findings, Records, execute, shown
+from recipes.diagnose.runner import Findings, Records, command, execute, shown
 from recipes.diagnose.viability import SCORES, by_seed, discrimination, failure_by_position, labelled
 from workers.divergence import token_divergence
 from workers.rollout.generation import SamplingParams, response_seed
@@ -258,10 +257,19 @@ def summarise(records: Records, cfg: DictConfig) -> Findings:
     return Findings(tables, results, sentences)
 
 
-@hydra.main(config_path=str(CONFIG_DIR), config_name="diagnose_branches", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    execute("branch_viability", cfg, prepare, summarise, figures.branch_viability)
+COMMAND = command(
+    "branch_viability",
+    "PW-OPSD's diagnostic: are the alternatives that a teacher offers along a response viable, and which score tells?",
+    (
+        ("candidates.per_problem=8", "positions tried of each response"),
+        ("continuations=4", "of each forced alternative"),
+    ),
+)
+
+
+def _job(cfg: DictConfig) -> int:
+    return execute("branch_viability", cfg, prepare, summarise, figures.branch_viability)
 
 
 if __name__ == "__main__":
-    main()
+    run(COMMAND, _job, "diagnose_branches")

@@ -14,13 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from scipy.stats import spearmanr
 
-from config import CONFIG_DIR
+from recipes.command_line import run
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import entropy
 from recipes.diagnose.engine import (
@@ -36,7 +35,7 @@ from recipes.diagnose.engine import (
 from recipes.diagnose.health import measures
 from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, finish
 from recipes.diagnose.one_step import STEPS, one_step_shifts
-from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
+from recipes.diagnose.runner import Findings, Records, command, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
 from workers.divergence import sampled_token_gap
 from workers.rollout.generation import SamplingParams
@@ -335,10 +334,19 @@ def _by_seed(records: Records) -> dict[int, Records]:
     return {seed: [r for r in records if r["seed"] == seed] for seed in sorted({r["seed"] for r in records})}
 
 
-@hydra.main(config_path=str(CONFIG_DIR), config_name="diagnose_dasd", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    execute("dasd_probes", cfg, prepare, summarise, figures.dasd_probes)
+COMMAND = command(
+    "dasd_probes",
+    "DASD's probes 2 and 3: where the privileged teacher pushes, and what its pushes do.",
+    (
+        ("step.lr=5e-5", "of the one diagnostic step; null leaves it out"),
+        ("interventions.per_bucket=2", "positions of each rollout and bucket; 0 leaves them out"),
+    ),
+)
+
+
+def _job(cfg: DictConfig) -> int:
+    return execute("dasd_probes", cfg, prepare, summarise, figures.dasd_probes)
 
 
 if __name__ == "__main__":
-    main()
+    run(COMMAND, _job, "diagnose_dasd")

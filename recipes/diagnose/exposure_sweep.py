@@ -19,12 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from config import CONFIG_DIR
+from recipes.command_line import run
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import top1_disagreement
 from recipes.diagnose.engine import (
@@ -36,7 +35,7 @@ from recipes.diagnose.engine import (
     response_logits,
     scoring_batches,
 )
-from recipes.diagnose.runner import Findings, Records, execute, rounded, shown
+from recipes.diagnose.runner import Findings, Records, command, execute, rounded, shown
 from recipes.diagnose.statistics import Interval, Pivot, auroc, centered_within, cluster_bootstrap
 from workers.divergence import sampled_token_gap, token_divergence
 from workers.rollout.generation import SamplingParams
@@ -276,10 +275,19 @@ def replayed(records: Records, first: str, second: str, draws: dict[str, int]) -
     return found
 
 
-@hydra.main(config_path=str(CONFIG_DIR), config_name="diagnose_exposure", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    execute("exposure_sweep", cfg, prepare, summarise, figures.exposure_sweep)
+COMMAND = command(
+    "exposure_sweep",
+    "ATESD's fixed-exposure analysis: what a teacher who sees less of the solution changes.",
+    (
+        ("exposures=[0.0,0.3,1.0]", "shares of the reasoning that the teacher sees"),
+        ("replay=[1.0,0.3]", "the two that are replayed"),
+    ),
+)
+
+
+def _job(cfg: DictConfig) -> int:
+    return execute("exposure_sweep", cfg, prepare, summarise, figures.exposure_sweep)
 
 
 if __name__ == "__main__":
-    main()
+    run(COMMAND, _job, "diagnose_exposure")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from recipes.command_line import Command
 from recipes.common.checks.errors import SettingsError
 from recipes.common.record.run_dir import write_atomically
 from recipes.diagnose.statistics import Interval
@@ -36,6 +36,36 @@ SETTINGS, PARTS = "settings.json", "parts"
 FREE_KEYS = ("seeds", "device", "tokens_per_pass", "summary")
 
 Records = list[dict[str, Any]]
+
+
+def command(module: str, what: str, keys: Sequence[tuple[str, str]]) -> Command:
+    """What a diagnostic says of itself; keys: its own, beside those that all diagnostics have."""
+    return Command(
+        module=f"recipes.diagnose.{module}",
+        what=f"{what} The same hydra.run.dir goes on after an interruption.",
+        examples=(
+            ("", "the embedded model on its validation problems, on a CPU"),
+            ("limit=8 rollouts=2 seeds=[1]", "a short try"),
+            ("model=outputs/starter/dasd/<run>", "a training run's last checkpoint"),
+            ("model=Qwen/Qwen3-1.7B data=data/math_500/test.parquet max_tokens=4096 device=cuda", "a larger model"),
+            ("hydra.run.dir=<directory> seeds=[1,2,3,4]", "more seeds of one that was measured before"),
+        ),
+        keys=(
+            ("model=<path or name>", "a folder, hub name, adapter, checkpoint or run directory"),
+            ("data=<file>", "a prepared parquet file with problem, answer and solution"),
+            ("limit=64", "only the first problems; null: all"),
+            ("rollouts=4", "of each problem and seed"),
+            ("seeds=[1,2,3]", "each measures anew; intervals pool them"),
+            ("max_tokens=96", "of a response"),
+            ("teacher.context=solution", "what the teacher is shown: solution | answer"),
+            ("device=cuda", "cpu | cuda; dtype= and tokens_per_pass= go with it"),
+            ("hydra.run.dir=<directory>", "where results go"),
+            *keys,
+        ),
+        types={"limit": "whole"},
+        more="Every key with what it means: config/diagnose*.yaml; the results: recipes/diagnose/README.md.",
+        not_started="This diagnostic was not started:",
+    )
 
 
 @dataclass
@@ -68,11 +98,14 @@ def execute(
     prepare: Callable[[DictConfig], tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]],
     summarise: Callable[[Records, DictConfig], Findings],
     draw: Callable[[Findings, Records, DictConfig], Figure],
-) -> None:
-    """Run a diagnostic's command to its files; exits with 2 where refused and 130 where stopped.
+) -> int:
+    """Run a diagnostic's command to its files; returns the exit code: 0, or 130 where stopped.
 
     prepare: checks the settings and loads what is needed; returns the problems and ``measure(seed, problems)``, whose
     records must be JSON-serialisable and carry ``problem`` (its index); ``seed`` is added here.
+
+    Raises:
+        SettingsError: the settings, or those that the directory was begun with, do not allow it.
     """
     console = Console(highlight=False)
     if not console.is_terminal:  # a log file: wide enough for every table
@@ -83,13 +116,11 @@ def execute(
         problems, measure = prepare(cfg)
         claim(out, name, cfg)
         records = measure_all(cfg, out, problems, measure, console)
-    except SettingsError as error:
-        print(f"This diagnostic was not started:\n{error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         console.print(f"[yellow]stopped[/]; what is measured is kept: start again with hydra.run.dir={cfg.out}")
-        sys.exit(130)
+        return 130
     write_findings(name, cfg, out, records, summarise, draw, console)
+    return 0
 
 
 def check_common(cfg: DictConfig) -> None:
@@ -120,7 +151,6 @@ def check_common(cfg: DictConfig) -> None:
 def claim(out: Path, name: str, cfg: DictConfig) -> None:
     """Make the directory this diagnostic's, or check that it is.  Raises SettingsError naming every differing key."""
     settings = {"diagnostic": name, **_flat({k: v for k, v in _plain(cfg).items() if k not in (*FREE_KEYS, "out")})}
-    (out / PARTS).mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS
     if path.exists():
         before = json.loads(path.read_text())
@@ -130,6 +160,7 @@ def claim(out: Path, name: str, cfg: DictConfig) -> None:
                 [f"{out} was measured with {k}={before.get(k)}, not {settings.get(k)}; use another hydra.run.dir"
                  for k in differing]
             )  # fmt: skip
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(settings, indent=2) + "\n")
 
 

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from config import CONFIG_DIR
+from recipes.command_line import Command, run
 from recipes.common.checks.errors import SettingsError
 from recipes.common.checks.machine import count_gpus
 
@@ -25,6 +24,41 @@ if TYPE_CHECKING:
     from recipes.evaluate.console import EvaluationConsole
 
 LOG = "evaluate.log"
+COMMAND = Command(
+    module="recipes.evaluate.main",
+    what=(
+        "Evaluate models on prepared sets: Avg@n, Pass@k and Maj@n with intervals, reasoning health, and paired "
+        "differences of several models. The preset says how a paper evaluates; the same hydra.run.dir goes on."
+    ),
+    examples=(
+        ("preset=starter", "the embedded model on its held-out problems, without a GPU"),
+        ("model=outputs/starter/dasd/<run> preset=starter", "a training run's last checkpoint"),
+        ("model=Qwen/Qwen3-1.7B data=[math_500,aime_2024]", "a model of the hub on two prepared sets"),
+        ("'model={base:Qwen/Qwen3-4B,dasd:[runs/1,runs/2]}' data=aime_2024", "two methods, one with two seeds"),
+        ("model=runs/dasd data=aime_2024 compare=[outputs/evaluate/<earlier>]", "beside an earlier evaluation"),
+    ),
+    groups=("preset",),
+    keys=(
+        ("model=<path or name>", "a folder, hub name or run directory; a list; or {label:[…],…}"),
+        ("data=<names or files>", "names of prepared sets, parquet files, or folders with test.parquet"),
+        ("samples=16", "responses to each problem; 1 with temperature=0 is greedy"),
+        ("temperature=1.0", "of sampling; top_p= and top_k= likewise"),
+        ("max_tokens=8192", "of a response"),
+        ("seeds=[1,2,3]", "each an evaluation of its own: mean and standard deviation over them"),
+        ("limit=20", "only the first problems of each set, to try things out"),
+        ("compare=[<directory>]", "earlier evaluations to compare with"),
+        ("engine=vllm", "auto | vllm | transformers; workers= and vllm.* say on how many GPUs"),
+        ("hydra.run.dir=<directory>", "where results go; with the same one again the evaluation goes on"),
+        ("dry_run=true", "check everything, print the plan, start nothing"),
+    ),
+    types={
+        **dict.fromkeys(("limit", "workers", "samples", "max_tokens"), "whole"),
+        **dict.fromkeys(("temperature", "top_p"), "number"),
+        **dict.fromkeys(("base", "tokenizer", "prm"), "text"),
+    },
+    more="Every key with what it means: config/evaluate.yaml; what is measured: recipes/evaluate/README.md.",
+    not_started="This evaluation was not started:",
+)
 
 
 def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None) -> int:
@@ -109,12 +143,10 @@ def _write_report(directory: Path, console: EvaluationConsole) -> None:
         console.report(f"could not be written ({type(error).__name__}: {error}); details: {directory / LOG}")
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(cfg: DictConfig) -> int:
     hydra_config = HydraConfig.get()
-    code = evaluate_command(cfg, Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices.get("preset"))
-    if code:
-        sys.exit(code)
+    return evaluate_command(cfg, Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices.get("preset"))
 
 
 if __name__ == "__main__":
-    hydra.main(config_path=str(CONFIG_DIR), config_name="evaluate", version_base="1.3")(_job)()
+    run(COMMAND, _job, "evaluate")

@@ -13,11 +13,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from config import CONFIG_DIR
+from recipes.command_line import Command, run
 from recipes.common.checks.errors import SettingsError
+
+COMMAND = Command(
+    module="recipes.export.main",
+    what=(
+        "Write a checkpoint as a folder that transformers and vLLM load and the hub accepts: weights, tokenizer, model "
+        "card, configuration. An adapter is merged into its base unless it is asked for alone."
+    ),
+    examples=(
+        ("checkpoint=outputs/starter/dasd/<run> out=models/mine", "a run's last complete checkpoint"),
+        ("checkpoint=outputs/…/checkpoints/global_step_20 out=models/step-20", "one of its checkpoints"),
+        ("checkpoint=outputs/…/opsd/<run> out=models/adapter adapter_only=true", "only the LoRA adapter"),
+        ("checkpoint=<adapter> base=models/qwen3-4b out=models/merged", "an adapter over a base that lies elsewhere"),
+        ("checkpoint=<run> out=models/mine base_name=Qwen/Qwen3-1.7B", "the base's name on the hub, for the card"),
+    ),
+    keys=(
+        ("checkpoint=<path>", "a run directory, a checkpoint of it, or the folder of a PEFT adapter"),
+        ("out=<folder>", "must not exist yet, or be empty; its name is the model's"),
+        ("adapter_only=true", "only the LoRA adapter, as PEFT and vLLM read it"),
+        ("base=<path or name>", "base model of an adapter, instead of the one that it names"),
+        ("base_name=<hub name>", "of the model that was trained, for the card"),
+        ("tokenizer=<path or name>", "tokenizer and chat template, instead of the checkpoint's"),
+    ),
+    types=dict.fromkeys(("base", "base_name", "tokenizer"), "text"),
+    more="Every key with what it means: config/export.yaml; what the folder holds: recipes/export/README.md.",
+    not_started="This export was not started:",
+)
 
 
 def export_command(cfg: DictConfig) -> int:
@@ -62,11 +87,5 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _job(cfg: DictConfig) -> None:
-    code = export_command(cfg)
-    if code:
-        sys.exit(code)
-
-
 if __name__ == "__main__":
-    hydra.main(config_path=str(CONFIG_DIR), config_name="export", version_base="1.3")(_job)()
+    run(COMMAND, export_command, "export")

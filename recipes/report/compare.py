@@ -7,9 +7,11 @@ and save.  Intervals are over seeds, by Student's t; a setting with one seed has
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student_t
@@ -31,6 +33,13 @@ _INCIDENTAL = (
     "trainer.save_freq",
     "trainer.logger",
     "ray_kwargs.",
+)
+# Keys by which settings are told apart but that say little to a person: what a method says about itself, and verl's
+# copies of other keys. They are in a label only where nothing else differs.
+_TELLS_LITTLE = ("self_distill.about.", "self_distill.method")
+_COPIES = re.compile(
+    r"^(critic|reward\.reward_model|actor_rollout_ref\.ref)\.|\.(rollout_n|prompt_length|response_length|n_gpus_per_node)$"
+    r"|\.(log_prob_use_dynamic_bsz|log_prob_max_token_len_per_gpu|load_contents)$|\.profiler\."
 )
 LAST_STEPS = 3  # training rewards are averaged over the last few
 
@@ -75,18 +84,29 @@ def paired_difference(
     )
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Settings in the order in which they first occur, GRPO first as the baseline; labels tell them apart."""
+def group_runs(runs: Sequence[Run], names: Mapping[Path, str] | None = None) -> list[Group]:
+    """Settings in the order in which they first occur, those without a teacher first as the baseline.
+
+    Args:
+        names: of directories, given by the user: runs of different names are different settings.
+
+    Labels are the given names, else the methods with the keys in which settings of one method differ.
+    """
+    names = names or {}
     settings: dict[str, list[Run]] = {}
     configs: dict[str, dict[str, str]] = {}
     for run in runs:
         values = flat(run.config)
         config = {key: shown(key, values) for key in sorted(values) if not key.startswith(_INCIDENTAL)}
-        key = repr(config)
+        name = names.get(run.directory)
+        key = repr((name, config))
         settings.setdefault(key, []).append(run)
         configs[key] = config
     groups = [
-        Group(_label(key, configs, found[0].method), sorted(found, key=lambda run: str(run.seed)))
+        Group(
+            names.get(found[0].directory) or _label(key, configs, found[0].method),
+            sorted(found, key=lambda run: str(run.seed)),
+        )
         for key, found in settings.items()
     ]
     # The baseline, which has no teacher, first.
@@ -96,10 +116,16 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _label(key: str, configs: dict[str, dict[str, str]], method: str) -> str:
     """The method, and the keys in which settings of that method differ."""
     same = [c for c in configs.values() if c.get("self_distill.method") == configs[key].get("self_distill.method")]
-    names = sorted({name for config in same for name in config})
-    differing = [name for name in names if len({config.get(name) for config in same}) > 1]
-    own = [f"{_short(name)}={configs[key].get(name, 'unset')}" for name in differing]
+    found = sorted({name for config in same for name in config})
+    differing = [name for name in found if len({config.get(name) for config in same}) > 1]
+    telling = [name for name in differing if not name.startswith(_TELLS_LITTLE) and not _COPIES.search(name)]
+    own = [f"{_short(name)}={_end(configs[key].get(name, 'unset'))}" for name in telling or differing]
     return f"{method} ({', '.join(own)})" if own else method
+
+
+def _end(value: str) -> str:
+    """A value as a label has it: of a path, its last two parts."""
+    return "/".join(Path(value).parts[-2:]) if value.startswith("/") else value
 
 
 def validation_notice(groups: Sequence[Group]) -> str | None:
@@ -146,7 +172,11 @@ class Table:
 
 
 def table(groups: Sequence[Group]) -> Table:
-    """The settings' numbers. Accuracies are of the last step at which every run was validated."""
+    """The settings' numbers. Accuracies are of the last step at which every run was validated.
+
+    Where accuracies are not comparable (`validation_notice`) there are no differences.
+    """
+    comparable = validation_notice(groups) is None
     runs = [run for group in groups for run in group.runs]
     validated = [{v.step for v in validations(run)} for run in runs]
     common = set.intersection(*validated) if validated else set()
@@ -170,7 +200,7 @@ def table(groups: Sequence[Group]) -> Table:
                 seeds=[run.seed for run in group.runs],
                 accuracy=of(group, accuracy),
                 problems_half=single[0].half if single else None,
-                difference=paired_difference(group.runs, groups[0].runs, accuracy) if index else None,
+                difference=paired_difference(group.runs, groups[0].runs, accuracy) if index and comparable else None,
                 reward=of(group, lambda run: _last_mean(run, "critic/score/mean")),
                 entropy=of(group, lambda run: _last_mean(run, "actor/entropy")),
                 length=of(group, lambda run: _last_mean(run, "response_length/mean")),

@@ -6,7 +6,7 @@ from numbers alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,14 @@ def _evaluation_tiles(summary: dict[str, Any]) -> list[Tile]:
     return tiles
 
 
-def comparison_page(runs: Sequence[Run], notices: Sequence[str] = ()) -> str:
-    """Several runs side by side. `notices` are sentences for the top, such as runs that could not be read."""
-    groups = compare.group_runs(runs)
+def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Mapping[Path, str] | None = None) -> str:
+    """Several runs side by side.
+
+    Args:
+        notices: sentences for the top, such as runs that could not be read.
+        names: of run directories, instead of labels made from what differs.
+    """
+    groups = compare.group_runs(runs, names)
     own = [f"only the first {SERIES} settings have colours of their own"] if len(groups) > SERIES else []
     validation = compare.validation_notice(groups)
     own += [validation] if validation else []

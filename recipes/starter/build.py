@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging as hub_logging
 
+from recipes.command_line import Command, help_asked
 from recipes.starter import corpus, measure
 from recipes.starter.pretrain import POSITIONS, STEPS, pretrain
 from recipes.starter.tokenizer import build_tokenizer, save_tokenizer
@@ -75,13 +76,37 @@ def report(model, tokenizer, rows: list[dict]) -> None:
         )
 
 
+COMMAND = Command(
+    module="recipes.starter.build",
+    what=(
+        "Rebuild the embedded model and its data from nothing: tokenizer, problems, weights; then measure what the "
+        "model can do. The seed fixes every draw; the weights are the same on the same machine with as many threads."
+    ),
+    examples=(
+        ("--out /tmp/starter", "model/ and data/ in a folder of their own"),
+        ("", "in place, over the ones in the package"),
+        ("--out /tmp/starter --steps 50", "a short try"),
+        ("--out /tmp/starter --seed 21", "another draw of problems and weights"),
+        ("--out /tmp/starter --threads 8", "faster, with slightly other weights"),
+    ),
+    keys=(
+        ("--out <folder>", f"where model/ and data/ are written; {HOME.name}, in place"),
+        ("--seed <number>", f"of every draw; {SEED}"),
+        ("--steps <number>", f"of the pre-training; {STEPS}"),
+        ("--threads <number>", "CPU threads, part of what fixes the weights; 2"),
+    ),
+    more="What the starter is: recipes/starter/README.md.",
+)
+
+
 def main() -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.starter.build", description="Rebuild the starter.")
-    parser.add_argument("--out", type=Path, default=HOME, help="folder to write model/ and data/ into (in place)")
+    help_asked(COMMAND)
+    parser = argparse.ArgumentParser(prog=f"python -m {COMMAND.module}", add_help=False)
+    parser.add_argument("--out", type=Path, default=HOME)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--steps", type=int, default=STEPS, help="pre-training steps")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what fixes the weights")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     begun = time.perf_counter()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from recipes.common.checks import batch, data, learning, machine, model, reward
+from recipes.common.checks import batch, data, learning, machine, model, reward, values
 from recipes.common.checks.errors import SettingsError
 from recipes.common.method import Method
 
@@ -33,13 +33,19 @@ CHECKS = (
     machine.output,
 )
 
+# What may be meant, and is said.
+WARNINGS = (learning.too_short_to_learn,)
 
-def check(cfg: DictConfig, method: Method, *, gpus: int) -> None:
+
+def check(cfg: DictConfig, method: Method, *, gpus: int) -> list[str]:
     """Refuse a resolved configuration with everything that is wrong with it.
 
     Args:
         method: of this configuration (`recipes.common.method.read`).
         gpus: number of GPUs in this machine.
+
+    Returns:
+        Warnings: sentences about what may be meant.
 
     Raises:
         SettingsError: lists every problem found.
@@ -47,7 +53,13 @@ def check(cfg: DictConfig, method: Method, *, gpus: int) -> None:
     problems = list(machine.device(cfg, gpus))
     if problems:  # on the wrong machine nothing else matters
         raise SettingsError(problems)
+    problems += (problem for _, problem in values.problems(cfg))
     for part in CHECKS:
-        problems += part(cfg, method)
+        try:
+            problems += part(cfg, method)
+        except (ArithmeticError, TypeError, ValueError):
+            if not problems:  # a value of the wrong type, said above, is what others cannot compute with
+                raise
     if problems:
-        raise SettingsError(problems)
+        raise SettingsError(list(dict.fromkeys(problems)))
+    return [warning for part in WARNINGS for warning in part(cfg, method)]

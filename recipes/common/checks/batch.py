@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recipes.common.method import Method
 
@@ -14,9 +14,8 @@ def batches(cfg: DictConfig, method: Method) -> Iterator[str]:
     n, batch = cfg.actor_rollout_ref.rollout.n, cfg.data.train_batch_size
     mini = cfg.actor_rollout_ref.actor.ppo_mini_batch_size
     workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
-    if workers < 1:
-        yield f"trainer.n_gpus_per_node × trainer.nnodes = {workers}: at least 1 worker is needed"
-        return
+    if workers < 1 or mini < 1:
+        return  # said of the values themselves
     if mini > batch or batch % mini:
         yield (
             f"data.train_batch_size={batch} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={mini}; "
@@ -71,17 +70,13 @@ def rollout(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
     if cfg.trainer.device == "cpu" and cfg.actor_rollout_ref.actor.strategy != "fsdp2":
         yield f"actor_rollout_ref.actor.strategy={cfg.actor_rollout_ref.actor.strategy} needs a GPU: set it to fsdp2"
-    if rollout.temperature <= 0:
-        yield f"actor_rollout_ref.rollout.temperature={rollout.temperature}: training samples, so it must be above 0"
-    if cfg.self_distill.keep_checkpoints < 1:
-        yield f"self_distill.keep_checkpoints={cfg.self_distill.keep_checkpoints}: must be at least 1"
-    if cfg.self_distill.max_skipped_updates < 0:
-        yield (
-            f"self_distill.max_skipped_updates={cfg.self_distill.max_skipped_updates}: must be 0 (the first ends the "
-            "run) or more"
-        )
-    if not cfg.self_distill.stall_minutes > 0:
-        yield f"self_distill.stall_minutes={cfg.self_distill.stall_minutes}: must be above 0"
+    lora = model.lora_rank > 0
+    for key in ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward"):
+        if cfg.trainer.device == "cpu" and OmegaConf.select(cfg, key) is True and not lora:
+            yield (
+                f"{key}=true with trainer.device=cpu: verl's reference model pins its weights for a GPU; train an "
+                "adapter (actor_rollout_ref.model.lora_rank=8), whose base is the reference, or set it to false"
+            )
 
 
 def logical_cpus_needed(cfg: DictConfig) -> int:

@@ -1,6 +1,9 @@
-"""The error that refuses a configuration."""
+"""What a refusal is made of: the error that lists the problems, and the name that may have been meant."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class SettingsError(ValueError):
@@ -13,3 +16,9 @@ class SettingsError(ValueError):
     def __init__(self, problems: list[str]):
         self.problems = problems
         super().__init__("\n".join(f"- {p}" for p in problems))
+
+
+def closest(name: str, there_are: Iterable[str]) -> str:
+    """``; the closest is …``, or an empty text where nothing is close."""
+    found = get_close_matches(name, list(there_are), n=1, cutoff=0.5)
+    return f"; the closest is {found[0]}" if found else ""

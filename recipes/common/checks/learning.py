@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from advantage.estimators import ESTIMATORS
+from recipes.common.checks.errors import closest
 from recipes.common.method import Method
 from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP
 
@@ -16,9 +17,17 @@ TEACHER_CONTEXTS = CONTEXTS
 def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
     """What the dataclasses of credit, loss, teacher and exposure say of their values."""
     yield from method.problems
+    if "router_signal" in method.signals:
+        yield (
+            "algorithm.dasd.router=external: it routes on a router_signal that nothing in a training run computes; set "
+            "algorithm.dasd.router to entropy, position or token_frequency"
+        )
     if method.estimator is None and method.credit not in _verls_estimators():
-        known = ", ".join(sorted({*ESTIMATORS, *_verls_estimators()}))
-        yield f"algorithm.adv_estimator={method.credit}: there is no such estimator; one of {known}"
+        known = sorted({*ESTIMATORS, *_verls_estimators()})
+        yield (
+            f"algorithm.adv_estimator={method.credit}: there is no such estimator; one of {', '.join(known)}"
+            + closest(method.credit, known)
+        )
 
 
 def _verls_estimators() -> set[str]:
@@ -125,7 +134,7 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
             f"{mode} with self_distill.teacher.context={','.join(method.contexts.named)}: there is no reasoning to "
             "show in part; set self_distill.teacher.context=solution"
         )
-    params, controller = method.exposure, method.controller
+    params = method.exposure
     if not params.active:
         if params.difficulty_strength > 0:
             yield (
@@ -143,15 +152,20 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
             "self_distill.exposure.probe_file=null: must be a prepared file of held-out problems where mode=learned: "
             "the controller reads the probe's likelihood"
         )
-    if params.mode == "learned" and controller is not None:
-        steps = cfg.trainer.total_training_steps
-        needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
-        if steps is not None and steps <= needed:
-            yield (
-                f"{mode} for trainer.total_training_steps={steps}: the controller first learns after {needed} updates "
-                "(lookahead + (decisions_per_update − 1) × hold), so it would stay random to the end; train longer, or "
-                "shorten self_distill.exposure.controller.lookahead and .hold"
-            )
+
+
+def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """A warning: an exposure controller that would stay random to the end of the run."""
+    controller, steps = method.controller, cfg.trainer.total_training_steps
+    if not method.truncates or method.exposure.mode != "learned" or controller is None or steps is None:
+        return
+    needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
+    if steps <= needed:
+        yield (
+            f"self_distill.exposure.mode=learned for trainer.total_training_steps={steps}: the controller first learns "
+            f"after {needed} updates (lookahead + (decisions_per_update − 1) × hold), so it stays random to the end; "
+            "train longer, or shorten self_distill.exposure.controller.lookahead and .hold"
+        )
 
 
 def precision(cfg: DictConfig, method: Method) -> Iterator[str]:

@@ -14,11 +14,14 @@ from recipes.common.plan.memory import GIB, Job
 from recipes.common.record.console import duration, plan, two_columns
 
 
-def show(cfg: DictConfig, method: Method) -> None:
-    """Print what a resolved configuration would do; starts and refuses nothing."""
+def show(cfg: DictConfig, method: Method, *, computable: bool = True) -> None:
+    """Print what a resolved configuration would do; starts and refuses nothing.
+
+    computable: whether its values can be computed with; where not, the plan is shown as given, without the forecast.
+    """
     console = Console(highlight=False)
     console.print(plan(cfg, method, Path(cfg.self_distill.run_dir)))
-    if cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes < 1:
+    if not computable:
         return
     job = planner.job_of(cfg, method, planner.gpu_of(cfg))
     if job is None:

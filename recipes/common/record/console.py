@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,20 +38,21 @@ def two_columns() -> Table:
 
 
 def plan(cfg: DictConfig, method: Method, run_dir: Path) -> Table:
-    """What will run and where it writes, as a two-column table."""
+    """What will run and where it writes, as a two-column table; the values as they were given, right or wrong."""
     rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
     table = two_columns()
     for part, value in method.rows():
         table.add_row(part, value)
     table.add_row("model", f"{cfg.actor_rollout_ref.model.path}")
-    files_shown = data.train_files if isinstance(data.train_files, str) else ", ".join(data.train_files)
-    table.add_row("data", files_shown)
-    workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    shown = data.train_files if OmegaConf.is_list(data.train_files) else [data.train_files]
+    table.add_row("data", ", ".join(map(str, shown)))
+    lr, gpus, nodes = actor.optim.lr, cfg.trainer.n_gpus_per_node, cfg.trainer.nnodes
+    workers = f"{nodes} × {gpus}" if nodes != 1 else f"{gpus}"
     table.add_row(
         "step",
         f"{data.train_batch_size} problems × {rollout.n} rollouts, mini-batches of {actor.ppo_mini_batch_size} "
-        "problems, "
-        f"lr {actor.optim.lr:g}, {rollout.name} rollouts, {workers} {cfg.trainer.device} worker{'s' * (workers > 1)}",
+        f"problems, lr {f'{lr:g}' if isinstance(lr, float) else lr}, {rollout.name} rollouts, "
+        f"{workers} {cfg.trainer.device} worker{'' if workers == '1' else 's'}",
     )
     table.add_row("output", str(run_dir))
     return table

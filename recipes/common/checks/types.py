@@ -1,0 +1,64 @@
+"""Values of a type that a key cannot have: text for a number, a number for a switch, one value for a node of keys.
+
+A key's type is that of its default.  Where the default is null it says nothing, and the key needs a rule of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+NAMES = {"whole": "a whole number", "number": "a number", "bool": "true or false", "text": "text"}
+
+
+def wrong_types(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, sentence) of every value that is not of its default's type.
+
+    Args:
+        given, default: plain nested mappings; keys that only one of them has are passed over.
+        prefix: of the keys, with its dot.
+    """
+    for key, usual in default.items():
+        if key not in given or usual is None or usual == "???" or str(usual).startswith("${"):
+            continue
+        value, name = given[key], f"{prefix}{key}"
+        if isinstance(usual, Mapping):
+            if isinstance(value, Mapping):
+                yield from wrong_types(value, usual, f"{name}.")
+            elif value is not None and usual:
+                yield name, f"{name}={value}: holds keys of its own, such as {name}.{next(iter(usual))}"
+            continue
+        problem = wrong_type(value, type_of(usual))
+        if problem:
+            yield name, f"{name}={shown(value)}: {problem}, such as {shown(usual)}"
+
+
+def type_of(usual: Any) -> str:
+    """Name of a default's type: whole, number, bool, text, or any."""
+    if isinstance(usual, bool):
+        return "bool"
+    if isinstance(usual, int):
+        return "number" if usual in (0, 1) else "whole"  # verl writes 0 and 1 where fractions are meant
+    return "number" if isinstance(usual, float) else "text" if isinstance(usual, str) else "any"
+
+
+def wrong_type(value: Any, kind: str) -> str:
+    """What the value must be, where it is not; null passes where text does, and a list of texts too."""
+    fits = {
+        "whole": isinstance(value, int) and not isinstance(value, bool),
+        "number": isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+        "bool": isinstance(value, bool),
+        "text": value is None or isinstance(value, str | list),
+    }
+    if fits.get(kind, True):
+        return ""
+    quoted = f"; quote it: \"'{value}'\"" if kind == "text" and not isinstance(value, Mapping) else ""
+    return f"must be {NAMES[kind]}{quoted}"
+
+
+def shown(value: Any) -> str:
+    """A value as a command line has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
