@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -67,8 +67,8 @@ def plan(cfg: DictConfig, run_dir: Path) -> Table:
     for part, value in method_rows(cfg):
         table.add_row(part, value)
     table.add_row("model", f"{cfg.actor_rollout_ref.model.path}")
-    files_shown = data.train_files if isinstance(data.train_files, str) else ", ".join(data.train_files)
-    table.add_row("data", files_shown)
+    files_given = data.train_files if isinstance(data.train_files, list | ListConfig) else [data.train_files]
+    table.add_row("data", ", ".join(map(str, files_given)))
     workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
     table.add_row(
         "step",
