@@ -98,4 +98,4 @@ def test_the_document_runs_word_for_word(tmp_path):
         else:
             assert unlike(content, said) == [], said
     assert (tmp_path / "runs" / "sums" / "report.html").exists()
-    assert (tmp_path / "models" / "sums" / "config.json").exists()
+    assert "`sums/train.parquet`" in (tmp_path / "models" / "sums" / "README.md").read_text()

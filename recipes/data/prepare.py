@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -190,6 +190,11 @@ def prepare(cfg: DictConfig) -> str:
     counts["copies of evaluation problems"] = len(copies)
     if cfg.contamination.remove:
         parts = {name: [item for item in items if item.source_index not in copies] for name, items in parts.items()}
+        if not parts.get("train", True):
+            raise DataError(
+                "every item to train on is a copy of an evaluation problem; contamination.remove=false keeps them"
+            )
+        parts = {name: items for name, items in parts.items() if items}
     splits = {
         name: [to_row(item, spec.name, name, index) for index, item in enumerate(items)]
         for name, items in parts.items()
@@ -299,7 +304,9 @@ def check_settings(cfg: DictConfig) -> None:
         (whole(cfg.val_size, 0), "val_size", "a whole number, 0 or more"),
         (cfg.limit is None or whole(cfg.limit, 1), "limit", "null or at least 1"),
         (whole(cfg.seed, 0), "seed", "a whole number, 0 or more"),
+        (isinstance(cfg.out, str) and cfg.out != "", "out", "the path of a folder"),
         (isinstance(cfg.require_answer, bool), "require_answer", "true or false"),
+        (isinstance(cfg.contamination.against, ListConfig), "contamination.against", "a list of sets, [] for none"),
         (whole(cfg.contamination.ngram, 3), "contamination.ngram", "at least 3; a common phrase is no copy"),
         (
             isinstance(share, int | float) and 0 < share <= 1,
@@ -325,9 +332,8 @@ def main(cfg: DictConfig) -> None:
     """The command line; exits with 2 where the user has something to put right."""
     try:
         print(prepare(cfg))
-    except (DataError, OSError) as error:  # OSError: no room, no right to write
-        reason = f"out={cfg.out}: {error}" if isinstance(error, OSError) else str(error)
-        print(f"{cfg.dataset.get('name') or 'The file'} was not prepared: {reason}", file=sys.stderr)
+    except (DataError, OSError) as error:  # OSError: no room, no right to read or write
+        print(f"{cfg.dataset.get('name') or 'The file'} was not prepared: {error}", file=sys.stderr)
         sys.exit(2)
 
 
