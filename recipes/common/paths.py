@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigTypeError
 
 # Files and folders, or lists of them.
 FILES = (
@@ -55,6 +57,7 @@ def make_absolute(cfg: DictConfig, base: Path | None = None) -> None:
     with open_dict(cfg):
         for keys, must_exist in ((FILES, False), (FILES_OR_NAMES, True)):
             for key in keys:
-                value = OmegaConf.select(cfg, key, default=None)
-                if value is not None:
-                    OmegaConf.update(cfg, key, absolute(value, must_exist))
+                with suppress(ConfigTypeError):  # a list or a text where keys should be, which the checks report
+                    value = OmegaConf.select(cfg, key, default=None)
+                    if value is not None:
+                        OmegaConf.update(cfg, key, absolute(value, must_exist))

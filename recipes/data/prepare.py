@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -189,6 +189,11 @@ def prepare(cfg: DictConfig) -> str:
     counts["copies of evaluation problems"] = len(copies)
     if cfg.contamination.remove:
         parts = {name: [item for item in items if item.source_index not in copies] for name, items in parts.items()}
+        if not parts.get("train", True):
+            raise DataError(
+                "every item to train on is a copy of an evaluation problem; contamination.remove=false keeps them"
+            )
+        parts = {name: items for name, items in parts.items() if items}
     splits = {
         name: [to_row(item, spec.name, name, index) for index, item in enumerate(items)]
         for name, items in parts.items()
@@ -298,7 +303,9 @@ def check_settings(cfg: DictConfig) -> None:
         (whole(cfg.val_size, 0), "val_size", "a whole number, 0 or more"),
         (cfg.limit is None or whole(cfg.limit, 1), "limit", "null or at least 1"),
         (whole(cfg.seed, 0), "seed", "a whole number, 0 or more"),
+        (isinstance(cfg.out, str) and cfg.out != "", "out", "the path of a folder"),
         (isinstance(cfg.require_answer, bool), "require_answer", "true or false"),
+        (isinstance(cfg.contamination.against, ListConfig), "contamination.against", "a list of sets, [] for none"),
         (whole(cfg.contamination.ngram, 3), "contamination.ngram", "at least 3; a common phrase is no copy"),
         (
             isinstance(share, int | float) and 0 < share <= 1,
@@ -328,6 +335,7 @@ COMMAND = Command(
     examples=(
         ("dataset=dapo_math_17k", "from the hub to data/dapo_math_17k"),
         ("-m dataset=math_500,aime_2024,aime_2025", "several; evaluation sets first"),
+        ("dataset=local file=mine.jsonl", "a file of your own (docs/own_data.md)"),
         ("dataset=math_500 source=downloads/math500", "from a local file or folder, without a network"),
         ("dataset=dapo_math_17k limit=1000 out=try", "only the first rows, elsewhere"),
         ("dataset=openthoughts_math_30k contamination.remove=true", "without copies of evaluation problems"),
@@ -345,7 +353,7 @@ COMMAND = Command(
         ("require_answer=false", "keep rows that cannot be graded"),
         ("contamination.remove=true", "leave copies of evaluation problems out"),
     ),
-    types={"limit": "whole", "source": "text", "revision": "text"},
+    types={"limit": "whole", "source": "text", "file": "text", "revision": "text"},
     more="Every key with what it means: config/prepare.yaml; own sets, columns, contamination: recipes/data/README.md.",
     not_started="Nothing was prepared:",
 )
@@ -354,9 +362,8 @@ COMMAND = Command(
 def _job(cfg: DictConfig) -> int:
     try:
         print(prepare(cfg))
-    except (DataError, OSError) as error:  # OSError: no room, no right to write
-        reason = f"out={cfg.out}: {error}" if isinstance(error, OSError) else str(error)
-        print(f"{cfg.dataset.get('name') or 'The file'} was not prepared: {reason}", file=sys.stderr)
+    except (DataError, OSError) as error:  # OSError: no room, no right to read or write
+        print(f"{cfg.dataset.get('name') or 'The file'} was not prepared: {error}", file=sys.stderr)
         return 2
     return 0
 

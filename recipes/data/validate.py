@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipes.command_line import Command, run
 from recipes.common.teacher.prompts import teacher_messages
 from recipes.data.convert import problem_key
-from recipes.data.sources import DataError
+from recipes.data.readers import DataError, first_line, suffix_of
 from rewards.extract import last_boxed
 from rewards.grader import Grader, gold_text
 from rewards.normalize import simple_fraction, tidy
@@ -74,10 +74,12 @@ class Finding:
 
 def parquet_files(where: str) -> list[Path]:
     """The file, or a folder's parquet files.  Raises DataError where there is none."""
-    path = Path(where)
+    path = Path(where).expanduser()
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise DataError(f"file={where}: no parquet file there; make one with python -m recipes.data.prepare")
+    if suffix_of(path) not in (None, ".parquet"):
+        raise DataError(f"{path} is not prepared yet: python -m recipes.data.prepare dataset=local file={path}")
     return files
 
 
@@ -89,8 +91,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
             yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+        raise DataError(f"{path} cannot be read as parquet: {first_line(error)}") from error
 
 
 class Lengths:

@@ -237,8 +237,9 @@ def _data(run: Run) -> str:
 def _cell_of_files(files: Any) -> str:
     parts = []
     for file in _listed(files):
-        made_from = _hub_dataset(file)
-        parts.append(f"`{portable(file)}`" + (f" (prepared from {made_from})" if made_from else ""))
+        made_from, card = _hub_dataset(file), read_card(Path(file).parent)
+        shown = f"{card['name']}/{Path(file).name}" if card and card.get("name") else portable(file)
+        parts.append(f"`{shown}`" + (f" (prepared from {made_from})" if made_from else ""))
     return ", ".join(parts)
 
 

@@ -472,17 +472,30 @@ def test_wrong_columns_are_named_with_those_there_are_and_the_closest(tmp_path, 
         (["dataset=local", "file=mine.csv", "seed=x"], "seed=x: must be"),
         (["dataset=local", "file=mine.csv", "require_answer=perhaps"], "require_answer=perhaps: must be"),
         (["dataset=local", "file=mine.csv", "contamination.min_share=half"], "min_share=half: must be"),
-        (["dataset=local", "file=mine.csv", "out=mine.csv"], "out=mine.csv"),
+        (["dataset=local", "file=mine.csv", "out=mine.csv"], "Not a directory: 'mine.csv"),
+        (["dataset=local", "file=mine.csv", "out=7"], "out=7: must be"),
+        (["dataset=local", "file=mine.csv", "contamination.against=math_500"], "against=math_500: must be a list"),
         (["dataset=aime_2024", "file=empty"], "holds no .parquet"),
     ],
 )
-def test_wrong_keys_are_refused_without_a_traceback(tmp_path, words, message):
+def test_wrong_keys_are_refused(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.csv").write_text("problem,answer\na,1\nb,2\nc,3\n")
     (tmp_path / "empty").mkdir()
-    result = command(tmp_path, *words)
-    assert (result.returncode, "Traceback" in result.stderr) == (2, False), result.stderr
-    assert message in result.stderr
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("prepare", overrides=words)
+    with pytest.raises((DataError, OSError)) as caught:  # the command shows either in a line
+        prepare(cfg)
+    assert message in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("words", [["dataset=local"], ["dataset=local", "file=mine.csv", "out=mine.csv"]])
+def test_the_command_ends_with_2_and_no_traceback(tmp_path, words):
+    (tmp_path / "mine.csv").write_text("problem,answer\na,1\n")
+    result = command(tmp_path, *words, "probe_size=0")
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False), result.stderr
+    assert "was not prepared: " in result.stderr and not result.stdout
 
 
 def test_nothing_that_was_not_written_here_is_taken_away(tmp_path):

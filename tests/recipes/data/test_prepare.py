@@ -251,6 +251,19 @@ def test_copies_of_evaluation_problems_are_found_reported_and_removed(tmp_path):
     assert not any("a^2+b^2=100" in row["problem"] for row in rows(tmp_path, "dapo_math_17k", "train"))
 
 
+def test_a_set_of_copies_only_is_no_set(tmp_path):
+    made("aime_2024", tmp_path)
+    copies = tmp_path / "copies.jsonl"
+    copies.write_text(
+        "".join(
+            json.dumps({"problem": r["problem"], "answer": "1"}) + "\n" for r in rows(tmp_path, "aime_2024", "test")
+        )
+    )
+    words = [f"source={copies}", "probe_size=0", "contamination.remove=true"]
+    with pytest.raises(DataError, match="every item to train on is a copy"):
+        prepare(settings("local", tmp_path, *words))
+
+
 def test_a_common_phrase_is_no_copy_and_a_rewording_of_markup_is_one():
     closing = "can be written as $\\frac{m}{n}$, where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
     problem = f"A fair die is rolled until every face has been seen at least once. The expected number {closing}"
@@ -462,6 +475,11 @@ def test_validation_passes_what_prepare_makes(tmp_path):
         (["file=/nowhere.parquet", "max_prompt_length=5"], "needs tokenizer="),
         (["file=/nowhere.parquet", "ignore=[typo]"], "no such check"),
         (["file=/nowhere.parquet", "max_length=5"], "max_length"),
+        (
+            [f"file={SETS / 'math_500' / 'test.jsonl'}"],
+            "is not prepared yet: python -m recipes.data.prepare dataset=local",
+        ),
+        ([f"file={SETS / 'aime_2024'}"], "no parquet file there"),
     ],
 )
 def test_validation_says_why_it_could_not_look(words, message):

@@ -47,7 +47,7 @@ class Node:
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self.process = subprocess.Popen(
             [RAY, "start", *common, *arguments],
-            cwd=ROOT,
+            cwd=log.parent,  # not where the run is started: its relative paths would lead nowhere here
             env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
@@ -107,7 +107,7 @@ class Story:
 def story(tmp_path_factory):
     directory = tmp_path_factory.mktemp("nodes") / "run"
     overrides = ("trainer.nnodes=2", "trainer.total_training_steps=4", "trainer.save_freq=1")
-    overrides += ("trainer.logger=[tensorboard,wandb]",)
+    overrides += ("trainer.logger=[tensorboard,wandb]", "data.train_files=recipes/starter/data/train.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         cluster = Cluster(directory.parent, patch)
