@@ -46,8 +46,8 @@ class RandomEngine(SelfDistillEngine):
         return module
 
 
-def build(folder: Path, case: dict, engine_class: type[SelfDistillEngine] | None = None) -> SelfDistillEngine:
-    """The engine of a case, initialised with the model `case["model"]` in the folder, or in one of its own."""
+def configs(folder: Path, case: dict) -> dict[str, Any]:
+    """verl's configurations of an engine that trains the model `case["model"]` in the folder, or in one of its own."""
     model = HFModelConfig(
         path=str(folder / case.get("model", "model")),
         use_remove_padding=True,
@@ -55,7 +55,7 @@ def build(folder: Path, case: dict, engine_class: type[SelfDistillEngine] | None
         override_config={"attn_implementation": case.get("attention", "sdpa")},
         **({"lora_rank": 4, "lora_alpha": 8, "target_modules": "all-linear"} if case.get("lora") else {}),
     )
-    configs = {
+    return {
         "model_config": model,
         "engine_config": FSDPEngineConfig(
             strategy="fsdp2",
@@ -70,10 +70,14 @@ def build(folder: Path, case: dict, engine_class: type[SelfDistillEngine] | None
         "optimizer_config": FSDPOptimizerConfig(lr=case.get("lr", 0.01), clip_grad=1e9, total_training_steps=10),
         "checkpoint_config": CheckpointConfig(),
     }
+
+
+def build(folder: Path, case: dict, engine_class: type[SelfDistillEngine] | None = None) -> SelfDistillEngine:
+    """The engine of a case, initialised."""
     if engine_class is None:
-        engine = EngineRegistry.new(model_type=MODEL_TYPE, backend="fsdp2", **configs)
+        engine = EngineRegistry.new(model_type=MODEL_TYPE, backend="fsdp2", **configs(folder, case))
     else:
-        engine = engine_class(**configs)
+        engine = engine_class(**configs(folder, case))
     engine.configure(LossParams(**case["loss"]), TeacherWeights(**case.get("teacher", {})))
     engine.initialize()
     return engine

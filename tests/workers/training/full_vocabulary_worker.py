@@ -13,12 +13,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import TrainingWorkerConfig
 
 import workers.register  # noqa: F401
-from benchmarks.engine_run import build, first_gradient, full, loss_of, mini_batch, perturb, scores
+from benchmarks.engine_run import build, configs, first_gradient, full, loss_of, mini_batch, perturb, scores
 from workers.training.engine import SelfDistillEngine
 from workers.training.loss import SelfDistillLoss
+from workers.training.params import LossParams, TeacherWeights
+from workers.training.worker import SelfDistillTrainingWorker
 
 
 def skipped_update(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss, rank: int) -> dict:
@@ -146,6 +150,29 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
     }
 
 
+def through_the_worker(folder: Path, case: dict, rank: int, world: int) -> dict:
+    """A scoring pass, and a step of a mini-batch for each row, by verl's training worker, as a task runner calls it."""
+    settings = configs(folder, case)
+    settings["engine_config"].infer_micro_batch_size_per_gpu = 1
+    settings["engine_config"].micro_batch_size_per_gpu = 1
+    worker = SelfDistillTrainingWorker(
+        TrainingWorkerConfig(model_type="language_model", **settings),
+        LossParams(**case["loss"]),
+        TeacherWeights(**case.get("teacher", {})),
+    )
+    worker.reset()
+    worker.set_loss_fn(loss_of(case))
+    scored, trained = (mini_batch(folder, case, rank, world) for _ in range(2))
+    lengths = NonTensorData(scored["input_ids"].offsets().diff().tolist())
+    tu.assign_non_tensor(scored, calculate_entropy=True, compute_loss=False, global_token_num=lengths)
+    rows = len(trained)
+    tu.assign_non_tensor(trained, mini_batch_size=world, epochs=1, seed=1, dataloader_kwargs={"shuffle": False})
+    scores = worker.infer_batch(scored)
+    told = tu.get(worker.train_mini_batch(trained), "metrics")
+    metrics = {name: [float(value) for value in values] for name, values in told.items()}  # some are numpy's
+    return {"dtype": scores["log_probs"].dtype, "metrics": metrics, "mini-batches": rows}
+
+
 def save(folder: Path, case: dict) -> dict[str, torch.Tensor]:
     """Write a checkpoint of weights that differ from the model's files; returns them whole."""
     engine = build(folder, case)
@@ -162,7 +189,10 @@ def main(folder: Path) -> None:
     results = {}
     for name, case in cases.items():
         torch.manual_seed(0)
-        results[name] = save(folder, case) if "save" in case else run(folder, case, rank, world)
+        if "save" in case:
+            results[name] = save(folder, case)
+        else:
+            results[name] = (through_the_worker if case.get("worker") else run)(folder, case, rank, world)
     torch.save(results, folder / f"result_{rank}.pt")
     dist.destroy_process_group()
 

@@ -72,6 +72,7 @@ def engine_results(material, tmp_path_factory) -> dict[str, list[dict]]:
     found = {}
     for world in (1, 2):
         everything = {**CASES, **TRAILING, **IN_BF16}
+        everything |= {name: (workers, {**case, "worker": True}) for name, (workers, case) in WORKERS.items()}
         everything |= {name: (workers, {**case, "updates": True}) for name, (workers, case) in UPDATES.items()}
         everything |= {name: (workers, {**case, "scores": True}) for name, (workers, case) in SCORES.items()}
         cases = {name: case for name, (workers, case) in everything.items() if workers == world}
@@ -264,6 +265,27 @@ def test_log_probs_and_entropies_are_those_of_plain_transformers(material, engin
                     assert scored[ours][own].dtype == torch.float32
                     assert torch.allclose(scored[ours][own][valid].double(), expected[theirs][row], atol=2e-6), who
             assert 0.0 <= result["scored"]["noise"] < 1e-5  # fp32: nothing but rounding
+
+
+WORKERS = {
+    "verl's worker, opsd": (2, {"loss": OPSD, "micro": 1, "teacher": {"weights": "snapshot", "snapshot_every": 1}}),
+    "verl's worker, the clip alone": (2, {"loss": {}, "micro": 1}),
+}
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_verls_worker_tells_what_the_engine_measured(engine_results, name):
+    """Scores, then a step: fp32 log-probs, their noise, the divergence, and nothing of ours that is not a metric."""
+    for result in engine_results[name]:
+        metrics = result["metrics"]
+        assert result["dtype"] == torch.float32
+        assert 0.0 <= max(metrics["log_prob_noise/max"]) < 1e-5
+        assert len(metrics["grad_norm"]) == result["mini-batches"] == 3 and all(
+            map(math.isfinite, metrics["grad_norm"])
+        )
+        assert all(mfu > 0 for mfu in metrics["mfu"]) and "teacher_lengths" not in metrics
+        assert ("divergence/student_entropy" in metrics) == ("opsd" in name)
+        assert ("actor/pg_loss" in metrics) == ("opsd" not in name)
 
 
 IN_BF16 = {
