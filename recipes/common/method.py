@@ -61,6 +61,7 @@ class Method:
         weights: whose weights the teacher has.
         contexts, template_kwargs: what the teacher is shown, and under which options of the chat template.
         max_prompt_length: longest privileged prompt, tokens.
+        responses: "sampled", or "reference": the data's solutions are trained on in their place.
         exposure: how much of the reference it is shown.
         controller: who decides that, for a run of one step (`total_steps`); None where all of it is shown.
         lora: whether an adapter is trained.
@@ -78,6 +79,7 @@ class Method:
     contexts: ContextParams
     template_kwargs: dict[str, Any]
     max_prompt_length: int
+    responses: str
     exposure: ExposureParams
     controller: ControllerConfig | None
     lora: bool
@@ -109,6 +111,11 @@ class Method:
     def scores_with_teacher(self) -> bool:
         """Whether the teacher scores the sampled tokens in a pass of its own."""
         return not {"log_prob_gap", "contrast_gap"}.isdisjoint(self.signals)
+
+    @property
+    def trains_references(self) -> bool:
+        """Whether the data's solutions are trained on, and nothing is sampled but for validation."""
+        return self.responses == "reference"
 
     @property
     def uses_teacher(self) -> bool:
@@ -151,6 +158,8 @@ class Method:
         """What is learned, as (part, value): method with its credit, and teacher and loss where they take part."""
         shown = [f"{name}={getattr(self.params, name)}" for name in (self.estimator.shows if self.estimator else ())]
         rows = [("method", f"{self.name}  ({', '.join([f'credit {self.credit}', *shown])})")]
+        if self.trains_references:
+            rows.append(("responses", "the data's solutions; nothing is sampled but for validation"))
         if self.uses_teacher:
             exposed = ""
             if self.exposure.active:
@@ -203,6 +212,7 @@ def read(cfg: DictConfig) -> Method:
         contexts=tried(lambda: context_params(teacher), ContextParams()),
         template_kwargs=dict(teacher.template_kwargs),
         max_prompt_length=teacher.max_prompt_length,
+        responses=str(node.get("responses", "sampled")),
         exposure=exposure,
         controller=controller,
         lora=int(cfg.actor_rollout_ref.model.get("lora_rank", 0) or 0) > 0,

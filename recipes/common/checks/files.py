@@ -89,11 +89,15 @@ def _columns(cfg: DictConfig, method: Method, key: str, path: Path) -> Iterator[
         shown.discard("answer")
     if cfg.reward.custom_reward_function.path != OWN_REWARDS:  # another reward function may give feedback itself
         shown.discard("feedback")
+    if key == "train_files" and method.trains_references:
+        shown.add("solution")
     required += sorted(shown & {"solution", "answer", "hint", "feedback"})
     absent = [name for name in required if name not in present]
     if absent:
         hint = ""
-        if "solution" in absent:
+        if "solution" in absent and method.trains_references:
+            hint = "; supervised fine-tuning needs worked solutions, as experiment=qwen3_1_7b_openthoughts has"
+        elif "solution" in absent:
             hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
         if "feedback" in absent:
             hint = "; rewards.math says nothing in words, so feedback is a column or another reward function's"
