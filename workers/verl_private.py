@@ -22,6 +22,7 @@ OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
     "_setup": ("self",),
     "_load_checkpoint": ("self",),
     "_save_checkpoint": ("self",),
+    "_submit_batch_to_rollout": ("self", "batch"),
     "_balance_batch": ("self", "batch", "metrics", "logging_prefix", "keep_minibatch"),
     "_compute_old_log_prob": ("self", "batch", "metrics"),
     "_compute_ref_log_prob": ("self", "batch", "metrics"),

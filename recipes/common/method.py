@@ -61,6 +61,7 @@ class Method:
         weights: whose weights the teacher has.
         contexts, template_kwargs: what the teacher is shown, and under which options of the chat template.
         max_prompt_length: longest privileged prompt, tokens.
+        responses: "sampled", or "reference": the data's solutions are trained on in their place.
         exposure: how much of the reference it is shown.
         controller: who decides that, for a run of one step (`total_steps`); None where all of it is shown.
         lora: whether an adapter is trained.
@@ -79,6 +80,7 @@ class Method:
     contexts: ContextParams
     template_kwargs: dict[str, Any]
     max_prompt_length: int
+    responses: str
     exposure: ExposureParams
     controller: ControllerConfig | None
     lora: bool
@@ -111,6 +113,11 @@ class Method:
     def scores_with_teacher(self) -> bool:
         """Whether the teacher scores the sampled tokens in a pass of its own."""
         return not {"log_prob_gap", "contrast_gap"}.isdisjoint(self.signals)
+
+    @property
+    def trains_references(self) -> bool:
+        """Whether the data's solutions are trained on, and nothing is sampled but for validation."""
+        return self.responses == "reference"
 
     @property
     def uses_teacher(self) -> bool:
@@ -165,6 +172,8 @@ class Method:
         own = self.estimator.shows if self.estimator else ()
         shown = [f"{name}={self.given[f'algorithm.{name}']}" for name in own]
         rows = [("method", f"{self.name}  ({', '.join([f'credit {self.credit}', *shown])})")]
+        if self.trains_references:
+            rows.append(("responses", "the data's solutions; nothing is sampled but for validation"))
         loss = self._given("loss.kind") != "none"
         if self.scores_with_teacher or loss:
             mode, exposed = self._given("exposure.mode"), ""
@@ -224,6 +233,7 @@ def read(cfg: DictConfig) -> Method:
         contexts=tried(lambda: context_params(teacher), ContextParams()),
         template_kwargs=tried(lambda: dict(teacher.template_kwargs), {}),
         max_prompt_length=teacher.max_prompt_length,
+        responses=str(node.get("responses", "sampled")),
         exposure=exposure,
         controller=controller,
         lora=tried(lambda: int(cfg.actor_rollout_ref.model.get("lora_rank", 0) or 0) > 0, False),

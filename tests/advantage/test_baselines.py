@@ -296,6 +296,28 @@ def test_opsd_guided_by_the_contrast():
     torch.testing.assert_close(guided, plain + 0.5 * contrast)
 
 
+# ---------------------------------------------------------------- SFT
+
+
+def test_the_gradient_of_sft_is_that_of_the_cross_entropy():
+    """verl's own PPO loss at the rollout's weights, with A = 1 on every token."""
+    core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+    from verl.workers.config import ActorConfig
+
+    inputs = make_inputs(5)
+    mask = inputs.response_mask
+    advantages = run("sft", inputs).advantages
+    assert torch.equal(advantages, mask.float())
+    log_probs = (-torch.rand(mask.shape)).requires_grad_()
+    config = ActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1)
+    loss, _ = core_algos.compute_policy_loss_vanilla(
+        log_probs.detach(), log_probs, advantages, mask.float(), "token-mean", config
+    )
+    (got,) = torch.autograd.grad(loss, log_probs)
+    (wanted,) = torch.autograd.grad(-log_probs[mask].mean(), log_probs)
+    torch.testing.assert_close(got, wanted)
+
+
 # ---------------------------------------------------------------- responses without a teacher
 
 

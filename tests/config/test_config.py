@@ -128,6 +128,8 @@ REFUSED = {
         "context=sibling with actor_rollout_ref.rollout.n=1",
         "2 or more",
     ),
+    "references": (["self_distill.responses=reference"], "responses=reference with", "method=sft"),
+    "no responses": (["self_distill.responses=none"], "responses=none", "sampled or reference"),
     "no hint": (["self_distill.teacher.context=hint"], "no column hint", "problem"),
     "no feedback": (["self_distill.teacher.context=feedback"], "no column feedback", "another reward function"),
     "greedy training": (["actor_rollout_ref.rollout.temperature=0"], "temperature=0", "above 0"),
@@ -262,6 +264,17 @@ def test_empty_references_are_named_by_row(compose_config, tmp_path):
 
     (problem,) = problems(compose_config("method=dasd", "experiment=starter", rewrite(tmp_path / "t.parquet", empty)))
     assert "empty solution in 2 of 20 rows (rows 3, 7)" in problem
+
+
+def test_sft_needs_solutions_and_no_log_probs_of_the_rollout(compose_config, tmp_path):
+    override = rewrite(tmp_path / "t.parquet", lambda f: f.drop(columns="solution"))
+    (problem,) = problems(compose_config("method=sft", "experiment=starter", override))
+    assert "no column solution" in problem and "worked solutions" in problem
+    log_probs = "actor_rollout_ref.rollout.calculate_log_probs=true"
+    (problem,) = problems(compose_config("method=sft", "experiment=starter", log_probs))
+    assert "calculate_log_probs=true" in problem and "set it to false" in problem
+    sampled = compose_config("method=sft", "experiment=starter", "self_distill.responses=sampled")
+    assert any("choose method=sft" in problem for problem in problems(sampled))
 
 
 def test_rows_may_lack_a_hint_but_not_all_of_them(compose_config, tmp_path):

@@ -20,6 +20,7 @@ RUNS = {
     "rlcsd": ("rlcsd", ["trainer.n_gpus_per_node=2"], ["credit/kept_share", "teacher/contrasted/mean"]),
     "opsd_sampled_contrast": ("opsd", ["method=opsd_sampled_contrast"], ["teacher/contrasted/mean"]),
     "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
+    "sft": ("sft", [], ["actor/pg_loss"]),
     "attraction": ("dasd", ["method=attraction"], ["credit/correction_ratio"]),
     "novelty": ("dasd", ["method=novelty"], ["credit/correction_ratio"]),
     "dasd_raw": ("dasd", ["method=dasd_raw"], ["credit/correction_ratio"]),

@@ -16,6 +16,7 @@ CHECKS = (
     learning.parameters,
     learning.teacher,
     learning.groups,
+    learning.responses,
     learning.distillation,
     learning.exposure,
     learning.precision,

@@ -111,12 +111,16 @@ def _columns(cfg: DictConfig, method: Method, key: str, path: Path, schema: pa.S
         shown = set(method.contexts.named) & {"solution", "answer", "hint", "feedback"}
     if cfg.reward.custom_reward_function.path != _OWN_REWARDS:  # another reward function may give feedback itself
         shown.discard("feedback")
+    if key == "data.train_files" and method.trains_references:
+        shown.add("solution")
     # The answer may be the verifier's ground truth.
     required = [prompt, cfg.data.reward_fn_key, "reward_model", *sorted(shown - {"answer"})]
     absent = [name for name in required if name not in schema.names]
     if absent:
         hint = ""
-        if "solution" in absent:
+        if "solution" in absent and method.trains_references:
+            hint = "; supervised fine-tuning needs worked solutions, as experiment=qwen3_1_7b_openthoughts has"
+        elif "solution" in absent:
             hint = "; without worked solutions, show the teacher the answer: self_distill.teacher.context=answer"
         if "feedback" in absent:
             hint = "; rewards.math says nothing in words, so feedback is a column or another reward function's"

@@ -74,6 +74,22 @@ def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
 
 
+def responses(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """References in the place of responses: their credit, and what only sampled ones have."""
+    if method.responses not in ("sampled", "reference"):
+        yield f"self_distill.responses={method.responses}: must be sampled or reference"
+    if (method.credit == "sft") != method.trains_references:
+        yield (
+            f"self_distill.responses={method.responses} with algorithm.adv_estimator={method.credit}: references are "
+            "trained on by sft and by nothing else; set both, or choose method=sft"
+        )
+    if method.trains_references and cfg.actor_rollout_ref.rollout.calculate_log_probs:
+        yield (
+            "self_distill.responses=reference with actor_rollout_ref.rollout.calculate_log_probs=true: nothing is "
+            "sampled, so the rollout has none; set it to false"
+        )
+
+
 def groups(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Groups that A_G can compare, where it is used."""
     n = cfg.actor_rollout_ref.rollout.n
@@ -92,7 +108,7 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
             f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no "
             "divergence to weigh; choose a kind, or weighting=uniform"
         )
-    if not (loss.active or (method.uses_teacher and weights in ("ema", "snapshot"))):
+    if not (loss.active or method.teacher_copy):
         return
     what = f"self_distill.loss.kind={loss.kind}" if loss.active else f"self_distill.teacher.weights={weights}"
     actor = cfg.actor_rollout_ref.actor

@@ -90,12 +90,17 @@ def software(cfg: DictConfig, method: Method) -> Iterator[str]:
             )
         return
     attention = arr.model.override_config.get("attn_implementation", "flash_attention_2")
-    if find_spec("flash_attn") is None:
-        # Its attention by verl's default; its cross-entropy for float32 log-probs (docs/precision.md) whatever attends.
+    if find_spec("flash_attn") is None and attention == "flash_attention_2":
         yield (
-            f"flash-attn is not installed in this environment, and attention is {attention}, log-probs without its "
-            "cross-entropy are bfloat16: pip install flash-attn==2.8.3 --no-build-isolation, after torch "
-            "(docs/install.md)"
+            "flash-attn is not installed in this environment, and attention is flash_attention_2: pip install "
+            "flash-attn==2.8.3 --no-build-isolation, after torch (docs/install.md), or set "
+            "+actor_rollout_ref.model.override_config.attn_implementation=packed, which needs nothing else"
+        )
+    elif find_spec("flash_attn") is None and arr.actor.strategy != "fsdp2":
+        yield (
+            f"flash-attn is not installed in this environment, and log-probs of "
+            f"actor_rollout_ref.actor.strategy={arr.actor.strategy} without its cross-entropy are bfloat16 "
+            "(docs/precision.md): install it (docs/install.md), or set strategy=fsdp2"
         )
     if arr.rollout.name == "vllm":
         installed = _version("vllm")

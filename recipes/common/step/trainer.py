@@ -21,6 +21,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils.debug import marked_timer
+from verl.utils.tensordict_utils import assign_non_tensor_data
 from verl.workers.utils.padding import response_to_nested
 
 from advantage import TokenSignals, token_signals
@@ -33,6 +34,7 @@ from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_re
 from recipes.common.step.teacher_stage import Scored, TeacherStage
 from recipes.common.step.update import Update, observation, take_update
 from rewards.metrics import reward_metrics
+from workers.rollout.agent_loop import REFERENCE
 from workers.training.packing import WEIGHTS
 from workers.training.worker import SelfDistillWorker
 
@@ -90,6 +92,11 @@ class SelfDistillTrainer(RecordedTrainer):
             self.teacher.load(folder)
 
     # ------------------------------------------------------------------ stages of a step
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        if self.method.trains_references:  # validation still samples: it does not pass here
+            assign_non_tensor_data(batch, "agent_name", REFERENCE)
+        return super()._submit_batch_to_rollout(batch)
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         if len(batch) == 0:

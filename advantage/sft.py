@@ -1,0 +1,25 @@
+"""SFT: supervised fine-tuning on the data's solutions, a row of ATESD's Table 1 (arXiv 2605.11458).
+
+    A_t = 1
+
+on every token of a reference that stands in the place of a response (`self_distill.responses=reference`). At the
+weights of the step's start the PPO term's gradient is then that of the cross-entropy, -grad log p_S(o_t); with one
+mini-batch a step that is all there is, whatever the clip. With several, later ones have the clipped form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from advantage.estimators import Credit, CreditInputs, EstimatorParams, estimator
+
+
+@dataclass(frozen=True)
+class SftParams(EstimatorParams):
+    """Parameters of `algorithm.sft`: none."""
+
+
+@estimator("sft", params=SftParams, uses_group=False)
+def sft_credit(inputs: CreditInputs, params: SftParams) -> Credit:
+    """One on every valid token."""
+    return Credit(inputs.response_mask.float(), {})
