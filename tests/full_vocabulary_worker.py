@@ -35,7 +35,7 @@ def build(folder: Path, case: dict) -> SelfDistillEngine:
         path=case.get("model", str(folder / "model")),
         use_remove_padding=True,
         enable_gradient_checkpointing=case.get("gradient_checkpointing", False),
-        override_config={"attn_implementation": "sdpa"},
+        override_config={"attn_implementation": case.get("attention", "packed")},
         **({"lora_rank": 4, "lora_alpha": 8, "target_modules": "all-linear"} if case.get("lora") else {}),
     )
     engine = EngineRegistry.new(
