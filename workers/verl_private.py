@@ -7,10 +7,15 @@ upgrade fails there and not in the middle of a run.
 
 from __future__ import annotations
 
+from verl.trainer.ppo.v1 import agent_loop_tq
+
 # Rollout adapters have a table but no function that adds to it.
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY as ROLLOUT_ADAPTERS
 
-__all__ = ["ENGINE_ATTRIBUTES", "ENGINE_MEMBERS", "OVERRIDDEN_STAGES", "ROLLOUT_ADAPTERS"]
+__all__ = ["ENGINE_ATTRIBUTES", "ENGINE_MEMBERS", "OVERRIDDEN_STAGES", "ROLLOUT_ADAPTERS", "AgentLoopWorkerTQ"]
+
+# The class under its @ray.remote, which cannot be extended.
+AgentLoopWorkerTQ: type = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
 
 # Method of verl's PPOTrainer -> its parameters. We override these and call them through super().
 OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
