@@ -36,7 +36,7 @@ TARGETS = {
     "trainer": "ray::SelfDistillTaskRunner",
     "training worker": "ray::WorkerDict",
     "rollout server": "ray::TransformersServer",
-    "agent loop": "ray::AgentLoopWorkerTQ",
+    "agent loop": "ray::BurstAgentLoopWorker",
 }
 END_SECONDS = 90.0  # a run that has not ended by then hangs
 ORPHAN_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""Makes our rollout, agent loop and engines known to verl in the process that imports this.
+"""Makes our attention, rollout, agent loop and engines known to verl in the process that imports this.
 
 Configured as ``actor_rollout_ref.model.external_lib``, which verl imports in the trainer, the training workers, the
 agent-loop workers and the rollout servers.
@@ -6,18 +6,21 @@ agent-loop workers and the rollout servers.
 
 from __future__ import annotations
 
+import verl.utils.torch_functional
+from torch import Tensor
 from verl.utils.device import get_device_name
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-import workers.rollout.agent_loop  # noqa: F401  registers itself
+# These register themselves.
+import workers.attention
+import workers.rollout.agent_loop  # noqa: F401
+from workers.divergence import token_log_probs
 from workers.verl_private import ROLLOUT_ADAPTERS
 
 
 def _load_replica() -> type:
-    from workers.rollout.server import (
-        TransformersReplica,  # imports transformers' models: only where a rollout is built
-    )
+    from workers.rollout.server import TransformersReplica  # imports transformers' models: only to build a rollout
 
     return TransformersReplica
 
@@ -28,6 +31,15 @@ def _load_vllm_replica() -> type:
     return CPUvLLMReplica
 
 
+def log_probs_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p(label) under softmax(logits), (...) fp32; differentiable.  logits (..., V), labels (...).
+
+    verl's own, where flash-attn is absent, takes one row of the logits at a time and rounds to the logits' 16 bits.
+    """
+    return token_log_probs(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)).view(labels.shape)
+
+
+verl.utils.torch_functional.logprobs_from_logits_v2 = log_probs_of
 RolloutReplicaRegistry.register("transformers", _load_replica)
 ROLLOUT_ADAPTERS[("transformers", "async")] = "workers.rollout.server.TransformersAdapter"
 if get_device_name() == "cpu":

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import os
 
+from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils import torch_functional
 
 # Rollout adapters have a table but no function that adds to it.
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY as ROLLOUT_ADAPTERS
 
-__all__ = ["ENGINE_ATTRIBUTES", "ENGINE_MEMBERS", "OVERRIDDEN_STAGES", "ROLLOUT_ADAPTERS", "has_exact_log_probs"]
+__all__ = [
+    "ENGINE_ATTRIBUTES",
+    "ENGINE_MEMBERS",
+    "OVERRIDDEN_STAGES",
+    "ROLLOUT_ADAPTERS",
+    "AgentLoopWorkerTQ",
+    "has_exact_log_probs",
+]
+
+# The class under its @ray.remote, which cannot be extended.
+AgentLoopWorkerTQ: type = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
 
 # Method of verl's PPOTrainer -> its parameters. We override these and call them through super().
 OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {

@@ -199,7 +199,7 @@ def killed(tmp_path_factory, two_workers):
     directory = tmp_path_factory.mktemp("killed") / "run"
     options = ("trainer.n_gpus_per_node=2", "trainer.total_training_steps=3", "trainer.save_freq=1")
     ends = []
-    for step, stage, part in ((1, "update", "WorkerDict"), (2, "rollout", "AgentLoopWorkerTQ")):
+    for step, stage, part in ((1, "update", "WorkerDict"), (2, "rollout", "BurstAgentLoopWorker")):
         process = start("dasd", directory, *options)
         wait_for_step(directory, step, process)
         wait_for_stage(directory, stage, process)

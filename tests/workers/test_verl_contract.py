@@ -7,17 +7,26 @@ import re
 from importlib.metadata import version
 
 import pytest
+from verl.experimental.agent_loop import AgentLoopWorker
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import torch_functional
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.tracking import Tracking
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from workers.verl_private import ENGINE_ATTRIBUTES, ENGINE_MEMBERS, OVERRIDDEN_STAGES, ROLLOUT_ADAPTERS
+from workers.verl_private import (
+    ENGINE_ATTRIBUTES,
+    ENGINE_MEMBERS,
+    OVERRIDDEN_STAGES,
+    ROLLOUT_ADAPTERS,
+    AgentLoopWorkerTQ,
+)
 
 
 def source(function) -> str:
@@ -128,11 +137,46 @@ def test_rollout_adapters_are_found_by_name_and_mode():
 
 
 def test_agent_loops_get_what_seeds_a_response():
-    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
-
-    cls = AgentLoopWorkerTQ.__ray_metadata__.modified_class
-    assert "session_id=i, **prompt" in source(cls._run_prompt)
+    assert "session_id=i, **prompt" in source(AgentLoopWorkerTQ._run_prompt)
     assert re.search(r"sampling_params=sampling_params", source(SingleTurnAgentLoop.run))
+
+
+def test_rollouts_in_bursts_do_what_verls_worker_does():
+    """What `workers.rollout.bursts` repeats of it: sampling, keys, tags, status, and the names of its attributes."""
+    body = source(AgentLoopWorkerTQ)
+    for part in (
+        "repetition_penalty=1.0,",
+        "logprobs=config.calculate_log_probs,",
+        'sampling_params["top_p"] = config.val_kwargs.top_p',
+        'prompt.pop("__rollout_n__", config.n if not trajectory["validate"] else config.val_kwargs.n)',
+        'do_sample = prompt.pop("__do_sample__", True)',
+        'keys.append(f"{uid}_{session_id}_{i}")',
+        'partition_id="train" if not validate else "val"',
+        'field["loss_mask"] = field["response_mask"]',
+        'status = "failure"',
+        'status = "finished"',
+        'field.pop("multi_modal_data", None)',
+    ):
+        assert part in body, part
+    tags = re.findall(r'^ +"(\w+)": ', source(AgentLoopWorkerTQ._agent_loop_postprocess), re.MULTILINE)
+    assert sorted(tags) == sorted(
+        ["status", "prompt_len", "response_len", "seq_len", "global_steps", "min_global_steps", "max_global_steps"]
+    )
+    made = source(AgentLoopWorker.__init__) + source(AgentLoopWorkerTQ.__init__)
+    for name in (
+        *("llm_client", "tokenizer", "processor", "dataset_cls", "rollout_config", "reward_loop_worker_handles"),
+        *("distillation_enabled", "background_tasks"),
+    ):
+        assert f"self.{name} = " in made or f"self.{name}: " in made, name
+    assert "self.hf_model_type: str | None = " in made
+    assert "outputs = await asyncio.gather(*tasks)" in source(RewardLoopWorker.compute_score_batch)
+    assert "load_class_from_fqn(manager_class_fqn" in source(
+        TaskRunnerV1.__ray_metadata__.modified_class.init_agent_loop_manager
+    )
+
+
+def test_log_probs_without_flash_attn_are_asked_for_by_the_name_that_ours_takes():
+    assert "output = logprobs_from_logits_v2(logits, labels)" in source(torch_functional.logprobs_from_logits)
 
 
 def test_validation_is_summarised_in_one_place():

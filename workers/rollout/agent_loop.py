@@ -7,10 +7,12 @@ in its group) and travels in the sampling parameters, which both the transformer
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.workers.rollout.replica import TokenOutput
 
 from workers.rollout.generation import response_seed
 
@@ -20,17 +22,55 @@ REFERENCE = "reference"  # of training rows where self_distill.responses=referen
 
 @register(NAME)
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """One prompt, one response, one seed."""
+    """One prompt, one response, one seed.
+
+    `run` is verl's, for its own worker.  `workers.rollout.bursts` takes many at a time and calls the parts of it that
+    text needs: `prompt_ids`, `seed`, `output`.
+    """
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
-        seed = response_seed(
+        return await super().run({**sampling_params, "seed": self.seed(kwargs)}, priority=priority, **kwargs)
+
+    def seed(self, row: Mapping[str, Any]) -> int:
+        """The response's own: ``row`` is the dataset's, with ``global_steps`` and ``session_id``."""
+        return response_seed(
             self.rollout_config.seed,
-            int(kwargs["global_steps"]),
-            int(kwargs.get("index", 0)),
-            int(kwargs["session_id"]),
-            [message["content"] for message in kwargs["raw_prompt"]],
+            int(row["global_steps"]),
+            int(row.get("index", 0)),
+            int(row["session_id"]),
+            [message["content"] for message in row["raw_prompt"]],
         )
-        return await super().run({**sampling_params, "seed": seed}, priority=priority, **kwargs)
+
+    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The prompt's tokens, cut to the rollout's prompt length as verl cuts them."""
+        return self._cap_text_prompt_length(self.continuous_token_builder.build_initial_tokens(list(messages)))
+
+    def output(self, prompt_ids: Sequence[int], answer: TokenOutput, seconds: float) -> AgentLoopOutput:
+        """What `run` makes of a server's answer, which took ``seconds``."""
+        builder, has_log_probs = self.continuous_token_builder, bool(answer.log_probs)
+        merged = builder.merge_assistant_tokens(list(prompt_ids), answer.token_ids)
+        mask, log_probs = builder.align_response_metadata(
+            merged, [], [] if has_log_probs else None, assistant_logprobs=answer.log_probs if has_log_probs else None
+        )
+        split, limit = len(merged.token_ids) - len(mask), self.response_length
+        steps = answer.extra_fields.get("global_steps")
+        fields = {"min_global_steps": steps, "max_global_steps": steps, **answer.extra_fields}
+        return AgentLoopOutput(
+            prompt_ids=merged.token_ids[:split],
+            response_ids=merged.token_ids[split:][:limit],
+            response_mask=mask[:limit],
+            response_logprobs=log_probs[:limit] if log_probs else None,
+            routed_experts=None if answer.routed_experts is None else answer.routed_experts[: split + limit],
+            multi_modal_data={},
+            mm_processor_kwargs={},
+            mm_processor_output=None,
+            num_turns=2,
+            metrics=AgentLoopMetrics(
+                generate_sequences=seconds,
+                num_preempted=-1 if answer.num_preempted is None else answer.num_preempted,
+            ),
+            extra_fields={**fields, "turn_scores": [], "tool_rewards": []},
+        )
 
 
 @register(REFERENCE)

@@ -1,9 +1,10 @@
-"""Seeded batch generation over transformers' ``generate``: no Ray, no verl, any device.
+"""Seeded batch generation over transformers' models: no Ray, no verl, any device.
 
-The rollout server (`workers.rollout.server`) and the evaluation commands call this where vLLM is absent. Decoding,
-cache and stopping are transformers'. Ours is one logits processor, which draws each token by inverting the distribution
-function at a uniform number that belongs to the *request*, so a response depends on its own seed and not on the
-requests that happen to share its batch; the same processor records the log-prob of what it drew.
+The rollout server (`workers.rollout.server`) and the evaluation commands call this where vLLM is absent.  Model, cache
+and truncations are transformers'; the loop over tokens is ours, for three things.  Each token is drawn by inverting the
+distribution function at a uniform number that belongs to the *request*, so a response depends on its own seed and not
+on the requests that share its batch.  A prompt that several requests share is read once.  And rows whose response has
+ended leave the batch, which lasts as long as its longest response.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +27,9 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer
+
+KEEP_SHARE = 0.75  # ended rows are taken out, which copies the others, once no more than this share still generates
 
 
 @dataclass(frozen=True)
@@ -61,27 +66,70 @@ class Generated:
     stop_reason: str  # "completed" (a stop token) or "length"
 
 
-class _InverseTransformSampler(LogitsProcessor):
-    """Last in the processor list: picks the token itself and leaves ``generate`` an argmax with one candidate.
+class _RoomyLayer(DynamicLayer):
+    """transformers' cache of a layer, with memory for tokens to come: a new token does not copy the ones before it."""
 
-    ``uniforms`` (B, T) holds the request's own uniform number for each position; None is greedy.
+    _room: tuple[Tensor, Tensor] | None = None  # keys and values, (B, heads, more than needed, head_dim)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (B, heads, new, head_dim) keys and values; returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if self._room is None or end > self._room[0].shape[2]:
+            keys, values = (
+                new.new_empty(*new.shape[:2], end + end // 2, new.shape[3]) for new in (key_states, value_states)
+            )
+            if self._room is not None:
+                keys[:, :, :start], values[:, :, :start] = self._room[0][:, :, :start], self._room[1][:, :, :start]
+            self._room = keys, values
+        self._room[0][:, :, start:end], self._room[1][:, :, start:end] = key_states, value_states
+        self.keys, self.values = self._room[0][:, :, :end], self._room[1][:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given rows, in that order; a row may stand there twice."""
+        if self._room is not None:
+            end = self.get_seq_length()
+            self._room = self._room[0].index_select(0, indices), self._room[1].index_select(0, indices)
+            self.keys, self.values = self._room[0][:, :, :end], self._room[1][:, :, :end]
+
+
+def _cache(model: PreTrainedModel) -> DynamicCache:
+    """The model's own kind of cache, with `_RoomyLayer` for the layers that keep every token."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _warpers(params: SamplingParams) -> Any:
+    """transformers' temperature, top-k and top-p, in the order of its own sampling."""
+    warpers = LogitsProcessorList()
+    if params.temperature not in (0.0, 1.0):
+        warpers.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k > 0:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    return warpers
+
+
+def _draw(scores: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A token for each row of scores (B, V) in fp32, and its log-prob: (B,) each.
+
+    uniforms: (B,) in double precision; the token is the one at which the distribution function passes it.  None: the
+        likeliest token.
     """
-
-    def __init__(self, uniforms: torch.Tensor | None):
-        self.uniforms = uniforms
-        self.log_probs: list[torch.Tensor] = []  # one (B,) tensor a position
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:  # type: ignore[override]
-        log_probs = scores.float().log_softmax(dim=-1)  # (B, V)
-        if self.uniforms is None:
-            tokens = log_probs.argmax(dim=-1, keepdim=True)
-        else:
-            # Double precision: over a vocabulary of 150k, fp32 sums err by more than a rare token's mass.
-            cumulative = log_probs.double().exp().cumsum(dim=-1)
-            threshold = self.uniforms[:, len(self.log_probs), None] * cumulative[:, -1:]
-            tokens = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=scores.shape[-1] - 1)
-        self.log_probs.append(log_probs.gather(-1, tokens).squeeze(-1))
-        return torch.full_like(scores, float("-inf")).scatter_(-1, tokens, 0.0)
+    log_probs = scores.log_softmax(dim=-1)
+    if uniforms is None:
+        tokens = log_probs.argmax(dim=-1, keepdim=True)
+    else:
+        # Double precision: over a vocabulary of 150k, fp32 sums err by more than a rare token's mass.
+        cumulative = log_probs.double().exp().cumsum(dim=-1)
+        threshold = uniforms[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=scores.shape[-1] - 1)
+    return tokens.squeeze(-1), log_probs.gather(-1, tokens).squeeze(-1)
 
 
 def _uniforms(seeds: Sequence[int], length: int, device: torch.device) -> torch.Tensor:
@@ -101,6 +149,76 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Genera
     configured = getattr(generation_config, "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
     return sorted(i for i in ids if isinstance(i, int))
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """(B, longest) token ids, the prompts at the right end, and where they are, bool."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_token_id, dtype=torch.long)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
+        mask[row, width - len(prompt) :] = True
+    return ids, mask
+
+
+def _next_scores(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """(B, V) fp32 logits of the token after ids (B, new), whose keys and values go into the cache.
+
+    mask: (B, cached + new) bool. positions: (B, new).
+    """
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1].float()
+
+
+def _sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    stop_token_ids: Sequence[int],
+    pad_token_id: int,
+) -> tuple[Tensor, Tensor]:
+    """(B, T) tokens and their log-probs, on the CPU; what follows a row's first stop token means nothing."""
+    device = next(model.parameters()).device
+    warpers = _warpers(params)
+    uniforms = None if params.temperature == 0 else _uniforms(seeds, params.max_tokens, device)
+    stops = torch.tensor(list(stop_token_ids), dtype=torch.long, device=device)
+    tokens = torch.full((len(prompts), params.max_tokens), pad_token_id, dtype=torch.long, device=device)
+    log_probs = torch.zeros(tokens.shape, device=device)
+
+    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    ids, mask = (x.to(device) for x in _left_padded(list(row_of), pad_token_id))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = _cache(model)
+    scores = _next_scores(model, ids, mask, positions, cache)
+    # From here on a row is a request, which starts from its prompt's row.
+    start = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+    cache.batch_select_indices(start)
+    scores, mask, position = scores[start], mask[start], positions[start, -1:]
+    request = torch.arange(len(prompts), device=device)
+    going = torch.ones_like(request, dtype=torch.bool)
+    for step in range(params.max_tokens):
+        picked, chosen = _draw(warpers(ids, scores), None if uniforms is None else uniforms[request, step])
+        tokens[request, step], log_probs[request, step] = picked, chosen
+        going = going & ~torch.isin(picked, stops)
+        left = int(going.sum())
+        if left == 0 or step + 1 == params.max_tokens:
+            break
+        if left <= KEEP_SHARE * len(request):
+            kept = going.nonzero().squeeze(-1)
+            cache.batch_select_indices(kept)
+            request, going, picked, mask, position = (x[kept] for x in (request, going, picked, mask, position))
+        mask, position = torch.nn.functional.pad(mask, (0, 1), value=True), position + 1
+        scores = _next_scores(model, picked[:, None], mask, position, cache)
+    return tokens[:, : step + 1].cpu(), log_probs[:, : step + 1].cpu()
 
 
 @torch.inference_mode()
@@ -132,38 +250,7 @@ def generate_batch(
         raise ValueError("generate_batch needs at least one prompt and no empty ones")
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: each request has its own")
-    device = next(model.parameters()).device
-    width = max(len(p) for p in prompts)
-    input_ids = torch.full((len(prompts), width), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
-        attention_mask[row, width - len(prompt) :] = 1
-
-    greedy = params.temperature == 0
-    sampler = _InverseTransformSampler(None if greedy else _uniforms(seeds, params.max_tokens, device))
-    processors = LogitsProcessorList()
-    if not greedy and params.temperature != 1.0:
-        processors.append(TemperatureLogitsWarper(params.temperature))
-    if params.top_k > 0:
-        processors.append(TopKLogitsWarper(params.top_k))
-    if params.top_p < 1.0:
-        processors.append(TopPLogitsWarper(params.top_p))
-    processors.append(sampler)
-
-    output = model.generate(  # type: ignore[operator]
-        input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        logits_processor=processors,
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=params.max_tokens,
-        eos_token_id=list(stop_token_ids) or None,
-        pad_token_id=pad_token_id,
-        use_cache=True,
-    )
-    tokens = output[:, width:].cpu()
-    log_probs = torch.stack(sampler.log_probs, dim=1).cpu()  # (B, T)
+    tokens, log_probs = _sample(model, prompts, params, seeds, stop_token_ids, pad_token_id)
 
     stops = torch.isin(tokens, torch.as_tensor(list(stop_token_ids), dtype=torch.long))
     responses = []

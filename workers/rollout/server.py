@@ -3,7 +3,7 @@
 Three parts, in verl's terms.  `TransformersServer` is a Ray actor that holds a copy of the policy and answers
 ``generate`` requests; whatever waits when it is free runs as one batch.  `TransformersReplica` starts one server beside
 each training worker.  `TransformersAdapter` lives in the training worker and sends it the new weights after each
-update. Nothing here is CPU-only.  On GPUs use vLLM for speed: a batch here lasts as long as its longest response.
+update. Nothing here is CPU-only.  On GPUs use vLLM for speed: here nothing joins a batch that has begun.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -34,12 +35,21 @@ def server_name(replica_rank: int) -> str:
     return f"transformers_server_{replica_rank}"
 
 
-class TransformersServer:
-    """Answers generation requests with the policy's current weights, batching the ones that wait together.
+@dataclass
+class _Request:
+    prompt_ids: list[int]
+    params: SamplingParams
+    seed: int
+    answer: asyncio.Future
 
-    Requests are dealt with by one loop: it takes what has gathered (grouped by sampling parameters, at most
-    ``max_num_seqs``), generates in a thread, and answers.  Within a batch they are ordered by prompt and seed, so equal
-    sets of requests make equal batches whatever the order in which they arrived.
+
+class TransformersServer:
+    """Answers generation requests with the policy's current weights, in batches.
+
+    `generate_batch` takes many at a time; requests that come one by one (`generate`) are gathered by a loop, which
+    takes what waits when the server is free.  Either way they are grouped by sampling parameters, at most
+    ``max_num_seqs`` together, and ordered by prompt and seed, so equal sets of requests make equal batches whatever the
+    order in which they came.
     """
 
     GATHER_SECONDS = 0.02  # requests of one training step arrive in a burst: wait this long for the burst to end
@@ -63,7 +73,7 @@ class TransformersServer:
         )
         self.model = model.to(get_device_name()).eval()
         self._weights = dict(self.model.state_dict(keep_vars=True))
-        self._waiting: list[tuple[list[int], SamplingParams, int, asyncio.Future]] = []
+        self._waiting: list[_Request] = []
         self._loop_task: asyncio.Task | None = None
         self._busy = asyncio.Lock()  # held while generating and while weights change: never both at once
 
@@ -75,6 +85,22 @@ class TransformersServer:
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **_: Any
     ) -> TokenOutput:
         """One response; verl's server interface (token in, token out)."""
+        request = self._request(prompt_ids, sampling_params)
+        self._waiting.append(request)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._serve())
+        return await request.answer
+
+    async def generate_batch(
+        self, prompts: list[list[int]], sampling_params: list[dict[str, Any]]
+    ) -> list[TokenOutput | Exception]:
+        """A response to each prompt, by batches of these alone; an exception where one failed."""
+        requests = [self._request(*request) for request in zip(prompts, sampling_params, strict=True)]
+        async with self._busy:
+            await self._answer_all(requests)
+        return await asyncio.gather(*(request.answer for request in requests), return_exceptions=True)
+
+    def _request(self, prompt_ids: list[int], sampling_params: dict[str, Any]) -> _Request:
         limit = self.config.max_model_len or self.config.prompt_length + self.config.response_length
         params = SamplingParams(
             temperature=sampling_params.get("temperature", 1.0),
@@ -86,11 +112,7 @@ class TransformersServer:
         seed = sampling_params.get("seed")
         if seed is None:
             seed = int.from_bytes(os.urandom(7), "big")
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((list(prompt_ids), params, int(seed), future))
-        if self._loop_task is None or self._loop_task.done():
-            self._loop_task = asyncio.create_task(self._serve())
-        return await future
+        return _Request(list(prompt_ids), params, int(seed), asyncio.get_running_loop().create_future())
 
     async def _serve(self) -> None:
         while self._waiting:
@@ -100,35 +122,37 @@ class TransformersServer:
                 await asyncio.sleep(self.GATHER_SECONDS)
             async with self._busy:
                 requests, self._waiting = self._waiting, []
-                groups = defaultdict(list)
-                for request in requests:
-                    groups[request[1]].append(request)
-                for params, group in groups.items():
-                    group.sort(key=lambda request: (request[0], request[2]))
-                    for start in range(0, len(group), self.config.max_num_seqs):
-                        await self._answer(params, group[start : start + self.config.max_num_seqs])
+                await self._answer_all(requests)
 
-    async def _answer(self, params: SamplingParams, group: list) -> None:
-        prompts, _, seeds, futures = zip(*group, strict=True)
+    async def _answer_all(self, requests: list[_Request]) -> None:
+        groups = defaultdict(list)
+        for request in requests:
+            groups[request.params].append(request)
+        for params, group in groups.items():
+            group.sort(key=lambda request: (request.prompt_ids, request.seed))
+            for start in range(0, len(group), self.config.max_num_seqs):
+                await self._answer(params, group[start : start + self.config.max_num_seqs])
+
+    async def _answer(self, params: SamplingParams, group: list[_Request]) -> None:
         step = self.global_steps
         try:
             outputs = await asyncio.to_thread(
                 generate_batch,
                 self.model,
-                prompts,
+                [request.prompt_ids for request in group],
                 params,
-                seeds,
+                [request.seed for request in group],
                 stop_token_ids=self.stop_token_ids,
                 pad_token_id=self.pad_token_id,
             )
         except Exception as error:  # each caller gets the reason; the server lives on for the next batch
-            for future in futures:
-                if not future.done():
-                    future.set_exception(error)
+            for request in group:
+                if not request.answer.done():
+                    request.answer.set_exception(error)
             return
-        for future, output in zip(futures, outputs, strict=True):
-            if not future.done():
-                future.set_result(
+        for request, output in zip(group, outputs, strict=True):
+            if not request.answer.done():
+                request.answer.set_result(
                     TokenOutput(
                         token_ids=output.token_ids,
                         log_probs=output.log_probs,
@@ -155,9 +179,9 @@ class TransformersServer:
     async def abort_all_requests(self, reject_request: bool = False) -> None:
         """Answer every waiting request as aborted; the one being generated finishes."""
         requests, self._waiting = self._waiting, []
-        for *_, future in requests:
-            if not future.done():
-                future.set_result(TokenOutput(token_ids=[], log_probs=[], stop_reason="aborted"))
+        for request in requests:
+            if not request.answer.done():
+                request.answer.set_result(TokenOutput(token_ids=[], log_probs=[], stop_reason="aborted"))
 
     async def _nothing(self, *args: Any, **kwargs: Any) -> None:
         """Sleeping, waking and cache control mean nothing here: the cache lives for one batch only."""

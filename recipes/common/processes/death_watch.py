@@ -34,6 +34,7 @@ PARTS = {
     "CPUvLLMServer": "a rollout server",
     "SGLangHttpServer": "a rollout server",
     "AgentLoopWorkerTQ": "an agent loop",
+    "BurstAgentLoopWorker": "an agent loop",
     "GlobalRequestLoadBalancer": "the rollouts' load balancer",
     "RewardLoopWorker": "a grading process",
     "TransferQueueController": "the store of rollouts",

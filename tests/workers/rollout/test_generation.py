@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Olmo3Config, Olmo3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from workers.rollout.generation import Generated, SamplingParams, generate_batch
+from workers.rollout.generation import KEEP_SHARE, Generated, SamplingParams, generate_batch
 
 VOCABULARY, PAD, STOP = 23, 0, 1
 
@@ -91,6 +91,52 @@ def test_greedy_is_transformers_greedy(model):
         torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     assert output.token_ids == expected[0, 3:].tolist()
+
+
+@pytest.mark.parametrize("kind", ["window", "full"])
+def test_greedy_is_transformers_greedy_where_the_cache_grows_slides_and_loses_rows(kind):
+    """Up to 100 tokens from prompts of 2 to 4, a window of 6, rows that end in between, prompts that are shared."""
+    torch.manual_seed(0)
+    layers = {"window": ["sliding_attention", "full_attention"], "full": ["full_attention", "full_attention"]}[kind]
+    config = Olmo3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=6,
+        layer_types=layers,
+        initializer_range=0.6,
+        max_position_embeddings=256,
+    )
+    olmo = Olmo3ForCausalLM(config).eval()
+    prompts = [[a, b, *([5] * (a % 3))] for a in range(3, 9) for b in (4, 11)] * 2
+    found = generate(olmo, prompts, list(range(len(prompts))), temperature=0, max_tokens=100)
+    for prompt, output in zip(prompts, found, strict=True):
+        expected = olmo.generate(
+            torch.tensor([prompt]), max_new_tokens=100, do_sample=False, eos_token_id=STOP, pad_token_id=0
+        )
+        assert output.token_ids == expected[0, len(prompt) :].tolist()
+    lengths = {len(output.token_ids) for output in found}
+    assert max(lengths) > 60 and min(lengths) < 10  # the cache began with room for 6 tokens
+
+
+def test_ended_rows_leave_the_batch_and_a_shared_prompt_is_read_once(model):
+    shapes = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        outputs = generate(model, [[5, 9, 3]] * 60 + [[4, 8]] * 4, list(range(64)), max_tokens=60)
+    finally:
+        handle.remove()
+    lengths = torch.tensor([len(output.token_ids) for output in outputs])
+    assert shapes[0] == (2, 3)
+    rows = torch.tensor([rows for rows, _ in shapes[1:]])
+    needed = torch.tensor([int((lengths > step + 1).sum()) for step in range(len(rows))])
+    assert (rows >= needed).all() and (rows <= (needed / KEEP_SHARE).clamp(max=64)).all()
+    assert rows[0] > rows[-1] > 0
 
 
 def test_a_response_ends_with_its_stop_token(model):
