@@ -201,7 +201,7 @@ def read(cfg: DictConfig) -> Method:
         weight_params=weight_params,
         weights=weights,
         context=str(teacher.context),
-        template_kwargs=tried(lambda: dict(teacher.template_kwargs), {}),
+        template_kwargs=dict(teacher.template_kwargs) if OmegaConf.is_dict(teacher.template_kwargs) else {},
         max_prompt_length=teacher.max_prompt_length,
         exposure=exposure,
         controller=controller,
