@@ -20,8 +20,8 @@ from recipes.report.run_data import NotARun, find_runs, load_run
 COMMAND = Command(
     module="recipes.report.main",
     what=(
-        "Write the report.html of training runs and evaluations anew, also while they run. Several runs are put side by "
-        "side in one page: settings with their seeds, intervals and paired differences."
+        "Write the report.html of training runs and evaluations anew, also while they run. Several runs are put side "
+        "by side in one page: settings with their seeds, intervals and paired differences."
     ),
     examples=(
         ("outputs/starter/dasd/<run>", "a run's report"),

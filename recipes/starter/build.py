@@ -79,8 +79,8 @@ def report(model, tokenizer, rows: list[dict]) -> None:
 COMMAND = Command(
     module="recipes.starter.build",
     what=(
-        "Rebuild the embedded model and its data from nothing: tokenizer, problems, weights; then measure what the model "
-        "can do. The seed fixes every draw; the weights are the same on the same machine with as many threads."
+        "Rebuild the embedded model and its data from nothing: tokenizer, problems, weights; then measure what the "
+        "model can do. The seed fixes every draw; the weights are the same on the same machine with as many threads."
     ),
     examples=(
         ("--out /tmp/starter", "model/ and data/ in a folder of their own"),

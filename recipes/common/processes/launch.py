@@ -103,6 +103,9 @@ def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
         "HYDRA_FULL_ERROR": "1",
         **{k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)},
     }
+    if "wandb" in ([cfg.trainer.logger] if isinstance(cfg.trainer.logger, str) else cfg.trainer.logger):
+        # A run that is started again goes on in the same run of Weights & Biases.
+        environment |= {"WANDB_RUN_ID": files.wandb_id(run_dir), "WANDB_RESUME": "allow"}
     if cfg.trainer.device == "cpu":
         environment |= {
             "VERL_PLATFORM": "cpu",

@@ -1,8 +1,9 @@
-"""Values that no run can be trained with are refused before Ray, and what is wrong does not change the plan that is shown."""
+"""Values that no run survives are refused before Ray, and what is wrong does not change the plan that is shown."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 
 import pytest
@@ -180,7 +181,7 @@ def test_verls_dataclasses_take_what_the_rules_take():
 
 
 def printed(table) -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
 
