@@ -91,9 +91,10 @@ def _checked(command: Command, job: Job, cfg: DictConfig) -> int:
     """The job's exit code; 2 where values are missing, of a wrong type, or refer to what is not there."""
     from recipes.common.checks.errors import SettingsError  # seconds, which --help does not need
 
-    missing = [key for key in sorted(OmegaConf.missing_keys(cfg)) if not key.startswith(tuple(command.may_lack))]
-    problems = [f"{key}=: must be given{_described(command, key)}" for key in missing]
+    problems: list[str] = []
     try:
+        missing = [key for key in sorted(OmegaConf.missing_keys(cfg)) if not key.startswith(tuple(command.may_lack))]
+        problems += (f"{key}=: must be given{_described(command, key)}" for key in missing)
         problems += _wrong_types(command, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     except OmegaConfBaseException as error:
         problems.append(refusals.one_line(error))

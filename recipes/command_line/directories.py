@@ -78,8 +78,8 @@ class Made:
     def _restore(self, file: Path) -> None:
         if file in self._contents:
             file.write_bytes(self._contents[file])
-        else:
-            file.unlink(missing_ok=True)
+        elif file.exists():
+            file.unlink()
 
     def _remove_empty(self, directory: Path) -> None:
         """Remove a directory and those above it, as far as they are empty and were not there before."""

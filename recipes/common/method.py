@@ -231,7 +231,7 @@ def read(cfg: DictConfig) -> Method:
         weight_params=weight_params,
         weights=weights,
         contexts=tried(lambda: context_params(teacher), ContextParams()),
-        template_kwargs=tried(lambda: dict(teacher.template_kwargs), {}),
+        template_kwargs=dict(teacher.template_kwargs) if OmegaConf.is_dict(teacher.template_kwargs) else {},
         max_prompt_length=teacher.max_prompt_length,
         responses=str(node.get("responses", "sampled")),
         exposure=exposure,

@@ -78,7 +78,8 @@ def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None
         Console().print(plan_table(plan))
         return 0
 
-    from recipes.common.processes.launch import output_into, root_cause
+    from recipes.common.processes.failure import explain
+    from recipes.common.processes.launch import output_into
     from recipes.common.record.run_dir import write_atomically
     from recipes.evaluate.console import EvaluationConsole
     from recipes.evaluate.run import evaluate
@@ -91,6 +92,7 @@ def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None
         return summary_of(plan, cfg.prm, cfg.prm_threshold, corrupt, **cast(Any, options))
 
     directory.mkdir(parents=True, exist_ok=True)
+    began_at = (directory / LOG).stat().st_size if (directory / LOG).exists() else 0
     with output_into(directory / LOG) as terminal:
         console = EvaluationConsole(terminal)
         try:
@@ -104,8 +106,7 @@ def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None
             _write_partial(directory, summarise, "stopped", console)
             return 130
         except Exception as error:
-            traceback.print_exc()  # into evaluate.log
-            reason = f"{escape(root_cause(error))}\ndetails: {escape(str(directory / LOG))}"
+            reason = f"{escape(explain(error, directory / LOG, began_at))}\ndetails: {escape(str(directory / LOG))}"
             console.stopped(f"[bold red]failed[/] {reason}", plan)
             _write_partial(directory, summarise, "failed", console)
             return 1

@@ -124,14 +124,22 @@ def estimates_of(runs: Sequence[Evaluation], ids: Sequence[str]) -> dict[str, tu
     return result
 
 
+TRAINED = ("verl", "adapter")  # kinds of models that a training run left; the others are bases
+
+
 def common_ids(runs: Iterable[Evaluation]) -> list[str]:
     """Problems that all runs have answered, in order of their place in the file."""
     shared = set.intersection(*(set(run.problems) for run in runs))
     return sorted(shared, key=lambda i: (int(i.partition("-")[0]), i))
 
 
-def summarize(evaluations: Sequence[Evaluation]) -> dict[str, list[dict[str, Any]]]:
-    """``metrics`` and ``differences`` as flat lists of records; the fields are in the README."""
+def summarize(evaluations: Sequence[Evaluation], trained: Iterable[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """``metrics`` and ``differences`` as flat lists of records; the fields are in the README.
+
+    A difference is the first label's minus the second's, in the order of the evaluations, but trained − base where one of
+    a pair is among `trained`.
+    """
+    trained = set(trained)
     labels = list(dict.fromkeys(e.label for e in evaluations))
     sets = list(dict.fromkeys(e.data for e in evaluations))
     by_place: dict[tuple[str, str], list[Evaluation]] = {}
@@ -154,7 +162,8 @@ def summarize(evaluations: Sequence[Evaluation]) -> dict[str, list[dict[str, Any
         ]
 
     differences = []
-    for one, other in combinations(labels, 2):
+    for pair in combinations(labels, 2):
+        one, other = sorted(pair, key=lambda label: label not in trained)
         pairs: tuple[dict, dict] = ({}, {})
         for data in sets:
             sides = by_place.get((one, data)), by_place.get((other, data))
@@ -262,7 +271,7 @@ def summary_of(
         "data": [{"name": s.name, "file": s.file, "sha256": s.sha256, "problems": len(s.problems)} for s in plan.sets],
         "prm": prm,
         "runs": runs,
-        **summarize(evaluations),
+        **summarize(evaluations, [run["label"] for run in runs if run.get("kind") in TRAINED]),
         "counts": counts,
         "corrupt_lines": dict(corrupt),
         "warnings": warnings,

@@ -47,7 +47,8 @@ COMMAND = Command(
 
 def export_command(cfg: DictConfig) -> int:
     """Check, merge, write; returns the exit code."""
-    from recipes.common.processes.launch import output_into, root_cause
+    from recipes.common.processes.failure import root_cause
+    from recipes.common.processes.launch import output_into
     from recipes.export.console import show_plan, show_result
     from recipes.export.write import export, make_plan
 

@@ -118,7 +118,13 @@ def _label(key: str, configs: dict[str, dict[str, str]], method: str) -> str:
     same = [c for c in configs.values() if c.get("self_distill.method") == configs[key].get("self_distill.method")]
     found = sorted({name for config in same for name in config})
     differing = [name for name in found if len({config.get(name) for config in same}) > 1]
-    telling = [name for name in differing if not name.startswith(_TELLS_LITTLE) and not _COPIES.search(name)]
+    telling = [
+        name
+        for name in differing
+        if not name.startswith(_TELLS_LITTLE)
+        and not _COPIES.search(name)
+        and not all(config.get(name, "/").startswith(("/", "['/")) for config in same)  # where files lie
+    ]
     own = [f"{_short(name)}={_end(configs[key].get(name, 'unset'))}" for name in telling or differing]
     return f"{method} ({', '.join(own)})" if own else method
 

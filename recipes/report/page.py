@@ -145,6 +145,7 @@ def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Map
             groups=groups,
             count=len(runs),
             table=compare.table(groups),
+            comparable=validation is None,
             panels=group_panels([group.runs for group in groups]),
             several=any(len(group.runs) > 1 for group in groups),
             notices=[*notices, *own],

@@ -58,8 +58,8 @@ def check(cfg: DictConfig, method: Method, *, gpus: int) -> list[str]:
     for part in CHECKS:
         try:
             problems += part(cfg, method)
-        except (ArithmeticError, TypeError, ValueError):
-            if not problems:  # a value of the wrong type, said above, is what others cannot compute with
+        except Exception:
+            if not problems:  # else it is a value that was said to be wrong, and that this cannot compute with
                 raise
     if problems:
         raise SettingsError(list(dict.fromkeys(problems)))

@@ -26,8 +26,9 @@ def wrong_types(given: Mapping[str, Any], default: Mapping[str, Any], prefix: st
         if isinstance(usual, Mapping):
             if isinstance(value, Mapping):
                 yield from wrong_types(value, usual, f"{name}.")
-            elif value is not None and usual:
-                yield name, f"{name}={value}: holds keys of its own, such as {name}.{next(iter(usual))}"
+            elif value is not None:
+                such = f", such as {name}.{next(iter(usual))}" if usual else ": {key: value}"
+                yield name, f"{name}={shown(value)}: must hold keys of its own{such}"
             continue
         problem = wrong_type(value, type_of(usual))
         if problem:

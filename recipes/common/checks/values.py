@@ -55,7 +55,8 @@ def some_of(*names: str) -> Rule:
     """One of these names, or a list of them."""
 
     def rule(value: Any) -> str:
-        unknown = [v for v in ([value] if isinstance(value, str) else value or ["nothing"]) if v not in names]
+        given = value if isinstance(value, list) and value else [value]
+        unknown = [shown(v) for v in given if v not in names]
         return f"{unknown[0]} is none of {', '.join(names)}{closest(str(unknown[0]), names)}" if unknown else ""
 
     return rule

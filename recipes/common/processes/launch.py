@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recipes.common.checks.errors import SettingsError
 from recipes.common.method import Method
+from recipes.common.processes.failure import explain
 from recipes.common.processes.reaper import reaper
 from recipes.common.record import run_dir as files
 from recipes.common.record.checkpoints import nothing_left
@@ -57,6 +58,7 @@ def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | No
             cfg.ray_kwargs.ray_init.address = "local"  # never join somebody else's cluster by accident
     files.write_atomically(run_dir / files.CONFIG, OmegaConf.to_yaml(cfg))
 
+    began_at = (run_dir / files.LOG).stat().st_size if (run_dir / files.LOG).exists() else 0
     with output_into(run_dir / files.LOG) as terminal:
         console = RunConsole(cfg, method, run_dir, terminal, resumed_from=resumed_from)
         code, ending, reason = 0, files.DONE, ""
@@ -72,7 +74,7 @@ def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | No
                 code, ending, reason = 2, files.FAILED, str(error)
                 console.failed(reason)
             except Exception as error:
-                code, ending, reason = 1, files.FAILED, root_cause(error)
+                code, ending, reason = 1, files.FAILED, explain(error, run_dir / files.LOG, began_at)
                 console.failed(reason)
         if code == 0:
             console.summary()
@@ -101,6 +103,9 @@ def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
         "HYDRA_FULL_ERROR": "1",
         **{k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)},
     }
+    if "wandb" in ([cfg.trainer.logger] if isinstance(cfg.trainer.logger, str) else cfg.trainer.logger):
+        # A run that is started again goes on in the same run of Weights & Biases.
+        environment |= {"WANDB_RUN_ID": files.wandb_id(run_dir), "WANDB_RESUME": "allow"}
     if cfg.trainer.device == "cpu":
         environment |= {
             "VERL_PLATFORM": "cpu",
@@ -134,19 +139,6 @@ def _run(cfg: DictConfig) -> None:
             run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
     finally:
         ray.shutdown()
-
-
-def root_cause(error: BaseException) -> str:
-    """What went wrong first, without Ray's layers around it."""
-    while True:
-        inner = getattr(error, "cause", None)
-        if not isinstance(inner, BaseException) or inner is error:
-            break
-        error = inner
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text or "ray::" in text:
-        text = text.splitlines()[-1]  # Ray puts remote tracebacks into the message; train.log has them whole
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class RunConsole:
         self._stall_minutes = cfg.self_distill.stall_minutes
         self._stalls: set[float] = set()
         self._last: dict[str, Any] = {}
+        self._stage, self._trained = "", False
         self._began = time.time()
         self.ended_early = False
         self.console.print(plan(cfg, method, run_dir))
@@ -110,6 +111,8 @@ class RunConsole:
             "", total=self._total, completed=self._start_step, stage="starting", numbers=""
         )
         self._progress.start()
+        if not self.interactive:
+            self.console.print("starting Ray and the workers, which takes about a minute", style="dim")
         self._thread.start()
         return self
 
@@ -125,7 +128,14 @@ class RunConsole:
             stage = files.read_stage(self.run_dir)
             if stage and stage["time"] >= self._began:
                 self._progress.update(self._task, stage=stage["stage"])
+                self._say_stage(stage)
                 self._warn_of_stall(stage)
+
+    def _say_stage(self, stage: dict[str, Any]) -> None:
+        """Where there is no terminal: each stage as it begins, until the first step is done and has a line of its own."""
+        if not self.interactive and not self._trained and stage["stage"] != self._stage:
+            self._stage = stage["stage"]
+            self.console.print(f"{duration(time.time() - self._began):>7}  {escape(self._stage)}", style="dim")
 
     def _warn_of_stall(self, stage: dict[str, Any]) -> None:
         minutes = (time.time() - stage["time"]) / 60
@@ -151,6 +161,7 @@ class RunConsole:
         self._last = record
         step, numbers = record["step"], progress_numbers(record, self.method.metrics)
         if names.TRAINED in record:
+            self._trained = True
             self._progress.update(self._task, completed=step, numbers=numbers.replace("  ", " "))
             if not self.interactive:
                 self.console.print(f"step {step}{f'/{self._total}' if self._total else ''}  {numbers}")
@@ -203,10 +214,13 @@ class RunConsole:
         if scored:
             (first, name, start), (last, _, end) = scored[0], scored[-1]
             best = max(scored, key=lambda item: item[2])
-            self.console.print(
-                f"validation {name}: [bold]{start:.3f}[/] (step {first}) → [bold]{end:.3f}[/] (step {last}), "
-                f"best {best[2]:.3f} (step {best[0]})"
-            )
+            text = f"validation {name}: [bold]{end:.3f}[/] (step {last})"
+            if len(scored) > 1:
+                text = (
+                    f"validation {name}: [bold]{start:.3f}[/] (step {first}) → [bold]{end:.3f}[/] (step {last}), "
+                    f"best {best[2]:.3f} (step {best[0]})"
+                )
+            self.console.print(text)
         if steps:
             seconds = [r[names.STEP_SECONDS] for r in steps if r.get(names.STEP_SECONDS) is not None]
             self.console.print(f"{sum(seconds) / max(len(seconds), 1):.2f} s a step over {len(seconds)} steps")

@@ -2,7 +2,7 @@
 
 A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl`` (one record a step), ``samples.jsonl`` (a few
 responses with their token credit), ``train.log`` (everything that Ray and verl print), ``checkpoints/``, ``stage.json``
-(what the run does right now, or how it ended) and ``report.html``.  The trainer, deep inside Ray,
+(what the run does right now, or how it ended), ``wandb_id`` where it is logged there, and ``report.html``.  The trainer, deep inside Ray,
 writes; the console, in the user's process, reads.  Files survive both, so a run can be watched or resumed from
 elsewhere.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 METRICS, STAGE, STOP, LOG, CONFIG = "metrics.jsonl", "stage.json", "stop_requested", "train.log", "config.yaml"
 SAMPLES, REPORT = "samples.jsonl", "report.html"
 DONE, STOPPED, FAILED = ENDINGS = ("done", "stopped", "failed")  # the last stage of a run that could say how it ended
+WANDB_ID = "wandb_id"
 CHECKPOINTS, TRACKER = "checkpoints", "latest_checkpointed_iteration.txt"
 
 
@@ -47,6 +49,14 @@ def read_stage(run_dir: Path) -> dict[str, Any]:
         return json.loads((run_dir / STAGE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
+
+
+def wandb_id(run_dir: Path) -> str:
+    """The run's name at Weights & Biases: drawn when the run is first started, and kept in its directory."""
+    path = run_dir / WANDB_ID
+    if not path.exists():
+        write_atomically(path, f"{secrets.token_hex(4)}\n")
+    return path.read_text().strip()
 
 
 def checkpointed_step(run_dir: Path) -> int | None:

@@ -217,6 +217,14 @@ def test_seeds_sets_and_pairs():
     assert pairs["average"]["value"] == pytest.approx((5 / 12 + 0.25) / 2)
 
 
+def test_a_difference_is_what_training_brought_whatever_comes_first():
+    runs = [evaluation("base", 1, "a", [0.25, 0.5]), evaluation("mine", 1, "a", [0.5, 1.0])]
+    (found,) = summary.summarize(runs, trained=["mine"])["differences"]
+    assert (found["a"], found["b"], found["value"]) == ("mine", "base", pytest.approx(0.375))
+    (found,) = summary.summarize(runs, trained=["mine", "base"])["differences"]  # nothing to tell them apart
+    assert (found["a"], found["b"]) == ("base", "mine")
+
+
 def test_measures_of_a_record():
     def response(status, text="", stop="completed"):
         return {"status": status, "text": text, "tokens": 10, "stop": stop, "extracted": ""}

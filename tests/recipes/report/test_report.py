@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -304,6 +305,34 @@ def test_seeds_of_one_setting_are_one_group(tmp_path):
     assert [[r.seed for r in g.runs] for g in groups] == [[1], [1, 2], [1]]
 
 
+def test_labels_say_what_differs_and_not_where_files_lie_or_what_follows(tmp_path):
+    runs = _seeds(tmp_path, "a", {1: 0.5}, "actor_rollout_ref.rollout.n=4", "data.max_response_length=64")
+    runs += _seeds(tmp_path, "b", {1: 0.5}, "data.train_files=/elsewhere/train.parquet")
+    labels = [group.label for group in compare.group_runs(runs)]
+    assert labels == [
+        "dasd (rollout.n=4, data.max_response_length=64)",
+        "dasd (rollout.n=8, data.max_response_length=96)",
+    ]
+    moved = _seeds(tmp_path, "c", {1: 0.5}, "data.train_files=/other/train.parquet")
+    assert [group.label for group in compare.group_runs(runs[1:] + moved)] == [
+        "dasd (data.train_files=elsewhere/train.parquet)",  # nothing else tells them apart
+        "dasd (data.train_files=other/train.parquet)",
+    ]
+
+
+def test_names_of_the_users_own(tmp_path, monkeypatch, capsys):
+    from recipes.report import main
+
+    _seeds(tmp_path, "a", {1: 0.5, 2: 0.6}) + _seeds(tmp_path, "g", {1: 0.9}, method="grpo")
+    out = tmp_path / "page.html"
+    monkeypatch.setattr(sys, "argv", ["main", f"mine={tmp_path / 'a'}", f"{tmp_path / 'g'}", "--out", str(out)])
+    assert main.main() == 0
+    page = out.read_text()
+    assert "mine" in page and "grpo" in page and ">dasd<" not in page
+    monkeypatch.setattr(sys, "argv", ["main", f"={tmp_path / 'a'}"])
+    assert main.main() == 2 and "no name" in capsys.readouterr().err
+
+
 def test_intervals_over_seeds():
     found = compare.estimate([1.0, 2.0, 3.0])
     assert (found.mean, found.count) == (2.0, 3)
@@ -332,6 +361,7 @@ def test_other_validation_problems_are_pointed_out(tmp_path):
     runs = _seeds(tmp_path, "a", {1: 0.5}, "data.val_max_samples=8") + _seeds(tmp_path, "g", {1: 0.9}, method="grpo")
     notice = compare.validation_notice(compare.group_runs(runs))
     assert "data.val_max_samples" in notice and "not comparable" in notice
+    assert [row.difference for row in compare.table(compare.group_runs(runs)).rows] == [None, None]
     assert compare.validation_notice(compare.group_runs(runs[:1])) is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections import namedtuple
 from importlib.metadata import version
 from pathlib import Path
@@ -303,3 +304,29 @@ def test_what_an_interrupted_save_left_costs_no_complete_checkpoint_its_place(tm
         (tmp_path / f"global_step_{step}").mkdir()
     checkpoints.prune(tmp_path, step=6, keep=1)
     assert checkpoints.steps_of(tmp_path) == [6, 10]  # 10: begun before the restart, not complete
+
+
+def test_a_run_that_is_started_again_goes_on_at_wandb(starter_config, tmp_path):
+    pytest.importorskip("wandb")
+    from recipes.common.processes.launch import process_environment
+
+    assert "WANDB_RUN_ID" not in process_environment(starter_config, tmp_path)
+    starter_config.trainer.logger = ["tensorboard", "wandb"]
+    (tmp_path / "other").mkdir()
+    other = process_environment(starter_config, tmp_path / "other")
+    named = []
+    for _ in range(2):
+        given = process_environment(starter_config, tmp_path)
+        script = "import wandb; run = wandb.init(project='p', name='n'); print(run.id); run.finish()"
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, **given, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        named.append(done.stdout.split()[-1])
+    assert named[0] == named[1] == given["WANDB_RUN_ID"] != other["WANDB_RUN_ID"]
+    assert given["WANDB_RESUME"] == "allow"
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{named[0]}"))) >= 1
