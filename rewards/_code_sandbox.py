@@ -1,8 +1,8 @@
 """The process that programs are run in: a fresh interpreter behind Linux namespaces, from which each program is forked.
 
 ``rewards.code_pool`` starts it.  On the way to its work it enters a user, network, mount, IPC, host name and process
-namespace, replaces the root directory by one that holds nothing but Python's own libraries (read-only), and imports what
-programs often import, so that a program starts in milliseconds.
+namespace, imports what programs often import, so that a program starts in milliseconds, and replaces the root directory
+by one that holds nothing but Python's own libraries, read-only (``rewards._code_space``).
 
 Each order on the control socket brings a socket that asks for one program.  A supervisor is forked for it, the first
 process of a process namespace of the program's own, with a directory in memory for its files.  It forks the program,
@@ -17,7 +17,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
-import errno
 import gc
 import importlib
 import io
@@ -28,193 +27,46 @@ import select
 import shutil
 import signal
 import socket
-import stat
 import sys
-import sysconfig
 import tempfile
 import time
 import traceback
 import types
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rewards._code_space import (
+    BOX,
+    MS_NODEV,
+    MS_NOSUID,
+    NEWIPC,
+    NEWNS,
+    NEWPID,
+    NEWUSER,
+    NOBODY,
+    SHARED_MEMORY_PAGES,
+    Space,
+    build_root,
+    call,
+    enter,
+    libc,
+    mount,
+    write,
+)
 from rewards._nursery import tend
 
-NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-MNT_DETACH = 2
-# Flags that a mount may have been given for good: a remount must repeat them.  statvfs -> mount.
-KEPT_FLAGS = {2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 CAPABILITY_VERSION_3 = 0x20080522
-NOBODY = 65534
-SHARED_MEMORY_PAGES = 4096  # of System V segments, which no limit of a process counts
-
+SHM_INFO = 14
 PRELOADED = (
     "abc", "ast", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
     "functools", "hashlib", "heapq", "inspect", "itertools", "json", "math", "numbers", "operator", "os", "pickle",
     "queue", "random", "re", "statistics", "string", "struct", "textwrap", "threading", "typing", "unittest", "numpy",
 )  # fmt: skip
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-BOX, HOME, WORK = "/box", "/tmp/home", "/tmp/work"  # the last two are inside the box
+HOME, WORK = "/tmp/home", "/tmp/work"  # inside the box
 TAIL_BYTES = 4096  # of a program's output that is kept
 DETAIL_CHARS = 300
 REPLY_BYTES = 4096
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library.  Raises OSError, naming it."""
-    result = getattr(libc, name)(*arguments)
-    if result < 0:
-        number = ctypes.get_errno()
-        shown = ", ".join(a.decode() if isinstance(a, bytes) else hex(a) for a in arguments if isinstance(a, bytes | int))
-        raise OSError(number, f"{name}({shown}): {os.strerror(number)}")
-    return result
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
-    _call("mount", texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
-
-
-# ---------------------------------------------------------------------------------------------- entering the namespaces
-
-
-@dataclass
-class Space:
-    """What the machine gave: which namespaces, and why not where it refused; ``own_pid`` leads back to our own."""
-
-    user: bool = False
-    mount: bool = False
-    pid: bool = False
-    ipc: bool = False
-    refusals: list[str] = field(default_factory=list)
-    own_pid: int = -1
-    resident_bytes: int = 0  # address space that a child inherits
-    null: int = -1
-
-    def attempt(self, step: Callable[[], Any]) -> bool:
-        """Whether a step succeeded; the system's reason is kept where it did not."""
-        try:
-            step()
-        except OSError as error:
-            self.refusals.append(error.strerror or str(error))
-            return False
-        return True
-
-
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
-
-
-def _enter_user_namespace() -> None:
-    """Become the root of a user namespace, which outside is an ordinary user: nobody for root, else who we are.
-
-    The map has to be written by a process that has stayed outside: only there is root allowed to map another user.
-    """
-    user, group = (os.geteuid(), os.getegid()) if os.geteuid() else (NOBODY, NOBODY)
-    begin, end = socket.socketpair()
-    helper = os.fork()
-    if helper == 0:
-        begin.close()
-        with contextlib.suppress(OSError):
-            end.recv(1)
-            us = f"/proc/{os.getppid()}"
-            with contextlib.suppress(OSError):  # root may map groups all the same
-                _write(f"{us}/setgroups", "deny")
-            _write(f"{us}/gid_map", f"0 {group} 1")
-            _write(f"{us}/uid_map", f"0 {user} 1")
-            end.send(b"1")
-        os._exit(0)
-    end.close()
-    try:
-        _call("unshare", NEWUSER)
-        begin.send(b"1")
-        if not begin.recv(1):
-            raise OSError(errno.EPERM, f"writing uid_map (0 {user} 1): {os.strerror(errno.EPERM)}")
-    finally:
-        begin.close()
-        os.waitpid(helper, 0)
-
-
-def enter(space: Space) -> None:
-    """Enter every namespace that the machine allows; on return this is the first process of its process namespace."""
-    space.user = space.attempt(_enter_user_namespace)
-    space.mount = space.attempt(lambda: _call("unshare", NEWNS))
-    for flag in (NEWNET, NEWUTS):
-        space.attempt(lambda flag=flag: _call("unshare", flag))
-    space.ipc = space.attempt(lambda: _call("unshare", NEWIPC))
-    space.pid = space.attempt(lambda: _call("unshare", NEWPID))
-    if space.pid:
-        first = os.fork()
-        if first:  # the runner knows this process; it lasts as long as the other one
-            signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
-            os.waitpid(first, 0)
-            os._exit(0)
-        space.own_pid = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    if space.ipc:
-        with contextlib.suppress(OSError):  # older kernels do not let us; the supervisor looks, too
-            _write("/proc/sys/kernel/shmall", str(SHARED_MEMORY_PAGES))
-
-
-def library_paths(packages: list[str]) -> list[str]:
-    """Directories and files that Python needs while it runs: its library, installed packages, shared objects."""
-    wanted = [
-        *packages, *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")),
-        str(Path(sys.base_prefix) / "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", *DEVICES,
-    ]  # fmt: skip
-    paths: list[str] = []
-    for path in sorted({os.path.abspath(p) for p in wanted if os.path.exists(p)}):
-        inside = any(path.startswith(other + "/") and not os.path.islink(other) for other in paths)
-        if path not in ("/", "/usr") and not inside:
-            paths.append(path)
-    return paths
-
-
-def build_root(space: Space, packages: list[str]) -> None:
-    """Replace the root directory by one in memory; programs will see its ``/box``: libraries, devices and ``/tmp``."""
-    _mount("none", "/", None, MS_REC | MS_PRIVATE)
-    paths = library_paths(packages)
-    links = {p: os.readlink(p) for p in paths if os.path.islink(p)}
-    # Opened as who we are outside: after the next step a directory of root's that only root may enter is closed to us.
-    sources = {p: os.open(p, os.O_PATH | os.O_CLOEXEC) for p in paths if p not in links}
-    if space.user:
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-    base = tempfile.gettempdir()
-    _mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "size=4m,mode=755")
-    for path, descriptor in sources.items():
-        target = base + BOX + path
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            os.makedirs(target)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
-        _mount(f"/proc/self/fd/{descriptor}", target, None, MS_BIND)
-        kept = sum(flag for seen, flag in KEPT_FLAGS.items() if os.statvfs(target).f_flag & seen)
-        read_only = 0 if path in DEVICES else MS_RDONLY | MS_NODEV
-        _mount("none", target, None, MS_REMOUNT | MS_BIND | MS_NOSUID | read_only | kept)
-        os.close(descriptor)
-    for path, target in links.items():
-        os.makedirs(os.path.dirname(base + BOX + path), exist_ok=True)
-        os.symlink(target, base + BOX + path)
-    os.makedirs(base + BOX + "/tmp")
-    os.mkdir(base + "/old")
-    os.chdir(base)
-    _call("pivot_root", b".", b"old")
-    os.chdir("/")
-    _call("umount2", b"/old", MNT_DETACH)
-    os.rmdir("/old")
-    _mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-
 
 # ------------------------------------------------------------------------------------------------------- the supervisor
 
@@ -249,7 +101,7 @@ def supervise(link: socket.socket, space: Space) -> None:
 
 
 def _private_directory(space: Space, limits: dict[str, Any]) -> str:
-    """Where the program's files go: in memory and nowhere else where mounting is allowed, else a temporary directory."""
+    """Where the program's files go: memory where mounting is allowed, else a temporary directory."""
     if not space.mount:
         work = tempfile.mkdtemp(prefix="program-")
         for name in ("home", "work"):
@@ -259,9 +111,9 @@ def _private_directory(space: Space, limits: dict[str, Any]) -> str:
                 with contextlib.suppress(OSError):
                     os.chown(path, NOBODY, NOBODY)
         return work
-    _call("unshare", NEWNS | (NEWIPC if space.ipc else 0))
+    call("unshare", NEWNS | (NEWIPC if space.ipc else 0))
     options = f"size={limits['files_mb']}m,nr_inodes={limits['files']},mode=777"
-    _mount("tmpfs", BOX + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options)
+    mount("tmpfs", BOX + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options)
     os.umask(0)
     for path in (HOME, WORK):
         os.mkdir(BOX + path, 0o777)
@@ -319,7 +171,7 @@ def _watch(
     if written > limits["output_kb"] * 1024:
         return _verdict("output", f"more than {limits['output_kb']} KiB of output")
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        told = json.loads(answer)
+        told = json.loads(answer.partition(b"\n")[0])
         if told["token"] == token:
             return _verdict(str(told["status"]), str(told["how"]))
     if ended < 0:
@@ -367,7 +219,7 @@ def _wait(child: int, deadline: float) -> int:
 def _shared_pages() -> int:
     """Pages in System V segments of our IPC namespace (shmctl SHM_INFO: used_ids, shm_tot, ...)."""
     info = (ctypes.c_ulong * 8)()
-    return info[1] if libc.shmctl(0, 14, info) >= 0 else 0
+    return info[1] if libc.shmctl(0, SHM_INFO, info) >= 0 else 0
 
 
 def _kill_all(space: Space) -> None:
@@ -410,13 +262,13 @@ def _become_the_program(space: Space, limits: dict[str, Any], work: str, output:
     os.closerange(4, 65536)
     if space.user:
         # Processes are counted for each user of each user namespace: one of its own makes the count the program's.
-        _call("unshare", NEWUSER)
+        call("unshare", NEWUSER)
     if space.mount:
         os.chroot(BOX)  # also forbids to create user namespaces, in which every capability would be back
         home, work = HOME, WORK
     else:
         home, work = f"{work}/home", f"{work}/work"
-        _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.chdir(work)
     if not space.user and os.geteuid() == 0:
         with contextlib.suppress(OSError):
@@ -436,9 +288,9 @@ def _become_the_program(space: Space, limits: dict[str, Any], work: str, output:
         (resource.RLIMIT_CORE, 0, 0),
     ):
         resource.setrlimit(kind, (soft, hard))
-    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    _call("capset", header, (ctypes.c_uint32 * 6)())
+    call("capset", header, (ctypes.c_uint32 * 6)())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
@@ -453,11 +305,13 @@ def run(request: dict[str, Any], token: str) -> None:
     ``zip`` and so skip them.  A function ``check`` that they define is called with the entry point (HumanEval's form).
     """
     status, how = "error", ""
+    write_out, leave, dumps, pristine = os.write, os._exit, json.dumps, dict(vars(builtins))
     try:
         try:
-            _execute(request)
+            _execute(request, pristine)
             status = "passed"
         finally:
+            _restore_builtins(pristine)
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()
@@ -467,26 +321,34 @@ def run(request: dict[str, Any], token: str) -> None:
         status = "failed" if isinstance(error, AssertionError) else "error"
         how = _last_line(error, request["tests"])
     try:
-        reply = json.dumps({"token": token, "status": status, "how": how})
+        reply = dumps({"token": token, "status": status, "how": how})
     except MemoryError:
         reply = '{"token": "' + token + '", "status": "memory", "how": "MemoryError"}'
-    os.write(3, reply.encode() + b"\n")
-    os._exit(0)
+    write_out(3, reply.encode() + b"\n")
+    leave(0)
 
 
-def _execute(request: dict[str, Any]) -> None:
+def _restore_builtins(pristine: dict[str, Any]) -> None:
+    """Undo what a program did to them: its tests, and what judges these, use them too."""
+    names = vars(builtins)
+    for name in names.keys() - pristine.keys():
+        del names[name]
+    names.update(pristine)
+
+
+def _execute(request: dict[str, Any], pristine: dict[str, Any]) -> None:
     entry = request["entry_point"]
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
-    pristine = dict(vars(builtins))
     for name in ("setup", "program"):
         exec(compile(request[name], f"<{name}>", "exec"), vars(module))
+    _restore_builtins(pristine)
     names = {k: v for k, v in vars(module).items() if k not in pristine and not k.startswith("__") and k != "check"}
     if entry:
         if not callable(vars(module).get(entry)):
             raise NameError(f"the program has no function {entry!r}")
         names[entry] = _guarded(vars(module)[entry])
-    scope = {"__name__": "tests", "__builtins__": pristine, **names}
+    scope = {"__name__": "tests", **names}
     exec(compile(request["tests"], "<tests>", "exec"), scope)
     if entry and entry != "check" and callable(scope.get("check")):
         scope["check"](scope[entry])
@@ -521,7 +383,7 @@ def _equals_anything(item: Any) -> bool:
 
 
 def _last_line(error: BaseException, tests: str) -> str:
-    """"Type: message" of an exception, or of a bare assertion the line of the tests that it stands in."""
+    """ "Type: message" of an exception, or of a bare assertion the line of the tests that it stands in."""
     try:
         text = traceback.format_exception_only(error)[-1].strip()
         if type(error) is AssertionError and not error.args:
@@ -541,7 +403,7 @@ def _frames(error: BaseException) -> list[types.TracebackType]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------- the start
+# ------------------------------------------------------------------------------------------------------------ the start
 
 
 def main(control_fd: int, packages: list[str]) -> None:
@@ -554,7 +416,7 @@ def main(control_fd: int, packages: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a program may send it to its supervisor
     with contextlib.suppress(OSError):  # where the machine runs short of memory, programs are the first to go
-        _write("/proc/self/oom_score_adj", "1000")
+        write("/proc/self/oom_score_adj", "1000")
     space = Space(null=os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     try:
         sys.path += packages
@@ -566,10 +428,10 @@ def main(control_fd: int, packages: list[str]) -> None:
         if space.mount:
             space.mount = space.attempt(lambda: build_root(space, packages))
         if space.pid:
-            _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the change of user, which clears it
+            call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the change of user, which clears it
         else:
-            _call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+            call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     except Exception as error:  # whatever it is, the parent must hear of it
         control.sendall(json.dumps({"ready": False, "error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         return
@@ -594,13 +456,13 @@ def _fork(space: Space) -> int:
     """Fork; the child is the first process of a new process namespace, where there can be one."""
     if not space.pid:
         return os.fork()
-    _call("unshare", NEWPID)
+    call("unshare", NEWPID)
     pid = -1
     try:
         pid = os.fork()
     finally:
         if pid != 0:
-            _call("setns", space.own_pid, NEWPID)
+            call("setns", space.own_pid, NEWPID)
     return pid
 
 

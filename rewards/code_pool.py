@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import sysconfig
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ ISOLATION = ("required", "available")
 MAX_REQUEST_CHARS = 64 * 2**20  # program and tests
 # A supervisor that has not answered by then, on a starved machine, is killed.
 ANSWER_AFTER_S = 5.0
+_PROBE = Path(__file__).with_name("_code_probe.py")
 _BOOT = (
     "import os, sys; root = sys.argv[2]; sys.path[:] = [root, *filter(None, sys.path)]; "
     "from rewards._code_sandbox import main; sys.path.remove(root); main(int(sys.argv[1]), sys.argv[3:])"
@@ -100,7 +99,7 @@ class CodePool:
         with self._lock:
             if self._missing is None:
                 self._nursery.start()
-                verdict = self._run(PROBE, PROBE_TESTS, "attempt", "", Limits(wall_s=30.0, memory_mb=64))
+                verdict = self._run(_PROBE.read_text(), _PROBE_TESTS, "attempt", "", Limits(wall_s=30.0, memory_mb=64))
                 if verdict.status == "passed":
                     self._missing = []
                 elif verdict.status == "failed" and verdict.how.startswith(_PROBE_FOUND):
@@ -123,7 +122,9 @@ class CodePool:
                 "isolation=available if these programs may do that"
             )
 
-    def run(self, program: str, tests: str, entry_point: str = "", limits: Limits | None = None, setup: str = "") -> Verdict:
+    def run(
+        self, program: str, tests: str, entry_point: str = "", limits: Limits | None = None, setup: str = ""
+    ) -> Verdict:
         """Execute a program and its tests; blocks until the verdict.
 
         Args:
@@ -136,7 +137,7 @@ class CodePool:
 
         Returns:
             ``status``: "passed"; "failed" (an assertion); "timeout", "memory", "output" (a limit); "error" (any other
-            exception, no entry point, the end before the tests').  ``how``: the last line of it.  ``seconds``: wall time.
+            exception, no entry point, the end before the tests').  ``how``: its last line.  ``seconds``: wall time.
 
         Raises:
             IsolationError, GradingSetupError: nothing can be run here; no fault of the program.
@@ -213,7 +214,7 @@ atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-# What `PROBE` calls by name, and what that means to a user.
+# The names of the probe's functions, and what each means to a user.
 OPEN = {
     "network": "the network can be reached",
     "files": "files of this machine can be read, and written where you may",
@@ -226,72 +227,7 @@ OPEN = {
     "libraries": "Python's own library cannot be read by programs (is it in a directory that only you may enter?)",
 }
 _PROBE_FOUND = "AssertionError: open: "
-PROBE_TESTS = f"""
+_PROBE_TESTS = f"""
 found = attempt()
 assert not found, {_PROBE_FOUND.partition(": ")[2]!r} + ",".join(found)
-"""
-PROBE = """
-import ctypes, errno, os, socket, time
-
-def network():
-    for address in (("127.0.0.1", 9), ("192.0.2.1", 9)):
-        with socket.socket() as made:
-            made.settimeout(0.2)
-            if made.connect_ex(address) not in (errno.ENETUNREACH, errno.EPERM, errno.EACCES):
-                return True
-    return False
-
-def files():
-    return any(map(os.path.exists, ("/etc/passwd", "/proc/self", "/sys/kernel", "/home", "/root/.ssh", "/boot")))
-
-def signals():
-    return os.getppid() != 1
-
-def processes():
-    children = []
-    try:
-        for _ in range(40):
-            child = os.fork()
-            if child == 0:
-                time.sleep(60)
-                os._exit(0)
-            children.append(child)
-    except OSError:
-        return False
-    finally:
-        for child in children:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-    return True
-
-def memory():
-    try:
-        return bool(bytearray(2**28))
-    except MemoryError:
-        return False
-
-def disk():
-    try:
-        with open("large", "wb") as file:
-            for _ in range(64):
-                file.write(bytes(2**20))
-    except OSError:
-        return False
-    return True
-
-def namespaces():
-    return ctypes.CDLL(None).unshare(0x10000000) == 0
-
-def environment():
-    return not set(os.environ) <= {"HOME", "TMPDIR", "PATH", "LANG"}
-
-def libraries():
-    try:
-        import wave
-    except ImportError:
-        return True
-    return False
-
-def attempt():
-    return [f.__name__ for f in (network, files, signals, processes, memory, disk, namespaces, environment, libraries) if f()]
 """

@@ -226,9 +226,7 @@ class GradingPool:
         if memory_mb < 256:
             raise ValueError(f"memory_mb={memory_mb} but a child needs about 100 MiB to start; set 256 or more")
         self._places = threading.BoundedSemaphore(children)
-        self._nursery = Nursery(
-            ["-c", _BOOT], [str(memory_mb), _import_path()], None, "install math-verify 0.9 there"
-        )
+        self._nursery = Nursery(["-c", _BOOT], [str(memory_mb), _import_path()], None, "install math-verify 0.9 there")
         self._lock = threading.Lock()
         self._idle: list[_Child] = []  # used from its end, so that few children get warm
         self._alive: set[_Child] = set()
