@@ -1,8 +1,8 @@
-"""Programs in the sandbox: hostile ones with verdict and seconds, and programs a second: `python -m benchmarks.programs`.
+"""Programs in the sandbox: what hostile ones get, and how many run a second: `python -m benchmarks.programs`.
 
 Keys (`key=value`): programs=200, of each measurement of speed; isolation=required.
 
-Speed is compared, in the same run, with the plain way: a fresh interpreter for each program without any isolation, which
+Speed is compared, in the same run, with the plain way: a fresh interpreter for each program without any isolation.  It
 imports numpy where the tests do, as those of HumanEval+ and MBPP+ do.
 """
 
@@ -67,7 +67,8 @@ HOSTILE: dict[str, tuple[str, set[str]]] = {
     ),
     "many files": ("n = 0\nwhile True:\n    open(f'small{n}', 'w').close()\n    n += 1", {"error"}),
     "write outside": (
-        "import os\nfound = []\nfor where in ('/', '/usr/lib', '/tmp/../..', os.path.dirname(os.__file__), '/dev', '/box'):\n"
+        "import os\nfound = []\n"
+        "for where in ('/', '/usr/lib', '/tmp/../..', os.path.dirname(os.__file__), '/dev', '/box'):\n"
         "    try:\n        open(os.path.join(where, 'written'), 'w').close()\n        found.append(where)\n"
         "    except OSError:\n        pass\nassert not found, found\ndef f(x):\n    return x * x",
         {"passed"},
@@ -95,7 +96,8 @@ HOSTILE: dict[str, tuple[str, set[str]]] = {
         {"passed"},
     ),
     "signals to everybody": (
-        "import os, signal\ntry:\n    os.kill(-1, signal.SIGKILL)\nexcept OSError:\n    pass\ndef f(x):\n    return x * x",
+        "import os, signal\ntry:\n    os.kill(-1, signal.SIGKILL)\nexcept OSError:\n    pass\n"
+        "def f(x):\n    return x * x",
         {"passed"},
     ),
     "trace its parent": (
@@ -110,7 +112,7 @@ HOSTILE: dict[str, tuple[str, set[str]]] = {
         {"passed"},
     ),
     "higher limits": (
-        "import resource\nfor kind in range(16):\n    hard = resource.getrlimit(kind)[1]\n    if hard != -1:\n        try:\n"
+        "import resource\nfor kind in range(16):\n    if resource.getrlimit(kind)[1] != -1:\n        try:\n"
         "            resource.setrlimit(kind, (-1, -1))\n            raise AssertionError(kind)\n"
         "        except ValueError:\n            pass\ndef f(x):\n    return x * x",
         {"passed"},
@@ -127,14 +129,18 @@ HOSTILE: dict[str, tuple[str, set[str]]] = {
         {"failed"},
     ),
     "builtins replaced": (
-        "import builtins\nbuiltins.AssertionError = ValueError\nbuiltins.zip = lambda *_: ()\nlen = 3\ndef f(x):\n    return 5",
+        "import builtins\nbuiltins.AssertionError = ValueError\nbuiltins.zip = lambda *_: ()\nlen = 3\n"
+        "def f(x):\n    return 5",
         {"failed"},
     ),
     "a message that is code": (
         "class A(Exception):\n    def __str__(self):\n        while True:\n            pass\nraise A",
         {"timeout"},
     ),
-    "deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef g(x):\n    return [g(x)]\ng(1)", {"error", "memory", "timeout"}),
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10**9)\ndef g(x):\n    return [g(x)]\ng(1)",
+        {"error", "memory", "timeout"},
+    ),
     "crash": ("import ctypes\nctypes.string_at(0)", {"error"}),
     "not Python": ("def f(x)", {"error"}),
     "deep nesting": ("x = " + "(" * 100_000, {"error", "memory"}),

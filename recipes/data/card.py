@@ -6,15 +6,22 @@ import json
 from typing import Any
 
 
+def _origin(made_from: dict[str, Any]) -> str:
+    dataset = made_from["dataset"]
+    if "generator" in made_from["input"]:
+        return f"from nothing, with `generate={json.dumps(dataset['generate'])}`,"
+    return f"from `{dataset['hub']}` (split `{dataset['split']}`), whose terms of use hold,"
+
+
 def readme_text(card: dict[str, Any]) -> str:
     """README.md of a prepared dataset.  ``card.json`` beside it has the same, and the hashes of the files."""
     made_from = card["made_from"]
     lines = [
         f"# {card['name']}",
         "",
-        f"Made from `{made_from['dataset']['hub']}` (split `{made_from['dataset']['split']}`) by "
-        "`python -m recipes.data.prepare`. Hashes of the files, and everything below, are in `card.json`; the terms of "
-        "use are those of the original.",
+        f"Made {_origin(made_from)} by `python -m recipes.data.prepare`. Hashes of the files, and everything below, "
+        "are in `card.json`.",
+        *(["", f"Published hash: {card['published']}."] if card.get("published") else []),
         "",
         "## Counts",
         "",

@@ -8,6 +8,7 @@ interrupted one leaves no card, and is simply run again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import platform
 import sys
 from collections import Counter
@@ -20,17 +21,17 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 import config as config_package
-from recipes.common.prompts import student_messages
 from recipes.data import contamination
 from recipes.data.card import readme_text
-from recipes.data.convert import Item, problem_key, to_item, to_row
+from recipes.data.convert import Item, problem_key, prompt_messages, to_item, to_row
 from recipes.data.sources import DataError, DatasetSpec, identity, read_rows
 from recipes.data.store import is_intact, read_card, write_dataset
+from rewards.by_grader import GRADERS
 from rewards.normalize import quick_verdict
 
 CONFIG_DIR = Path(config_package.__file__).resolve().parent
 # Raise it when the meaning of the output changes, so that files of an older version are made anew.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -41,7 +42,9 @@ class Collected:
     counts: Counter = field(default_factory=Counter)
 
 
-def collect(rows: Iterable[dict[str, Any]], spec: DatasetSpec, conflicts: str, require_answer: bool) -> Collected:
+def collect(
+    rows: Iterable[dict[str, Any]], spec: DatasetSpec, conflicts: str, require_answer: bool, seed: int = 1
+) -> Collected:
     """Convert rows, keeping the first of each problem.  Memory is that of the kept items, however many rows there are.
 
     ``conflicts``: "drop" leaves out every problem that occurs with different answers, "first" keeps its first row.
@@ -52,11 +55,14 @@ def collect(rows: Iterable[dict[str, Any]], spec: DatasetSpec, conflicts: str, r
     contradicted: set[bytes] = set()
     for index, row in enumerate(rows):
         counts["rows read"] += 1
-        item = to_item(row, spec, index)
+        item = to_item(row, spec, index, seed)
         if not item.problem:
             counts["without a problem"] += 1
             continue
-        if require_answer and not item.answer:
+        if item.dropped:
+            counts[item.dropped] += 1
+            continue
+        if require_answer and not item.answer and not item.gold:
             counts["without an answer"] += 1
             continue
         key = hashlib.sha256(problem_key(item.problem).encode("utf-8", "surrogatepass")).digest()
@@ -83,12 +89,34 @@ def hold_out(items: list[Item], size: int, seed: int) -> tuple[list[Item], list[
         return items, []
     if size >= len(items):
         raise DataError(f"probe_size={size} leaves nothing of {len(items)} items to train on; make it smaller")
-    order = sorted(
-        range(len(items)), key=lambda n: hashlib.sha256(f"{seed}\0{problem_key(items[n].problem)}".encode()).digest()
-    )
-    chosen = set(order[:size])
+    chosen = set(_by_hash(items, seed)[:size])
     train = [item for number, item in enumerate(items) if number not in chosen]
     return train, [item for number, item in enumerate(items) if number in chosen]
+
+
+def hold_out_levels(items: list[Item], size: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """(train, test): ``size`` items, one from each difficulty in turn, chosen within it as `hold_out` chooses.
+
+    Raises DataError where no training item would be left.
+    """
+    if size >= len(items):
+        raise DataError(f"dataset.test_size={size} leaves nothing of {len(items)} items to train on; make it smaller")
+    levels: dict[float | None, list[Item]] = {}
+    for number in _by_hash(items, seed):
+        levels.setdefault(items[number].extra.get("difficulty"), []).append(items[number])
+    turns = itertools.zip_longest(*(levels[level] for level in sorted(levels, key=lambda d: (d is None, d))))
+    held = list(itertools.islice((item for turn in turns for item in turn if item is not None), size))
+    chosen = {item.source_index for item in held}
+    return (
+        [item for item in items if item.source_index not in chosen],
+        [item for item in items if item.source_index in chosen],
+    )
+
+
+def _by_hash(items: list[Item], seed: int) -> list[int]:
+    """Numbers of the items in an order that depends on seed and problems only."""
+    keys = [hashlib.sha256(f"{seed}\0{problem_key(item.problem)}".encode()).digest() for item in items]
+    return sorted(range(len(items)), key=keys.__getitem__)
 
 
 def evaluation_sets(out: Path, names: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
@@ -133,14 +161,15 @@ def prepare(cfg: DictConfig) -> str:
     out = Path(cfg.out)
     folder = out / spec.name
     training = spec.role == "train"
-    sets, set_hashes, missing = evaluation_sets(out, cfg.contamination.against) if training else ({}, {}, [])
+    compared = training and spec.grader == "math"  # with the sets of contamination.against, which are mathematics
+    sets, set_hashes, missing = evaluation_sets(out, cfg.contamination.against) if compared else ({}, {}, [])
     settings = {key: cfg[key] for key in ("limit", "probe_size", "seed", "conflicts", "require_answer")}
     made_from = {
         "format": FORMAT_VERSION,
         "dataset": OmegaConf.to_container(cfg.dataset, resolve=True),
         "input": identity(spec, cfg.source, cfg.revision),
         "settings": settings if training else {**settings, "probe_size": 0},
-        "prompt": student_messages("{problem}"),
+        "prompt": prompt_messages("{problem}", cfg.prompt or spec.prompt),
         "contamination": {
             **{key: cfg.contamination[key] for key in ("ngram", "min_share", "remove")},
             "against": set_hashes,
@@ -151,21 +180,22 @@ def prepare(cfg: DictConfig) -> str:
         return f"{folder} is up to date ({_sizes(card)}); force=true makes it anew"
 
     rows = read_rows(spec, cfg.source, cfg.revision)
-    collected = collect(_first(rows, cfg.limit), spec, cfg.conflicts, cfg.require_answer)
+    collected = collect(_first(rows, cfg.limit), spec, cfg.conflicts, cfg.require_answer, cfg.seed)
     counts = collected.counts
     if not collected.items:
         raise DataError(f"{spec.name}: no usable row among {counts['rows read']} read: {dict(counts)}")
-    train, probe = hold_out(collected.items, cfg.probe_size if training else 0, cfg.seed)
-    parts = {"train": train, "probe": probe} if training else {"test": train}
+    left, test = hold_out_levels(collected.items, spec.test_size, cfg.seed) if training else ([], collected.items)
+    train, probe = hold_out(left, cfg.probe_size if training else 0, cfg.seed)
+    parts = {"train": train, "probe": probe, "test": test} if training else {"test": test}
     overlap = check_copies(collected.items, sets, cfg.contamination.ngram, cfg.contamination.min_share)
     copies = {copy["source_index"] for report in overlap.values() for copy in report["copies"]}
     counts["copies of evaluation problems"] = len(copies)
     if cfg.contamination.remove:
         parts = {name: [item for item in items if item.source_index not in copies] for name, items in parts.items()}
     splits = {
-        name: [to_row(item, spec.name, name, index) for index, item in enumerate(items)]
+        name: [to_row(item, spec.name, name, index, cfg.prompt or spec.prompt) for index, item in enumerate(items)]
         for name, items in parts.items()
-        if items or name != "probe"
+        if items or name == "train" or not training
     }
     for name, split_rows in splits.items():
         counts[f"written to {name}"] = len(split_rows)
@@ -177,9 +207,14 @@ def prepare(cfg: DictConfig) -> str:
         "made_from": made_from,
         "versions": _versions(),
     }
+    published = published_note(spec, made_from["input"])
+    if published:
+        card["published"] = published
     write_dataset(folder, splits, card, readme_text(card))
     lines = [f"{folder}: " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())]
     lines += [f"  {what}: {number}" for what, number in counts.items()]
+    if published:
+        lines.append(f"  {published}")
     if missing:
         lines.append(f"  not checked for copies of {', '.join(missing)}: prepare these first, into the same out={out}")
     if copies and not cfg.contamination.remove:
@@ -187,6 +222,18 @@ def prepare(cfg: DictConfig) -> str:
             f"  {len(copies)} copies of evaluation problems are still in; contamination.remove=true drops them"
         )
     return "\n".join(lines)
+
+
+def published_note(spec: DatasetSpec, source: dict[str, Any]) -> str:
+    """Whether a local file is the one whose hash its users published, in a sentence; "" where none is published."""
+    if spec.published_sha256 is None:
+        return ""
+    by, files = spec.published_by, source.get("files")
+    if files is None:
+        return f"not compared with the hash that {by} published, which is of a file: give the file as source="
+    if spec.published_sha256 in files.values():
+        return f"this is the file that {by} used: SHA-256 {spec.published_sha256}"
+    return f"this is not the file that {by} used, whose SHA-256 is {spec.published_sha256}: its problems may differ"
 
 
 def check_settings(cfg: DictConfig, spec: DatasetSpec) -> None:
@@ -198,11 +245,23 @@ def check_settings(cfg: DictConfig, spec: DatasetSpec) -> None:
         (cfg.contamination.ngram >= 3, "contamination.ngram", "at least 3; a common phrase is no copy"),
         (0 < cfg.contamination.min_share <= 1, "contamination.min_share", "above 0 and at most 1"),
     ]
+    rules += [
+        (spec.grader in GRADERS, "dataset.grader", f"one of {', '.join(GRADERS)}"),
+        (spec.test_size >= 0, "dataset.test_size", "0 or more"),
+        (_range_fits(spec), "dataset.difficulty_range", "null, or [lowest, highest] of a set with dataset.difficulty"),
+        ("{problem}" in (cfg.prompt or "{problem}"), "prompt", "null or contain {problem}"),
+        ("{problem}" in (spec.prompt or "{problem}"), "dataset.prompt", "null or contain {problem}"),
+    ]
     for holds, key, rule in rules:
         if not holds:
             raise DataError(f"{key}={OmegaConf.select(cfg, key)}: must be {rule}")
     if spec.role not in ("train", "eval"):
         raise DataError(f"dataset.role={spec.role}: must be train or eval; see config/dataset/*.yaml")
+
+
+def _range_fits(spec: DatasetSpec) -> bool:
+    bounds = spec.difficulty_range
+    return bounds is None or (spec.difficulty is not None and len(bounds) == 2 and bounds[0] <= bounds[1])
 
 
 def _first(rows: Iterable[dict[str, Any]], limit: int | None) -> Iterable[dict[str, Any]]:

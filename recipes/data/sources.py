@@ -16,6 +16,8 @@ FORMATS = {
        for packed in ("", ".gz")},
 }  # fmt: skip
 _BATCH = 1000
+# Raise it when the same arguments give other puzzles.
+GENERATOR_VERSION = 1
 _SPLIT_WORD = re.compile(r"(?<![a-z])(?:train|test|validation)(?![a-z])")
 
 
@@ -29,6 +31,14 @@ class DatasetSpec:
 
     ``problem``, ``answer``, ``solution`` are column names, dotted for a field inside a column.  ``role`` is "train" or
     "eval".  ``cut_before`` and ``cut_after`` are instructions wrapped around the problem that are not part of it.
+
+    ``grader``: how a response is graded, one of ``rewards.by_grader.GRADERS``; the columns that it needs besides are
+    ``options`` (choice: one column, or a list of them, the right one first), ``tests``, ``entry_point``, ``examples``
+    (code).  ``subset``: the hub's configuration, and a part of the names of a local folder's files.  ``difficulty``: a
+    column of numbers; ``difficulty_range`` keeps rows within it.  ``test_size``: items of a training set that are held
+    out for evaluation, each difficulty equally often.  ``prompt``: what is asked, with {problem}; null for
+    ``student_messages``.  ``generate``: arguments of the generator, for a set that has no file.  ``published_sha256``:
+    of a file, and ``published_by`` whom.
     """
 
     name: str
@@ -40,6 +50,19 @@ class DatasetSpec:
     solution: str | None
     cut_before: str | None = None
     cut_after: str | None = None
+    grader: str = "math"
+    subset: str | None = None
+    options: str | list[str] | None = None
+    tests: str | None = None
+    entry_point: str | None = None
+    examples: str | None = None
+    difficulty: str | None = None
+    difficulty_range: list[float] | None = None
+    test_size: int = 0
+    prompt: str | None = None
+    generate: dict[str, Any] | None = None
+    published_sha256: str | None = None
+    published_by: str | None = None
 
 
 def file_sha256(path: Path) -> str:
@@ -61,9 +84,10 @@ def _suffix(path: Path) -> str:
     return suffix if suffix in FORMATS else ""
 
 
-def local_files(source: Path, split: str) -> list[Path]:
+def local_files(source: Path, split: str, subset: str | None = None) -> list[Path]:
     """Data files of a local source: the file itself, or a folder's files of the split (by name, as the hub does).
 
+    Of a set with several subsets, only files with its subset's name in theirs are looked at, where there are any.
     Raises DataError where there is none, or the format is not known.
     """
     if not source.exists():
@@ -76,6 +100,8 @@ def local_files(source: Path, split: str) -> list[Path]:
     files = {path: where for path, where in files.items() if not any(part.startswith(".") for part in where.parts)}
     if not files:
         raise DataError(f"source={source} holds no {', '.join(FORMATS)} file; is it the dataset's folder?")
+    if subset is not None:
+        files = {path: where for path, where in files.items() if subset in str(where)} or files
     labels = {path: set(_SPLIT_WORD.findall(str(where).lower())) for path, where in files.items()}
     chosen = [path for path in files if split in labels[path]] or [path for path in files if not labels[path]]
     if not chosen:
@@ -90,9 +116,11 @@ def local_files(source: Path, split: str) -> list[Path]:
 
 def identity(spec: DatasetSpec, source: str | None, revision: str | None) -> dict[str, Any]:
     """What tells one input from another: hashes of local files, or the hub's id and the revision asked for."""
+    if spec.generate is not None and source is None:
+        return {"generator": GENERATOR_VERSION, **spec.generate}
     if source is None:
         return {"hub": spec.hub, "split": spec.split, "revision": revision}
-    files = local_files(Path(source), spec.split)
+    files = local_files(Path(source), spec.split, spec.subset)
     return {"files": {path.name: file_sha256(path) for path in files}}
 
 
@@ -101,10 +129,15 @@ def read_rows(spec: DatasetSpec, source: str | None, revision: str | None) -> It
     from datasets import load_dataset
 
     if source is not None:
-        yield from _local_rows(spec, local_files(Path(source), spec.split))
+        yield from _local_rows(spec, local_files(Path(source), spec.split, spec.subset))
+        return
+    if spec.generate is not None:
+        from recipes.evaluate.sets.knights import generate
+
+        yield from generate(**spec.generate)
         return
     try:
-        dataset = load_dataset(spec.hub, split=spec.split, revision=revision)
+        dataset = load_dataset(spec.hub, spec.subset, split=spec.split, revision=revision)
     except Exception as error:  # the hub's client fails in many ways, and all end in the same advice
         raise DataError(
             f"{spec.hub} could not be had from the hub ({_reason(error)}). Without a network: fetch it elsewhere with "
@@ -120,7 +153,7 @@ def _local_rows(spec: DatasetSpec, files: list[Path]) -> Iterator[dict[str, Any]
     kind, names = FORMATS[_suffix(files[0])], [str(file) for file in files]
     # Text as it stands: guessing types would make numbers of answers ("0.50"), and nothing of "None" or "NA".
     texts = {
-        "converters": {name: str for name in (spec.problem, spec.answer, spec.solution) if name},
+        "converters": dict.fromkeys(text_columns(spec), str),
         "keep_default_na": False,
     }
     logging.set_verbosity(logging.CRITICAL)  # it would say everything twice
@@ -136,6 +169,13 @@ def _local_rows(spec: DatasetSpec, files: list[Path]) -> Iterator[dict[str, Any]
         raise DataError(f"{files[0]} is empty") from error
     except (DatasetGenerationError, ValueError, OSError) as error:
         raise DataError(f"{files[0]} cannot be read as {kind}: {_reason(error)}") from error
+
+
+def text_columns(spec: DatasetSpec) -> list[str]:
+    """The columns that a set reads, but for those of numbers."""
+    options = [spec.options] if isinstance(spec.options, str) else list(spec.options or ())
+    names = [spec.problem, spec.answer, spec.solution, spec.tests, spec.entry_point, spec.examples, *options]
+    return [name for name in names if name]
 
 
 def _parquet_rows(files: list[str]) -> Iterator[dict[str, Any]]:
