@@ -73,6 +73,8 @@ REPLY_BYTES = 4096
 
 def supervise(link: socket.socket, space: Space) -> None:
     """Run the one program that ``link`` asks for, and answer with its verdict: ``{status, how, seconds}``."""
+    if not space.pid:
+        call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child
     with link.makefile("rb") as stream:
         request = json.loads(stream.readline())
     limits = request["limits"]
@@ -429,8 +431,6 @@ def main(control_fd: int, packages: list[str]) -> None:
             space.mount = space.attempt(lambda: build_root(space, packages))
         if space.pid:
             call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the change of user, which clears it
-        else:
-            call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     except Exception as error:  # whatever it is, the parent must hear of it
         control.sendall(json.dumps({"ready": False, "error": f"{type(error).__name__}: {error}"}).encode() + b"\n")

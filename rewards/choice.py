@@ -16,7 +16,7 @@ from rewards.options import MixOptions, read_options
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # "Answer: C", "the answer is (C)", "The correct answer is C.", and the same in JSON or bold.
-_STATED = re.compile(r"""(?i:answer)["'*]*\s*(?:(?i:is)\b\s*:?|:)\s*([^\n]*)""")
+_STATED = re.compile(r"""(?i:answer)["'*]*\s*(?:(?i:is)\b\s*:?|:)\s*(?:["'](?=([^"'\n]*)["'])|(?=([^\n]*)))""")
 _COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"(?i:(?:option|choice)\s+)")
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
@@ -74,9 +74,8 @@ def extract_choice(response: str, options: Sequence[str]) -> str | None:
     boxed = last_boxed(text)
     if boxed is not None:
         return chosen(boxed, options)
-    stated = _STATED.findall(text)
-    for candidate in reversed(stated):
-        letter = chosen(candidate, options)
+    for quoted, rest in reversed(_STATED.findall(text)):
+        letter = chosen(quoted or rest, options)
         if letter is not None:
             return letter
     return None

@@ -119,7 +119,7 @@ class CodePool:
                 f"programs are not run, since this machine would not hold them back: {'; '.join(missing)}. The reason: "
                 f"{why}. Allow user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_"
                 "unprivileged_userns=0; in a container: --security-opt seccomp=unconfined --cap-add SYS_ADMIN), or say "
-                "isolation=available if these programs may do that"
+                "isolation=available (in an evaluation, code.isolation) if these programs may do that"
             )
 
     def run(

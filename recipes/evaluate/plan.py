@@ -118,7 +118,8 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
         try:
             code.pool.check()  # before hours of sampling, not after
         except GradingSetupError as error:
-            raise SettingsError([f"code={_plain(cfg.code)}: {error}"]) from error
+            held = ", ".join(s.name for s in sets if any(p.grader == "code" for p in s.problems))
+            raise SettingsError([f"{held}: {error}"]) from error
 
     engine = cfg.engine if cfg.engine != "auto" else ("vllm" if gpus else "transformers")
     settings = {

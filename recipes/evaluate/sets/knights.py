@@ -133,8 +133,8 @@ def problem_text(puzzle: Puzzle) -> str:
     )
     return (
         "On an island everybody is either a knight, whose statements are all true, or a knave, whose statements are "
-        f"all false. You meet {', '.join(names[:-1])} and {names[-1]}. {said} Who is a knight, and who is a knave? State "
-        'it of everybody as a list of the form "Name: knight, Name: knave".'
+        f"all false. You meet {', '.join(names[:-1])} and {names[-1]}. {said} Who is a knight, and who is a knave? "
+        'State it of everybody as a list of the form "Name: knight, Name: knave".'
     )
 
 
