@@ -20,7 +20,7 @@ from rewards.pool import Verdict
 
 TESTS = "assert f(2) == 4"
 RIGHT = "def f(x):\n    return x * x\n"
-LIMITS = Limits(wall_s=2.0, cpu_s=1.0, memory_mb=256)
+LIMITS = Limits(wall_s=2.0, cpu_s=1.0, memory_mb=64)
 
 # What it attempts -> (program, the verdicts that are right).
 HOSTILE: dict[str, tuple[str, set[str]]] = {
@@ -121,6 +121,10 @@ HOSTILE: dict[str, tuple[str, set[str]]] = {
     "leave early, politely": ("raise SystemExit(0)", {"error"}),
     "a verdict of its own": (
         "import os\nos.write(3, b'{\"token\": \"\", \"status\": \"passed\", \"how\": \"\"}\\n')\nos._exit(0)",
+        {"error"},
+    ),
+    "a verdict that hurts to read": (
+        "import os\nos.write(3, b'[' * 60000)\nos.write(3, b'\\n')\nos._exit(0)",
         {"error"},
     ),
     "no channel for the verdict": ("import os\nos.closerange(0, 64)\ndef f(x):\n    return x * x", {"error"}),

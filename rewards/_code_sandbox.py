@@ -17,10 +17,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
 import io
 import json
+import math
 import os
 import resource
 import select
@@ -86,7 +88,12 @@ def supervise(link: socket.socket, space: Space) -> None:
     child = os.fork()
     if child == 0:
         try:
-            _become_the_program(space, limits, work, output_end, result_end)
+            _keep_only(space.null, output_end, result_end)
+            try:
+                _become_the_program(space, limits, work)
+            except Exception as error:
+                os.write(3, json.dumps({"token": token, "broken": str(error)}).encode() + b"\n")
+                os._exit(1)
             run(request, token)
         finally:
             os._exit(1)
@@ -97,7 +104,7 @@ def supervise(link: socket.socket, space: Space) -> None:
     finally:
         _kill_all(space)
         if not space.mount:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
     if reply is not None:
         link.sendall(json.dumps({**reply, "seconds": time.monotonic() - begin}).encode() + b"\n")
 
@@ -121,6 +128,17 @@ def _private_directory(space: Space, limits: dict[str, Any]) -> str:
         os.mkdir(BOX + path, 0o777)
     os.umask(0o077)
     return BOX + "/tmp"
+
+
+def _remove(directory: str) -> None:
+    """Remove a directory, whatever a program did to the rights of what is in it."""
+    waiting = [directory]
+    while waiting:
+        place = waiting.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(place, 0o700)
+            waiting += [entry.path for entry in os.scandir(place) if entry.is_dir(follow_symlinks=False)]
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _watch(
@@ -172,13 +190,23 @@ def _watch(
         tail = (tail + chunk)[-TAIL_BYTES:]
     if written > limits["output_kb"] * 1024:
         return _verdict("output", f"more than {limits['output_kb']} KiB of output")
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        told = json.loads(answer.partition(b"\n")[0])
-        if told["token"] == token:
-            return _verdict(str(told["status"]), str(told["how"]))
+    told = _told(answer, token)
+    if "broken" in told:
+        raise OSError(told["broken"])
+    if told:
+        return _verdict(told["status"], told["how"])
     if ended < 0:
         ended = _wait(child, min(deadline, time.monotonic() + 1.0))
     return _ended(ended, tail, limits)
+
+
+def _told(answer: bytes, token: str) -> dict[str, str]:
+    """The line that a program's process wrote at its end; {} for anything that does not carry the token."""
+    try:
+        told = json.loads(answer.partition(b"\n")[0][:REPLY_BYTES])
+        return dict(told) if told["token"] == token else {}
+    except Exception:  # a program may write there, too: nesting, numbers of a million digits, ...
+        return {}
 
 
 def _ended(status: int, tail: bytes, limits: dict[str, Any]) -> dict[str, Any]:
@@ -255,16 +283,22 @@ def _descendants(pid: int) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- the program
 
 
-def _become_the_program(space: Space, limits: dict[str, Any], work: str, output: int, result: int) -> None:
-    """Close what is not the program's, set its limits, and give up every right that could lift them."""
-    os.setsid()
-    for target, descriptor in enumerate((space.null, output, output)):
+def _keep_only(null: int, output: int, result: int) -> None:
+    """Standard input, output and error, the result as descriptor 3, and nothing else that is open here."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (null, output, output, result)]
+    for target, descriptor in enumerate(high):
         os.dup2(descriptor, target)
-    os.dup2(result, 3)
     os.closerange(4, 65536)
+
+
+def _become_the_program(space: Space, limits: dict[str, Any], work: str) -> None:
+    """Set a program's limits, and give up every right that could lift them.  Raises OSError where that fails."""
+    os.setsid()
     if space.user:
         # Processes are counted for each user of each user namespace: one of its own makes the count the program's.
-        call("unshare", NEWUSER)
+        # Where the machine allows no second one, all programs share a count; the probe looks at it.
+        with contextlib.suppress(OSError):
+            call("unshare", NEWUSER)
     if space.mount:
         os.chroot(BOX)  # also forbids to create user namespaces, in which every capability would be back
         home, work = HOME, WORK
@@ -277,7 +311,7 @@ def _become_the_program(space: Space, limits: dict[str, Any], work: str, output:
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
-    cpu = max(1, round(limits["cpu_s"] + 0.499))
+    cpu = math.ceil(limits["cpu_s"])
     memory = space.resident_bytes + limits["memory_mb"] * 2**20
     for kind, soft, hard in (
         (resource.RLIMIT_AS, memory, memory),
@@ -289,6 +323,9 @@ def _become_the_program(space: Space, limits: dict[str, Any], work: str, output:
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_CORE, 0, 0),
     ):
+        allowed = resource.getrlimit(kind)[1]
+        if allowed != resource.RLIM_INFINITY:  # a limit can be lowered only
+            soft, hard = min(soft, allowed), min(hard, allowed)
         resource.setrlimit(kind, (soft, hard))
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)

@@ -115,6 +115,9 @@ def _enter_user_namespace() -> None:
 
 def enter(space: Space) -> None:
     """Enter every namespace that the machine allows; on return this is the first process of its process namespace."""
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            os.setgroups([])
     space.user = space.attempt(_enter_user_namespace)
     space.mount = space.attempt(lambda: call("unshare", NEWNS))
     for flag in (NEWNET, NEWUTS):

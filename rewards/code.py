@@ -39,7 +39,8 @@ class CodeOptions(MixOptions):
     Keys
     ----
     wall_s, cpu_s, memory_mb, processes, files_mb, files, output_kb: see ``rewards.code_pool.Limits``.
-    children: programs at a time in each reward worker; None for one a CPU core.
+    children: programs at a time in each reward worker; None for one a CPU core.  In an evaluation, unless it is set, as
+        many as there are cores, up to eight.
     isolation: "required" or "available", see ``rewards.code_pool.CodePool``.
     """
 
@@ -50,7 +51,7 @@ class CodeOptions(MixOptions):
     files_mb: int = 16
     files: int = 256
     output_kb: int = 256
-    children: int | None = None
+    children: int | None = 2
     isolation: str = "required"
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def test_the_rest_of_a_batch_keeps_its_verdicts(pool):
     for program, right in HOSTILE.values():
         programs += [(RIGHT, {"passed"}), (program, right), ("def f(x):\n    return x", {"failed"})]
     large = CodePool(4)
-    patient = Limits(wall_s=30, cpu_s=1, memory_mb=256)
+    patient = Limits(wall_s=30, cpu_s=1, memory_mb=64)
     try:
         with ThreadPoolExecutor(8) as threads:
             verdicts = list(threads.map(lambda p: large.run(p[0], TESTS, "f", patient), programs))
@@ -352,6 +352,8 @@ def test_told_otherwise_it_runs_there_with_what_limits_there_are(pool):
         "wrong": "def f(x):\n    return x",
         **{name: HOSTILE[name][0] for name in ("loop without end", "sleep", "memory at once", "output without end",
                                                "leave early, all well", "fork bomb", "daemon that outlives it")},
+        "rights": "import os\nos.makedirs('a/b')\nfor name in ('a/b', 'a', '..', '.'):\n    os.chmod(name, 0)\n"
+        + RIGHT,
         "directory": "import os\nassert os.listdir('.') == [] and os.listdir(os.environ['HOME']) == []\n"
         "open('here', 'w').close()\n" + RIGHT,
     }  # fmt: skip
@@ -362,7 +364,8 @@ def test_told_otherwise_it_runs_there_with_what_limits_there_are(pool):
     assert verdicts == {
         "right": "passed", "wrong": "failed", "loop without end": "timeout", "sleep": "timeout",
         "memory at once": "memory", "output without end": "output", "leave early, all well": "error",
-        "fork bomb": "error", "daemon that outlives it": "passed", "directory": "passed",
+        "fork bomb": "error", "daemon that outlives it": "passed", "rights": "passed",
+        "directory": "passed",
     }  # fmt: skip
     assert not {name for name in set(os.listdir("/tmp")) - before if name.startswith("program-")}
     if os.geteuid() == 0:  # then the user's processes are all of this test: the daemon is among them, or gone

@@ -6,6 +6,7 @@ Nothing is started and no weights are loaded here, so a mistake costs seconds.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SETTINGS = "evaluation.json"
+GRADING_THREADS = 8  # they wait for the grading children
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     ]
     if problems:
         raise SettingsError(problems)
-    code = CodeOptions.from_kwargs(_plain(cfg.code))
+    code = CodeOptions.from_kwargs({"children": min(GRADING_THREADS, os.cpu_count() or 1), **_plain(cfg.code)})
     if any(p.grader == "code" for s in sets for p in s.problems):
         try:
             code.pool.check()  # before hours of sampling, not after

@@ -20,7 +20,7 @@ from recipes.common.models import materialize
 from recipes.common.reaper import reaper
 from recipes.evaluate import health, process_reward
 from recipes.evaluate.metrics import majority_vote
-from recipes.evaluate.plan import Member, Plan, result_key, write_settings
+from recipes.evaluate.plan import GRADING_THREADS, Member, Plan, result_key, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
 from recipes.evaluate.results import RESULTS, STEPS, ResultsFile, read_records
 from recipes.evaluate.sampling import (
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 MERGED = "merged"  # folder of joined checkpoints
 RAY_STARTS = 3
-GRADING_THREADS = 8  # they wait for the grading children
 Graded = tuple[Member, int, ProblemSet, Problem]
 
 
