@@ -145,6 +145,7 @@ HOSTILE: dict[str, tuple[str, set[str]]] = {
         "import sys\nsys.setrecursionlimit(10**9)\ndef g(x):\n    return [g(x)]\ng(1)",
         {"error", "memory", "timeout"},
     ),
+    "killed by a signal without a name": ("import os\nos.kill(os.getpid(), 37)", {"error"}),
     "crash": ("import ctypes\nctypes.string_at(0)", {"error"}),
     "not Python": ("def f(x)", {"error"}),
     "deep nesting": ("x = " + "(" * 100_000, {"error", "memory"}),

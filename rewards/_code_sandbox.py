@@ -46,7 +46,6 @@ from rewards._code_space import (
     NEWPID,
     NEWUSER,
     NOBODY,
-    SHARED_MEMORY_PAGES,
     Space,
     build_root,
     call,
@@ -60,6 +59,7 @@ from rewards._nursery import tend
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 CAPABILITY_VERSION_3 = 0x20080522
 SHM_INFO = 14
+SHARED_MEMORY_PAGES = 4096  # of System V segments, which no limit of a process counts
 PRELOADED = (
     "abc", "ast", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
     "functools", "hashlib", "heapq", "inspect", "itertools", "json", "math", "numbers", "operator", "os", "pickle",
@@ -70,6 +70,11 @@ TAIL_BYTES = 4096  # of a program's output that is kept
 DETAIL_CHARS = 300
 REPLY_BYTES = 4096
 
+
+class Broken(Exception):
+    """A program could not be started as it should be: the machine's fault, or ours."""
+
+
 # ------------------------------------------------------------------------------------------------------- the supervisor
 
 
@@ -79,18 +84,36 @@ def supervise(link: socket.socket, space: Space) -> None:
         call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child
     with link.makefile("rb") as stream:
         request = json.loads(stream.readline())
-    limits = request["limits"]
-    work = _private_directory(space, limits)
+    work = _private_directory(space, request["limits"])
+    begin = time.monotonic()
+    try:
+        reply = _run_and_watch(link, request, work, space)
+    except Broken:
+        raise
+    except Exception as error:  # what a program leaves must not be taken for a fault of ours
+        reply = _verdict("error", f"its end could not be read: {type(error).__name__}")
+    finally:
+        _kill_all(space)
+        if not space.mount:
+            _remove(work)
+    if reply is not None:
+        link.sendall(json.dumps({**reply, "seconds": time.monotonic() - begin}).encode() + b"\n")
+
+
+def _run_and_watch(link: socket.socket, request: dict[str, Any], work: str, space: Space) -> dict[str, Any] | None:
+    """Fork the program and return its verdict, as `_watch`."""
     output, output_end = os.pipe()
     result, result_end = os.pipe()
     token = os.urandom(16).hex()
-    begin = time.monotonic()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        raise Broken(f"fork: {error.strerror}") from error
     if child == 0:
         try:
             _keep_only(space.null, output_end, result_end)
             try:
-                _become_the_program(space, limits, work)
+                _become_the_program(space, request["limits"], work)
             except Exception as error:
                 os.write(3, json.dumps({"token": token, "broken": str(error)}).encode() + b"\n")
                 os._exit(1)
@@ -99,14 +122,7 @@ def supervise(link: socket.socket, space: Space) -> None:
             os._exit(1)
     os.close(output_end)
     os.close(result_end)
-    try:
-        reply = _watch(link, child, output, result, token, limits, begin, space)
-    finally:
-        _kill_all(space)
-        if not space.mount:
-            _remove(work)
-    if reply is not None:
-        link.sendall(json.dumps({**reply, "seconds": time.monotonic() - begin}).encode() + b"\n")
+    return _watch(link, child, output, result, token, request["limits"], space)
 
 
 def _private_directory(space: Space, limits: dict[str, Any]) -> str:
@@ -148,11 +164,13 @@ def _watch(
     result: int,
     token: str,
     limits: dict[str, Any],
-    begin: float,
     space: Space,
 ) -> dict[str, Any] | None:
-    """The verdict of a program that runs; None where nobody waits for it any more."""
-    deadline = begin + limits["wall_s"]
+    """The verdict of a program that runs; None where nobody waits for it any more.
+
+    Raises Broken where it could not be given its limits.
+    """
+    deadline = time.monotonic() + limits["wall_s"]
     written, tail, answer = 0, b"", b""
     poll = select.poll()
     for descriptor in (output, result, link.fileno()):
@@ -163,7 +181,7 @@ def _watch(
         left = deadline - time.monotonic()
         if left <= 0:
             return _verdict("timeout", f"still running after {limits['wall_s']:g} s")
-        if space.ipc and _shared_pages() > 2 * SHARED_MEMORY_PAGES:
+        if space.ipc and _shared_pages() > SHARED_MEMORY_PAGES:
             return _verdict("memory", "shared memory segments")
         # The end of the result's pipe says that the program ended, unless it left processes behind: look at both.
         for descriptor, _ in poll.poll(min(left, 0.05) * 1000):
@@ -192,7 +210,7 @@ def _watch(
         return _verdict("output", f"more than {limits['output_kb']} KiB of output")
     told = _told(answer, token)
     if "broken" in told:
-        raise OSError(told["broken"])
+        raise Broken(told["broken"])
     if told:
         return _verdict(told["status"], told["how"])
     if ended < 0:
@@ -220,7 +238,8 @@ def _ended(status: int, tail: bytes, limits: dict[str, Any]) -> dict[str, Any]:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         if number == signal.SIGXCPU or used.ru_utime + used.ru_stime >= limits["cpu_s"]:
             return _verdict("timeout", f"used {limits['cpu_s']:g} s of CPU time")
-        return _verdict("error", f"killed by {signal.Signals(number).name}{last}")
+        names = {s.value: s.name for s in signal.Signals}
+        return _verdict("error", f"killed by {names.get(number, f'signal {number}')}{last}")
     return _verdict("error", f"ended with code {os.WEXITSTATUS(status)} before its tests had{last}")
 
 
@@ -312,7 +331,7 @@ def _become_the_program(space: Space, limits: dict[str, Any], work: str) -> None
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
     cpu = math.ceil(limits["cpu_s"])
-    memory = space.resident_bytes + limits["memory_mb"] * 2**20
+    memory = space.inherited_bytes + limits["memory_mb"] * 2**20
     for kind, soft, hard in (
         (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_CPU, cpu, cpu + 1),
@@ -463,7 +482,7 @@ def main(control_fd: int, packages: list[str]) -> None:
         for name in PRELOADED:  # before the root directory goes
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-        space.resident_bytes = _address_space()
+        space.inherited_bytes = _address_space()
         if space.mount:
             space.mount = space.attempt(lambda: build_root(space, packages))
         if space.pid:
@@ -483,7 +502,7 @@ def main(control_fd: int, packages: list[str]) -> None:
 def _serve(link: socket.socket, space: Space) -> None:
     try:
         supervise(link, space)
-    except Exception as error:  # ours, not the program's
+    except Exception as error:
         text = f"{type(error).__name__}: {error}"[:DETAIL_CHARS]
         with contextlib.suppress(OSError):
             link.sendall(json.dumps({"broken": text}).encode() + b"\n")

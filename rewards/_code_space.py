@@ -23,7 +23,6 @@ MNT_DETACH = 2
 # Flags that a mount may have been given for good: a remount must repeat them.  statvfs -> mount.
 KEPT_FLAGS = {2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 NOBODY = 65534
-SHARED_MEMORY_PAGES = 4096  # of System V segments, which no limit of a process counts
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 BOX = "/box"  # what programs see as their root directory
 
@@ -61,7 +60,7 @@ class Space:
     ipc: bool = False
     refusals: list[str] = field(default_factory=list)
     own_pid: int = -1
-    resident_bytes: int = 0  # address space that a child inherits
+    inherited_bytes: int = 0  # address space that a program has before its first statement
     null: int = -1
 
     def attempt(self, step: Callable[[], Any]) -> bool:
@@ -131,9 +130,6 @@ def enter(space: Space) -> None:
             os.waitpid(first, 0)
             os._exit(0)
         space.own_pid = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    if space.ipc:
-        with contextlib.suppress(OSError):  # older kernels do not let us; the supervisor looks, too
-            write("/proc/sys/kernel/shmall", str(SHARED_MEMORY_PAGES))
 
 
 def library_paths(packages: list[str]) -> list[str]:
