@@ -145,6 +145,8 @@ def test_secrets_of_this_process_are_not_inherited(monkeypatch):
     fresh = CodePool(1)
     try:
         assert fresh.run(found, TESTS, "f").status == "passed"
+        # Nor are they in the memory of the process that programs are forked from.
+        assert b"a-secret" not in Path(f"/proc/{pool_process(fresh)}/environ").read_bytes()
     finally:
         fresh.close()
 
@@ -170,6 +172,8 @@ def test_secrets_of_this_process_are_not_inherited(monkeypatch):
         # Tests do not see what a program puts in place of builtins.
         ("def zip(*_):\n    return ()\ndef f(x):\n    return 0", "for a, b in zip([2], [4]):\n    assert f(a) == b",
          "failed", "assert f(a) == b"),
+        ("import builtins\nbuiltins.zip = lambda *_: ()\ndef f(x):\n    return 0",
+         "for a, b in zip([2], [4]):\n    assert f(a) == b", "failed", "assert f(a) == b"),
         # Names of the program that the tests need.
         ("class Pair:\n    def __init__(self, a):\n        self.a = a\ndef f(p):\n    return p.a",
          "assert f(Pair(3)) == 3", "passed", ""),
@@ -212,6 +216,8 @@ def test_limits_are_those_that_are_asked_for(pool):
     forks = "import os\nfor _ in range(5):\n    if os.fork() == 0:\n        os._exit(0)\n" + RIGHT
     assert pool.run(forks, TESTS, "f", Limits(processes=3)).status == "error"
     assert pool.run(forks, TESTS, "f", Limits(processes=8)).status == "passed"
+    spin = "def f(x):\n    while True:\n        pass"
+    assert pool.run(spin, TESTS, "f", Limits(cpu_s=1, wall_s=60)).how == "used 1 s of CPU time"
     sleeper = "import time\ndef f(x):\n    time.sleep(1)\n    return x * x"
     assert pool.run(sleeper, TESTS, "f", Limits(wall_s=0.5)).status == "timeout"
     assert pool.run(sleeper, TESTS, "f", Limits(wall_s=30)).status == "passed"
