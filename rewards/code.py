@@ -11,19 +11,16 @@ an object that equals everything.  Look at what is rewarded.
 from __future__ import annotations
 
 import json
-import logging
 import re
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 from rewards.code_pool import ISOLATION, CodePool, Limits, shared_pool
-from rewards.components import mixed
+from rewards.components import mixed, warn_ungradable
 from rewards.extract import MAX_RESPONSE_CHARS, after_thoughts
 from rewards.options import MixOptions, read_options
 from rewards.pool import Verdict
-
-logger = logging.getLogger(__name__)
 
 _FENCED = re.compile(
     r"(?:```|~~~)[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
@@ -33,41 +30,30 @@ _FIRST_LINE = re.compile(r"^(?:import |from \w|def |class |async def |@\w)", re.
 
 
 @dataclass(frozen=True)
-class CodeOptions(MixOptions):
+class CodeOptions(Limits, MixOptions):
     """The mix, and what a program may use.
 
     Keys
     ----
-    wall_s, cpu_s, memory_mb, processes, files_mb, files, output_kb: see ``rewards.code_pool.Limits``.
     children: programs at a time in each reward worker; None for one a CPU core.  In an evaluation, unless it is set, as
         many as there are cores, up to eight.
     isolation: "required" or "available", see ``rewards.code_pool.CodePool``.
     """
 
-    wall_s: float = 20.0
-    cpu_s: float = 10.0
-    memory_mb: int = 1024
-    processes: int = 8
-    files_mb: int = 16
-    files: int = 256
-    output_kb: int = 256
     children: int | None = 2
     isolation: str = "required"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        Limits(**self._limits())
+        Limits.__post_init__(self)
+        MixOptions.__post_init__(self)
         if self.isolation not in ISOLATION:
             raise ValueError(f"isolation={self.isolation}: must be one of {', '.join(ISOLATION)}")
         if self.children is not None and self.children < 1:
             raise ValueError(f"children={self.children}: must be at least 1, or null for one a CPU core")
 
-    def _limits(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(Limits)}
-
     @property
     def limits(self) -> Limits:
-        return Limits(**self._limits())
+        return Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
 
     @property
     def pool(self) -> CodePool:
@@ -120,15 +106,6 @@ def extract_program(response: str, entry_point: str = "") -> tuple[str | None, b
     return (bare, False) if bare and (not entry_point or defines.search(bare)) else (None, False)
 
 
-@lru_cache(maxsize=1)
-def _warn_missing_tests(data_source: str) -> None:
-    logger.warning(
-        "a sample of %r has no tests in its ground truth, so its response gets status=error; run "
-        "`python -m recipes.data.validate file=…` on the data before training",
-        data_source,
-    )
-
-
 def judge(response: str, ground_truth: Any, options: CodeOptions) -> tuple[str, str | None, bool, Verdict]:
     """(status, program, whether it stood in a code block, verdict) of a response.
 
@@ -170,5 +147,5 @@ def compute_score(
     options = read_options(CodeOptions, kwargs)
     status, program, fenced, _ = judge(solution_str, ground_truth, options)
     if status == "error":
-        _warn_missing_tests(str(data_source))
+        warn_ungradable(str(data_source), "tests in its ground truth")
     return mixed(status, program, float(fenced), solution_str, extra_info, options)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Any
 
 from rewards.options import MixOptions
+
+logger = logging.getLogger(__name__)
 
 MAX_EXTRACTED_CHARS = 1024  # of the text that goes into logs and dumps; the grader sees all of it
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error")
@@ -53,6 +56,17 @@ def response_length(solution_str: str, extra_info: dict | None, options: MixOpti
             "pkg://rewards.manager (it passes the exact one), or set reward_kwargs.tokenizer to the model's path"
         )
     return len(_tokenizer(options.tokenizer)(solution_str, add_special_tokens=False)["input_ids"])
+
+
+@lru_cache(maxsize=1)
+def warn_ungradable(data_source: str, missing: str) -> None:
+    """Say, once in a row for a data set, that its samples lack what they are graded by."""
+    logger.warning(
+        "a sample of %r has no %s, so its response gets status=error; run `python -m recipes.data.validate file=…` on "
+        "the data before training",
+        data_source,
+        missing,
+    )
 
 
 def mixed(

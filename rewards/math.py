@@ -6,26 +6,13 @@ verl runs it in the reward worker's thread pool.
 
 from __future__ import annotations
 
-import logging
-from functools import lru_cache
 from typing import Any
 
 from rewards.components import STATUSES as STATUSES
-from rewards.components import format_component, mixed
+from rewards.components import format_component, mixed, warn_ungradable
 from rewards.extract import extract_answer
 from rewards.grader import gold_text, shared_grader
 from rewards.options import RewardOptions, read_options
-
-logger = logging.getLogger(__name__)
-
-
-@lru_cache(maxsize=1)
-def _warn_missing_gold(data_source: str) -> None:
-    logger.warning(
-        "a sample of %r has no ground truth, so its response gets status=error; run "
-        "`python -m recipes.data.validate file=…` on the data before training",
-        data_source,
-    )
 
 
 def compute_score(
@@ -51,7 +38,7 @@ def compute_score(
     answer = extract_answer(solution_str, options.answer_line)
     gold = gold_text(ground_truth)
     if not gold:
-        _warn_missing_gold(str(data_source))
+        warn_ungradable(str(data_source), "ground truth")
         status = "error"
     elif answer is None:
         status = "no_answer"

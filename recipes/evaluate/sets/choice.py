@@ -58,7 +58,7 @@ def read(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
     listed = "\n".join(f"({mark}) {text}" for mark, text in zip(LETTERS, options, strict=False))
     reasons = str(field(row, spec.solution) or "").strip() if spec.solution else ""
     return Fields(
-        problem=f"{question}\n\n{listed}",
+        problem=f"{question}\n\nChoices:\n{listed}",
         answer=letter,
         shown=letter,
         solution=f"{reasons}\n\n\\boxed{{{letter}}}" if reasons else "",
