@@ -55,7 +55,6 @@ class Plan:
     params: SamplingParams
     template_kwargs: dict[str, Any]
     reward_kwargs: dict[str, Any]
-    code: CodeOptions
     ks: tuple[int, ...]
     engine: str
     workers: int
@@ -63,6 +62,7 @@ class Plan:
     gpus: int
     settings: dict[str, Any]
     compare: tuple[Path, ...]
+    code: CodeOptions = CodeOptions()
 
     def prompt(self, member: Member, problem: Problem) -> list[int]:
         """A problem's prompt as the member reads it: token ids up to where the assistant speaks."""
