@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,6 @@ class Plan:
     params: SamplingParams
     template_kwargs: dict[str, Any]
     reward_kwargs: dict[str, Any]
-    code: CodeOptions
     ks: tuple[int, ...]
     engine: str
     workers: int
@@ -63,6 +62,7 @@ class Plan:
     gpus: int
     settings: dict[str, Any]
     compare: tuple[Path, ...]
+    code: CodeOptions = field(default_factory=CodeOptions)
 
     def prompt(self, member: Member, problem: Problem) -> list[int]:
         """A problem's prompt as the member reads it: token ids up to where the assistant speaks."""
