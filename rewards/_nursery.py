@@ -15,14 +15,17 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
+from collections.abc import Callable
 
 MESSAGE = struct.Struct("!cQ")  # b"s" (spawn) or b"k" (kill), and the child's number
 # sympy's caches grow, so a child asks to be replaced by size and by age.
 RETIRE_AFTER_ITEMS = 20_000
 RETIRE_SHARE_OF_LIMIT = 0.5
+REAP_EVERY_MS = 500
 # Each kind once: the parser builds its tables as it meets new forms, and children inherit them.
 WARM_UP = (
     ("\\frac{1}{2}\\sqrt{3}", "x^2-1.5"),
@@ -97,8 +100,22 @@ def main(control_fd: int, memory_mb: int) -> None:
     gc.collect()
     gc.freeze()  # the collector would otherwise touch, and so copy, every shared page
     control.sendall(b'{"ready": true}\n')
+    tend(control, lambda link: _serve(link, memory_mb))
+
+
+def tend(control: socket.socket, serve: Callable[[socket.socket], None], fork: Callable[[], int] = os.fork) -> None:
+    """Fork a child for each order on the control socket, until its end; then end all children.
+
+    Args:
+        serve: what a child does, with the socket that came with its order.
+        fork: as ``os.fork``.
+    """
     children: dict[int, int] = {}
+    orders = select.poll()
+    orders.register(control, select.POLLIN)
     while True:
+        while not orders.poll(REAP_EVERY_MS):
+            _reap(children)
         data, descriptors, _, _ = socket.recv_fds(control, MESSAGE.size, 1)
         _reap(children)
         if len(data) < MESSAGE.size:
@@ -107,11 +124,11 @@ def main(control_fd: int, memory_mb: int) -> None:
         if order == b"k" and number in children:
             os.kill(children[number], signal.SIGKILL)
         elif order == b"s":
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 control.close()
                 try:
-                    _serve(socket.socket(fileno=descriptors[0]), memory_mb)
+                    serve(socket.socket(fileno=descriptors[0]))
                 finally:
                     os._exit(0)
             children[number] = pid

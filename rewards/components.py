@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Any
 
-from rewards.options import RewardOptions
+from rewards.options import MixOptions
+
+logger = logging.getLogger(__name__)
+
+MAX_EXTRACTED_CHARS = 1024  # of the text that goes into logs and dumps; the grader sees all of it
+STATUSES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
 def format_component(solution_str: str, answer_found: bool) -> float:
@@ -35,7 +41,7 @@ def _tokenizer(path: str) -> Any:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
-def response_length(solution_str: str, extra_info: dict | None, options: RewardOptions) -> int:
+def response_length(solution_str: str, extra_info: dict | None, options: MixOptions) -> int:
     """Tokens of the response: ``extra_info["response_length"]`` where present, else counted with the tokenizer.
 
     Raises ValueError where neither is there.  A decoded response has lost its special tokens, so the count may be one
@@ -50,3 +56,60 @@ def response_length(solution_str: str, extra_info: dict | None, options: RewardO
             "pkg://rewards.manager (it passes the exact one), or set reward_kwargs.tokenizer to the model's path"
         )
     return len(_tokenizer(options.tokenizer)(solution_str, add_special_tokens=False)["input_ids"])
+
+
+@lru_cache(maxsize=1)
+def warn_ungradable(data_source: str, missing: str) -> None:
+    """Say, once in a row for a data set, that its samples lack what they are graded by."""
+    logger.warning(
+        "a sample of %r has no %s, so its response gets status=error; run `python -m recipes.data.validate file=…` on "
+        "the data before training",
+        data_source,
+        missing,
+    )
+
+
+def mixed(
+    status: str,
+    extracted: str | None,
+    well_formed: float,
+    solution_str: str,
+    extra_info: dict | None,
+    options: MixOptions,
+) -> dict[str, Any]:
+    """What a reward function returns for one response, whatever graded it.
+
+    Args:
+        status: one of ``STATUSES``.
+        extracted: the answer that was found, None where there is none.
+        well_formed: the format component, 0 or 1.
+        solution_str, extra_info: as verl passes them; for the length.
+        options: the mix.
+
+    Returns:
+        The same keys for every sample, since verl averages every numeric one: ``score`` (the mix), ``acc`` (1.0 right,
+        0.0 otherwise; the correctness component), ``format`` (0 or 1), ``overlong`` (-1 to 0; 0 where not configured),
+        ``timeout`` (1.0 where the deadline passed), and two strings, ``extracted`` and ``status``.  Numeric keys are
+        few on purpose: verl's validation bootstraps each of them.
+    """
+    correctness = options.correct_value if status == "correct" else options.wrong_value
+    if status in ("timeout", "error") and options.timeout_value is not None:
+        correctness = options.timeout_value
+    overlong = 0.0
+    if options.overlong_buffer is not None:
+        length = response_length(solution_str, extra_info, options)
+        overlong = overlong_component(length, options.max_response_length, options.overlong_buffer)
+    score = (
+        options.correctness_weight * correctness
+        + options.format_weight * well_formed
+        + options.overlong_weight * overlong
+    )
+    return {
+        "score": float(score),
+        "acc": float(status == "correct"),
+        "format": well_formed,
+        "overlong": overlong,
+        "timeout": float(status == "timeout"),
+        "extracted": (extracted or "")[:MAX_EXTRACTED_CHARS],
+        "status": status,
+    }

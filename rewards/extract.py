@@ -77,6 +77,14 @@ def last_answer_line(text: str) -> str | None:
     return content or None
 
 
+def after_thoughts(text: str) -> str | None:
+    """What a response says after its thoughts, None where they never end; all of it where there are none."""
+    _, closing, after = text.rpartition("</think>")
+    if closing:
+        return after
+    return None if "<think>" in text else text
+
+
 def extract_answer(text: str, answer_line: bool = False) -> str | None:
     """A response's final answer: its last box, else (where ``answer_line``) its last ``Answer:`` line, else None."""
     text = text[-MAX_RESPONSE_CHARS:]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rewards.components import STATUSES
 from rewards.grader import TIMEOUT_RATE_LIMIT
-from rewards.math import STATUSES
 
 COMPONENTS = ("score", "acc", "format", "overlong")
 TIMEOUT_RATE = "reward/timeout_rate_graded"

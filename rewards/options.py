@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 # verl passes these of its own accord where a reward model is served; a verifiable reward has no use for them.
 IGNORED = frozenset({"reward_router_address", "reward_model_tokenizer"})
+Options = TypeVar("Options", bound="MixOptions")
 
 
 @dataclass(frozen=True)
-class RewardOptions:
+class MixOptions:
     """The mix: correctness_weight · correctness + format_weight · format + overlong_weight · overlong.
 
     Keys
     ----
-    answer_line: accept DAPO's "Answer: …" line where there is no box.
     correct_value, wrong_value: correctness of a right answer and of any other (DAPO: 1 and -1).
     timeout_value: correctness where grading failed ("timeout" or "error"); None for ``wrong_value``.
     correctness_weight, format_weight, overlong_weight: the mix.
     max_response_length, overlong_buffer: tokens; DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13) falls
         linearly from 0 to -1 over the last ``overlong_buffer`` tokens before ``max_response_length``.
     tokenizer: path of the tokenizer that counts tokens, needed only where ``extra_info`` has no ``response_length``.
-    deadline_s, cpu_s, children, memory_mb, cache_size: see ``rewards.grader.Grader``.
     """
 
-    answer_line: bool = False
     correct_value: float = 1.0
     wrong_value: float = 0.0
     timeout_value: float | None = None
@@ -35,11 +34,6 @@ class RewardOptions:
     max_response_length: int | None = None
     overlong_buffer: int | None = None
     tokenizer: str | None = None
-    deadline_s: float = 10.0
-    cpu_s: float = 2.0
-    children: int = 2
-    memory_mb: int = 1024
-    cache_size: int = 65536
 
     def __post_init__(self) -> None:
         if (self.max_response_length is None) != (self.overlong_buffer is None):
@@ -64,10 +58,38 @@ class RewardOptions:
             )
 
     @classmethod
-    def from_kwargs(cls, kwargs: dict[str, Any]) -> RewardOptions:
+    def from_kwargs(cls: type[Options], kwargs: dict[str, Any]) -> Options:
         """Options from ``reward_kwargs``.  Raises ValueError for a key that is none, naming all that are."""
         known = {field.name for field in fields(cls)}
         unknown = set(kwargs) - known - IGNORED
         if unknown:
             raise ValueError(f"unknown reward option(s) {sorted(unknown)}; reward_kwargs takes {sorted(known)}")
         return cls(**{key: value for key, value in kwargs.items() if key in known})
+
+
+@dataclass(frozen=True)
+class RewardOptions(MixOptions):
+    """The mix, and how a mathematical answer is found and compared.
+
+    Keys
+    ----
+    answer_line: accept DAPO's "Answer: …" line where there is no box.
+    deadline_s, cpu_s, children, memory_mb, cache_size: see ``rewards.grader.Grader``.
+    """
+
+    answer_line: bool = False
+    deadline_s: float = 10.0
+    cpu_s: float = 2.0
+    children: int = 2
+    memory_mb: int = 1024
+    cache_size: int = 65536
+
+
+@lru_cache(maxsize=64)
+def _read(kind: type[Options], items: tuple) -> Options:
+    return kind.from_kwargs(dict(items))
+
+
+def read_options(kind: type[Options], kwargs: dict[str, Any]) -> Options:
+    """`from_kwargs`, remembered: a reward function is called with the same options every time."""
+    return _read(kind, tuple(sorted((key, value) for key, value in kwargs.items() if key not in IGNORED)))

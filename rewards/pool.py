@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _BOOT = (
     "import os, sys; sys.path[:] = sys.argv[3].split(os.pathsep); "
     "from rewards._nursery import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 
 class GradingSetupError(RuntimeError):
@@ -112,11 +114,22 @@ class _Child(_Link):
         return not self._poll.poll(0)
 
 
-class _Nursery:
-    """The process that forks children, started (and, should it die, restarted) when a child is asked for."""
+class Nursery:
+    """The process that forks children, started (and, should it die, restarted) when a child is asked for.
 
-    def __init__(self, memory_mb: int):
-        self._memory_mb = memory_mb
+    Args:
+        command: options of Python up to its ``-c`` program, which gets the control socket's number as first argument.
+        arguments: further arguments of the program.
+        environment: of the process; None for this process's own.
+        advice: what a user can do where it cannot start.
+    """
+
+    def __init__(
+        self, command: Sequence[str], arguments: Sequence[str], environment: Mapping[str, str] | None, advice: str
+    ):
+        self._command, self._arguments = command, arguments
+        self._environment, self._advice = environment, advice
+        self.hello: dict | None = None  # its first message
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._link: _Link | None = None
@@ -126,12 +139,12 @@ class _Nursery:
         ours, theirs = socket.socketpair()
         debug = os.environ.get("VSD_GRADING_STDERR") == "1"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(self._memory_mb), _import_path()],
+            [sys.executable, *self._command, str(theirs.fileno()), *self._arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # libraries print
             stderr=None if debug else subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env=dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MALLOC_ARENA_MAX="1"),
+            env={**(os.environ if self._environment is None else self._environment), **_ONE_THREAD},
             start_new_session=True,  # Ctrl-C in a terminal is the trainer's affair
         )
         theirs.close()
@@ -144,9 +157,10 @@ class _Nursery:
             why = f"it was not ready within {START_TIMEOUT_S:.0f} s" if hello is None else hello["error"]
             self._stop()
             raise GradingSetupError(
-                f"the grading process of {sys.executable} cannot work: {why}; install math-verify 0.9 there, or set "
+                f"the grading process of {sys.executable} cannot work: {why}; {self._advice}, or set "
                 "VSD_GRADING_STDERR=1 to see its messages"
             )
+        self.hello = hello
 
     def _stop(self) -> None:
         if self._link is not None:
@@ -154,6 +168,12 @@ class _Nursery:
             self._process.kill()
             self._process.wait()
             self._link = self._process = None
+
+    def start(self) -> None:
+        """Start it where it does not run.  Raises GradingSetupError."""
+        with self._lock:
+            if self._link is None:
+                self._start()
 
     def child(self) -> _Child:
         """A new child, perhaps still starting.  Raises GradingSetupError."""
@@ -206,7 +226,7 @@ class GradingPool:
         if memory_mb < 256:
             raise ValueError(f"memory_mb={memory_mb} but a child needs about 100 MiB to start; set 256 or more")
         self._places = threading.BoundedSemaphore(children)
-        self._nursery = _Nursery(memory_mb)
+        self._nursery = Nursery(["-c", _BOOT], [str(memory_mb), _import_path()], None, "install math-verify 0.9 there")
         self._lock = threading.Lock()
         self._idle: list[_Child] = []  # used from its end, so that few children get warm
         self._alive: set[_Child] = set()

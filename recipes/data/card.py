@@ -9,11 +9,13 @@ from typing import Any
 def readme_text(card: dict[str, Any]) -> str:
     """README.md of a prepared dataset.  ``card.json`` beside it has the same, and the hashes of the files."""
     made_from = card["made_from"]
+    terms = "" if "generator" in made_from["input"] else "; the terms of use are those of the original"
     lines = [
         f"# {card['name']}",
         "",
-        f"Made from {_origin(made_from)} by `python -m recipes.data.prepare`. Hashes of the files, and everything "
-        "below, are in `card.json`; the terms of use are those of the original.",
+        f"Made {_origin(made_from)} by `python -m recipes.data.prepare`. Hashes of the files, and everything below, "
+        f"are in `card.json`{terms}.",
+        *(["", f"Published hash: {card['published']}."] if card.get("published") else []),
         "",
         "## Counts",
         "",
@@ -56,11 +58,13 @@ def readme_text(card: dict[str, Any]) -> str:
 
 
 def _origin(made_from: dict[str, Any]) -> str:
-    """The hub's name of a set, the local files that it was read from, or both."""
+    """The hub's name of a set, the local files that it was read from, or both; or what it was generated with."""
+    if "generator" in made_from["input"]:
+        return f"from nothing, with `dataset.generate={json.dumps(made_from['dataset']['generate'])}`,"
     dataset, files = made_from["dataset"], made_from["input"].get("files")
-    hub = f"`{dataset['hub']}` (split `{dataset['split']}`)" if dataset["hub"] else ""
+    hub = f"from `{dataset['hub']}` (split `{dataset['split']}`)" if dataset["hub"] else ""
     if not files:
         return hub
     listed = ", ".join(f"`{name}` (SHA-256 {digest[:12]}…)" for name, digest in files.items())
     local = f"the local file{'s' * (len(files) > 1)} {listed}"
-    return f"{hub}, read from {local}," if hub else local
+    return f"{hub}, read from {local}," if hub else f"from {local}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from recipes.data.readers import LARGEST_EXACT, DataError
 
 
-def field(row: dict[str, Any], name: str) -> Any:
+def field(row: Mapping[str, Any], name: str) -> Any:
     """The value of a column, or of a dotted field inside one; None where the row lacks the column, or it is null.
 
     Raises:
@@ -46,6 +47,39 @@ def exact_text(value: Any) -> str:
     if isinstance(value, float) and abs(value) <= LARGEST_EXACT:
         return str(int(value)) if value.is_integer() else repr(value)
     raise DataError(_why_refused(value))
+
+
+def cell(row: Mapping[str, Any], column: str | None, read: Callable[[Any], str] = exact_text) -> str:
+    """The text of a row's column, "" where the set has no such column.
+
+    Raises:
+        DataError: as ``read`` does; names the column.
+    """
+    if column is None:
+        return ""
+    try:
+        return read(field(row, column))
+    except DataError as error:
+        raise DataError(f"column {column!r}: {error}") from error
+
+
+def cells(row: Mapping[str, Any], column: str | None) -> list[str]:
+    """The texts of a row's column of lists, [] where the set has no such column or the row no list.
+
+    Raises:
+        DataError: it holds no list, or a value that has no one text; names the column.
+    """
+    if column is None:
+        return []
+    try:
+        value = field(row, column)
+        if value is None:
+            return []
+        if not isinstance(value, list | tuple):
+            raise DataError(f"it is {str(value)[:60]!r}, where a list is needed; CSV has none, so use JSON or parquet")
+        return [exact_text(part) for part in value]
+    except DataError as error:
+        raise DataError(f"column {column!r}: {error}") from error
 
 
 def _why_refused(value: Any) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.common.teacher.prompts import student_messages
-from recipes.data.cells import exact_text, field
+from recipes.data.cells import cell, exact_text
+from recipes.data.cells import field as value_of
 from recipes.data.readers import DataError
+from recipes.data.sets import read_fields
 from recipes.data.sources import DatasetSpec
 from rewards.extract import last_boxed
 from rewards.grader import gold_text
@@ -29,6 +32,9 @@ class Item:
     source_index: int
     unwrapped: bool = True  # False where instructions around the problem were expected and not found
     boxed: bool = False  # whether the answer is the solution's last box
+    gold: str | None = None  # what is graded where that is not the answer, such as a program's tests
+    dropped: str = ""  # why the row cannot be used
+    extra: Mapping[str, Any] = field(default_factory=dict)  # for extra_info
 
 
 def clean_answer(answer: Any) -> str:
@@ -82,29 +88,56 @@ def _unwrap(text: str, spec: DatasetSpec) -> tuple[str, bool]:
     return text, found
 
 
-def _cell(row: dict[str, Any], column: str | None, read: Callable[[Any], str]) -> str:
-    if column is None:
-        return ""
+def _difficulty(row: dict[str, Any], spec: DatasetSpec) -> dict[str, float]:
+    """The row's difficulty, where its set has one and it is a number."""
+    if spec.difficulty is None:
+        return {}
     try:
-        return read(field(row, column))
-    except DataError as error:
-        raise DataError(f"column {column!r}: {error}") from error
+        value = float(value_of(row, spec.difficulty))
+    except (TypeError, ValueError, OverflowError):
+        return {}
+    return {"difficulty": value} if math.isfinite(value) else {}
 
 
-def to_item(row: dict[str, Any], spec: DatasetSpec, source_index: int) -> Item:
+def _outside(extra: Mapping[str, Any], spec: DatasetSpec) -> str:
+    if spec.difficulty_range is None:
+        return ""
+    low, high = spec.difficulty_range
+    return "" if low <= extra.get("difficulty", math.nan) <= high else "outside the difficulty range"
+
+
+def to_item(row: dict[str, Any], spec: DatasetSpec, source_index: int, seed: int = 1) -> Item:
     """Read a dataset's row.  The answer is the answer column's, else the last box of the solution, else "".
 
-    White space around a text goes; nothing else changes but what ``spec`` says (``cut_*``, ``clean_answers``).
+    White space around a text goes; nothing else changes but what ``spec`` says (``cut_*``, ``clean_answers``, and of
+    graders other than "math" what `read_fields` makes of the row).
+
+    Args:
+        seed: orders the options of multiple choice.
 
     Raises:
         DataError: a value has no one text; names the column.
     """
-    problem, unwrapped = _unwrap(_cell(row, spec.problem, _problem_text), spec)
-    solution = _cell(row, spec.solution, _solution_text)
+    extra = _difficulty(row, spec)
+    dropped = _outside(extra, spec)
+    if spec.grader != "math":
+        read = read_fields(row, spec, seed)
+        return Item(
+            read.problem,
+            read.shown or "",
+            read.solution,
+            source_index,
+            gold=read.answer if read.shown is None else None,
+            dropped=read.dropped or dropped,
+            extra={**extra, **read.extra, "grader": spec.grader},
+        )
+    problem, unwrapped = _unwrap(cell(row, spec.problem, _problem_text), spec)
+    solution = cell(row, spec.solution, _solution_text)
     clean = clean_answer if spec.clean_answers else str.strip
-    given = clean(_cell(row, spec.answer, _answer_text))
+    given = clean(cell(row, spec.answer, _answer_text))
     answer = given or clean(last_boxed(solution) or "")
-    return Item(problem, answer, solution, source_index, unwrapped, boxed=bool(answer and not given))
+    boxed = bool(answer and not given)
+    return Item(problem, answer, solution, source_index, unwrapped, boxed, dropped=dropped, extra=extra)
 
 
 def problem_key(problem: str) -> str:
@@ -115,15 +148,25 @@ def problem_key(problem: str) -> str:
     return " ".join(unicodedata.normalize("NFC", problem).split())
 
 
-def to_row(item: Item, name: str, split: str, index: int) -> dict[str, Any]:
+def prompt_messages(problem: str, template: str | None = None) -> list[dict[str, str]]:
+    """What is asked: a template with {problem} in its place as one user turn, else ``student_messages``."""
+    if template is None:
+        return student_messages(problem)
+    return [{"role": "user", "content": template.replace("{problem}", problem)}]
+
+
+ABILITIES = {"math": "math", "choice": "knowledge", "code": "code", "knights": "logic"}
+
+
+def to_row(item: Item, name: str, split: str, index: int, template: str | None = None) -> dict[str, Any]:
     """verl's columns, and ``problem``, ``solution``, ``answer`` for the privileged prompt."""
     return {
         "data_source": name,
-        "prompt": student_messages(item.problem),
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": item.answer},
+        "prompt": prompt_messages(item.problem, template),
+        "ability": ABILITIES[item.extra.get("grader", "math")],
+        "reward_model": {"style": "rule", "ground_truth": item.answer if item.gold is None else item.gold},
         "problem": item.problem,
         "solution": item.solution,
-        "answer": item.answer,
-        "extra_info": {"index": index, "split": split, "source_index": item.source_index},
+        "answer": item.answer if item.gold is None else None,
+        "extra_info": {"index": index, "split": split, "source_index": item.source_index, **item.extra},
     }

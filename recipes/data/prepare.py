@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,16 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from config import CONFIG_DIR
 from recipes.command_line import Command, run
-from recipes.common.teacher.prompts import student_messages
 from recipes.data import contamination
 from recipes.data.card import readme_text
-from recipes.data.convert import Item, problem_key, to_item, to_row
+from recipes.data.convert import Item, problem_key, prompt_messages, to_item, to_row
 from recipes.data.readers import DataError, Place, Row
 from recipes.data.sources import DatasetSpec, identity, local_files, read_rows, spec_of
 from recipes.data.store import is_intact, read_card, refuse_foreign_files, write_dataset
 from rewards.normalize import quick_verdict
 
 # Raise it when the meaning of the output changes, so that files of an older version are made anew.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PROBE_SIZE = 64  # where probe_size is null
 
 
@@ -48,7 +47,9 @@ class Collected:
     counts: Counter = field(default_factory=Counter)
 
 
-def collect(rows: Iterable[tuple[Place, Row]], spec: DatasetSpec, conflicts: str, require_answer: bool) -> Collected:
+def collect(
+    rows: Iterable[tuple[Place, Row]], spec: DatasetSpec, conflicts: str, require_answer: bool, seed: int = 1
+) -> Collected:
     """Convert rows, keeping the first of each problem.  Memory is that of the kept items, however many rows there are.
 
     ``conflicts``: "drop" leaves out every problem that occurs with different answers, "first" keeps its first row.
@@ -61,20 +62,23 @@ def collect(rows: Iterable[tuple[Place, Row]], spec: DatasetSpec, conflicts: str
     for index, (place, row) in enumerate(rows):
         counts["rows read"] += 1
         try:
-            item = to_item(row, spec, index)
+            item = to_item(row, spec, index, seed)
         except DataError as error:
             raise DataError(f"{place}, {error}") from error
         if not item.problem:
             counts["without a problem"] += 1
             continue
-        if require_answer and not item.answer:
+        if item.dropped:
+            counts[item.dropped] += 1
+            continue
+        if require_answer and not item.answer and not item.gold:
             counts["without an answer"] += 1
             continue
         key = hashlib.sha256(problem_key(item.problem).encode()).digest()
         first = kept.setdefault(key, item)
         if first is not item:
             counts["duplicates"] += 1
-            if quick_verdict(first.answer, item.answer) is not True:
+            if first.gold != item.gold or (item.gold is None and quick_verdict(first.answer, item.answer) is not True):
                 contradicted.add(key)
             continue
         if not item.unwrapped:
@@ -99,9 +103,7 @@ def hold_out(items: list[Item], sizes: dict[str, int | None], seed: int) -> dict
     if sum(numbers.values()) >= len(items):
         asked = " and ".join(f"{name}_size={number}" for name, number in numbers.items() if number)
         raise DataError(f"{asked} leaves nothing of {len(items)} items to train on; make it smaller")
-    order = sorted(
-        range(len(items)), key=lambda n: hashlib.sha256(f"{seed}\0{problem_key(items[n].problem)}".encode()).digest()
-    )
+    order = _by_hash(items, seed)
     part_of = dict.fromkeys(order, "train")
     chosen = iter(order)
     for name, number in numbers.items():
@@ -110,6 +112,31 @@ def hold_out(items: list[Item], sizes: dict[str, int | None], seed: int) -> dict
     for number, item in enumerate(items):
         parts[part_of[number]].append(item)
     return parts
+
+
+def hold_out_levels(items: list[Item], size: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """(train, test): ``size`` items, one from each difficulty in turn, chosen within it as `hold_out` chooses.
+
+    Raises DataError where no training item would be left.
+    """
+    if size >= len(items):
+        raise DataError(f"dataset.test_size={size} leaves nothing of {len(items)} items to train on; make it smaller")
+    levels: dict[float | None, list[Item]] = {}
+    for number in _by_hash(items, seed):
+        levels.setdefault(items[number].extra.get("difficulty"), []).append(items[number])
+    turns = zip_longest(*(levels[level] for level in sorted(levels, key=lambda d: (d is None, d))))
+    held = list(islice((item for turn in turns for item in turn if item is not None), size))
+    chosen = {item.source_index for item in held}
+    return (
+        [item for item in items if item.source_index not in chosen],
+        [item for item in items if item.source_index in chosen],
+    )
+
+
+def _by_hash(items: list[Item], seed: int) -> list[int]:
+    """Numbers of the items in an order that depends on seed and problems only."""
+    keys = [hashlib.sha256(f"{seed}\0{problem_key(item.problem)}".encode()).digest() for item in items]
+    return sorted(range(len(items)), key=keys.__getitem__)
 
 
 def evaluation_sets(out: Path, names: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
@@ -155,8 +182,10 @@ def prepare(cfg: DictConfig) -> str:
     out = Path(cfg.out).expanduser()
     folder = out / spec.name
     training = spec.role == "train"
-    sets, set_hashes, missing = evaluation_sets(out, cfg.contamination.against) if training else ({}, {}, [])
+    compared = training and spec.grader == "math"  # with the sets of contamination.against, which are mathematics
+    sets, set_hashes, missing = evaluation_sets(out, cfg.contamination.against) if compared else ({}, {}, [])
     sizes = {"probe": cfg.probe_size, "val": cfg.val_size} if training else {}
+    template = cfg.prompt or spec.prompt
     made_from = {
         "format": FORMAT_VERSION,
         "dataset": {**OmegaConf.to_container(cfg.dataset, resolve=True), "name": spec.name},
@@ -165,7 +194,7 @@ def prepare(cfg: DictConfig) -> str:
             **{key: cfg[key] for key in ("limit", "seed", "conflicts", "require_answer")},
             **{f"{part}_size": size for part, size in sizes.items()},
         },
-        "prompt": student_messages("{problem}"),
+        "prompt": prompt_messages("{problem}", template),
         "contamination": {
             **{key: cfg.contamination[key] for key in ("ngram", "min_share", "remove")},
             "against": set_hashes,
@@ -174,16 +203,18 @@ def prepare(cfg: DictConfig) -> str:
     card = read_card(folder)
     if card and not cfg.force and card["made_from"] == made_from and is_intact(folder, card):
         return f"{folder} is up to date ({_sizes(card)}); force=true makes it anew"
-    refuse_foreign_files(folder, local_files(source, spec.split) if source else ())
+    refuse_foreign_files(folder, local_files(source, spec.split, spec.subset) if source else ())
 
     rows = read_rows(spec, source, cfg.revision, answers=cfg.require_answer)
     with progress_of_reading() as progress:
-        collected = collect(counted(islice(rows, cfg.limit), progress), spec, cfg.conflicts, cfg.require_answer)
+        collected = collect(
+            counted(islice(rows, cfg.limit), progress), spec, cfg.conflicts, cfg.require_answer, cfg.seed
+        )
     counts = collected.counts
     if not collected.items:
         found = ", ".join(f"{number} {what}" for what, number in counts.items() if number and what != "rows read")
         raise DataError(f"no usable row among {counts['rows read']} read{f': {found}' if found else ''}")
-    parts = hold_out(collected.items, sizes, cfg.seed) if training else {"test": collected.items}
+    parts = split_of(collected.items, spec, sizes, cfg.seed)
     overlap = check_copies(collected.items, sets, cfg.contamination.ngram, cfg.contamination.min_share)
     copies = {copy["source_index"] for report in overlap.values() for copy in report["copies"]}
     counts["copies of evaluation problems"] = len(copies)
@@ -195,7 +226,7 @@ def prepare(cfg: DictConfig) -> str:
             )
         parts = {name: items for name, items in parts.items() if items}
     splits = {
-        name: [to_row(item, spec.name, name, index) for index, item in enumerate(items)]
+        name: [to_row(item, spec.name, name, index, template) for index, item in enumerate(items)]
         for name, items in parts.items()
     }
     solved = 0
@@ -210,9 +241,14 @@ def prepare(cfg: DictConfig) -> str:
         "made_from": made_from,
         "versions": _versions(),
     }
+    published = published_note(spec, made_from["input"])
+    if published:
+        card["published"] = published
     write_dataset(folder, splits, card, readme_text(card))
     lines = [f"{folder}: " + ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())]
     lines += [f"  {what}: {number}" for what, number in counts.items()]
+    if published:
+        lines.append(f"  {published}")
     if missing:
         lines.append(f"  not checked for copies of {', '.join(missing)}: prepare these first, into the same out={out}")
     if copies and not cfg.contamination.remove:
@@ -220,18 +256,39 @@ def prepare(cfg: DictConfig) -> str:
             f"  {len(copies)} copies of evaluation problems are still in; contamination.remove=true drops them"
         )
     if training:
-        lines += how_to_train(folder, splits, solved)
+        lines += how_to_train(folder, splits, solved, spec.grader)
     return "\n".join(lines)
 
 
-def how_to_train(folder: Path, splits: dict[str, list[Any]], solved: int) -> Iterator[str]:
+def split_of(items: list[Item], spec: DatasetSpec, sizes: dict[str, int | None], seed: int) -> dict[str, list[Item]]:
+    """The items of each file that is to be written.  Raises DataError as `hold_out` and `hold_out_levels` do."""
+    if spec.role != "train":
+        return {"test": items}
+    left, test = hold_out_levels(items, spec.test_size, seed)
+    return {**hold_out(left, sizes, seed), **({"test": test} if test else {})}
+
+
+def published_note(spec: DatasetSpec, source: dict[str, Any]) -> str:
+    """Whether a local file is the one whose hash its users published, in a sentence; "" where none is published."""
+    if spec.published_sha256 is None:
+        return ""
+    by, files = spec.published_by, source.get("files")
+    if files is None:
+        return f"not compared with the hash that {by} published, which is of a file: give the file as source="
+    if spec.published_sha256 in files.values():
+        return f"this is the file that {by} used: SHA-256 {spec.published_sha256}"
+    return f"this is not the file that {by} used, whose SHA-256 is {spec.published_sha256}: its problems may differ"
+
+
+def how_to_train(folder: Path, splits: dict[str, list[Any]], solved: int, grader: str) -> Iterator[str]:
     """What a training command has to be told of a prepared set.
 
-    solved: how many of its rows have a solution.
+    solved: how many of its rows have a solution.  grader: of the set.
     """
     total = sum(map(len, splits.values()))
     words = [f"data.train_files={folder}/train.parquet"]
     words += [f"data.val_files={folder}/val.parquet"] if "val" in splits else []
+    words += [f"reward.custom_reward_function.path=pkg://rewards.{grader}"] if grader != "math" else []
     if solved == 0:
         words.append("self_distill.teacher.context=answer")
         yield "  no row has a solution to show the teacher: it is shown the answer, self_distill.teacher.context=answer"
@@ -252,7 +309,7 @@ def source_of(cfg: DictConfig) -> Path | None:
         if not isinstance(value, str) or not value:
             raise DataError(f"{key}={value}: must be the path of a file or folder")
         return Path(value).expanduser()
-    if cfg.dataset.get("hub") is None:
+    if cfg.dataset.get("hub") is None and cfg.dataset.get("generate") is None:
         raise DataError("this dataset is not on the hub; say file=<a .jsonl, .json, .csv or .parquet file of yours>")
     return None
 
@@ -302,6 +359,11 @@ def check_settings(cfg: DictConfig) -> None:
         (cfg.probe_size is None or whole(cfg.probe_size, 0), "probe_size", "a whole number, 0 or more, or null"),
         (whole(cfg.val_size, 0), "val_size", "a whole number, 0 or more"),
         (cfg.limit is None or whole(cfg.limit, 1), "limit", "null or at least 1"),
+        (
+            cfg.prompt is None or (isinstance(cfg.prompt, str) and "{problem}" in cfg.prompt),
+            "prompt",
+            "null or contain {problem}",
+        ),
         (whole(cfg.seed, 0), "seed", "a whole number, 0 or more"),
         (isinstance(cfg.out, str) and cfg.out != "", "out", "the path of a folder"),
         (isinstance(cfg.require_answer, bool), "require_answer", "true or false"),
@@ -350,10 +412,11 @@ COMMAND = Command(
         ("limit=1000", "only the first rows of the source"),
         ("probe_size=64", "training problems held out for the exposure controller; 0 for none"),
         ("conflicts=first", "rows with different answers to one problem: drop | first"),
+        ("'prompt=\"Solve this. {problem}\"'", "what is asked instead of the set's own prompt"),
         ("require_answer=false", "keep rows that cannot be graded"),
         ("contamination.remove=true", "leave copies of evaluation problems out"),
     ),
-    types={"limit": "whole", "source": "text", "file": "text", "revision": "text"},
+    types={"limit": "whole", "source": "text", "file": "text", "revision": "text", "prompt": "text"},
     more="Every key with what it means: config/prepare.yaml; own sets, columns, contamination: recipes/data/README.md.",
     not_started="Nothing was prepared:",
 )

@@ -55,7 +55,9 @@ def suffix_of(path: Path) -> str | None:
     return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), None)
 
 
-def rows_of(path: Path, wanted: Sequence[str], check: Check) -> Iterator[tuple[Place, Row]]:
+def rows_of(
+    path: Path, wanted: Sequence[str], check: Check, numbers: Sequence[str] = ()
+) -> Iterator[tuple[Place, Row]]:
     """The rows of a file of `FORMATS`, in order.  A JSON row need not have every column.
 
     Numbers of JSON and CSV are the text that they are written in.  What JSON cannot be trusted with is there for the
@@ -65,13 +67,14 @@ def rows_of(path: Path, wanted: Sequence[str], check: Check) -> Iterator[tuple[P
     Args:
         wanted: the columns that are used, dotted for a field inside one.
         check: called with the names of the file's columns before the first row.
+        numbers: the columns that are used as numbers; of these any floats will do.
 
     Raises:
         DataError: the file is not of its format, or damaged; or ``check`` does.
     """
     kind = FORMATS[suffix_of(path) or ""]
     if kind == "parquet":
-        return _parquet_rows(path, wanted, check)
+        return _parquet_rows(path, wanted, check, numbers)
     return (_json_rows if kind == "json" else _csv_rows)(path, check)
 
 
@@ -209,7 +212,9 @@ def _csv_rows(path: Path, check: Check) -> Iterator[tuple[Place, Row]]:
 # --- parquet ---
 
 
-def _parquet_rows(path: Path, wanted: Sequence[str], check: Check) -> Iterator[tuple[Place, Row]]:
+def _parquet_rows(
+    path: Path, wanted: Sequence[str], check: Check, numbers: Sequence[str]
+) -> Iterator[tuple[Place, Row]]:
     """Batch by batch: a training set of millions of rows never stands in memory as a whole."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -222,7 +227,8 @@ def _parquet_rows(path: Path, wanted: Sequence[str], check: Check) -> Iterator[t
             check(schema.names)
             refuse_narrow_floats(schema, wanted, str(path))
             # A name with a dot may be a column's whole name.
-            columns = {name if name in schema.names else name.split(".")[0] for name in wanted} & set(schema.names)
+            columns = {name if name in schema.names else name.split(".")[0] for name in (*wanted, *numbers)}
+            columns &= set(schema.names)
             for batch in table.iter_batches(batch_size=_BATCH, columns=sorted(columns), use_threads=False):
                 try:
                     rows = batch.to_pylist()

@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.readers import FORMATS, DataError, Place, Row, first_line, refuse_narrow_floats, rows_of, suffix_of
+from recipes.data.sets import knights
+from rewards.by_grader import GRADERS
 
 _BATCH = 1000
+# Raise it when the same arguments give other puzzles.
+GENERATOR_VERSION = 1
 _SPLIT_WORD = re.compile(r"(?<![a-z])(?:train|test|validation)(?![a-z])")
+GENERATED_BY = ("size", "people", "seed")  # the generator's arguments
+_BESIDE = ("tests", "entry_point", "examples")  # columns that only programs have
+_TEXTS = ("hub", "answer", "solution", "cut_before", "cut_after", "subset", *_BESIDE, "difficulty", "prompt",
+          "published_sha256", "published_by")  # fmt: skip
 # What public sets call these columns, for a suggestion where spelling is no help.
 _ALSO_CALLED = {
     "problem": ("question", "prompt", "input", "query", "instruction", "messages"),
@@ -31,6 +39,14 @@ class DatasetSpec:
     column names, dotted for a field inside one; those in ``optional`` need not be there.  ``role`` is "train" or
     "eval".  ``cut_before`` and ``cut_after`` are instructions wrapped around the problem that are not part of it.
     ``clean_answers``: answers lose dollar signs and leading zeros; else they stay as they are written.
+
+    ``grader``: how a response is graded, one of ``rewards.by_grader.GRADERS``; the columns that it needs besides are
+    ``options`` (choice: one column, or a list of them, the right one first), ``tests``, ``entry_point``, ``examples``
+    (code).  ``subset``: the hub's configuration, and a part of the names of a local folder's files.  ``difficulty``: a
+    column of numbers; ``difficulty_range`` keeps rows within it.  ``test_size``: items of a training set that are held
+    out for evaluation, each difficulty equally often.  ``prompt``: what is asked, with {problem}; null for
+    ``student_messages``.  ``generate``: arguments of the generator, for a set that has no file.  ``published_sha256``:
+    of a file, and ``published_by`` whom.
     """
 
     name: str
@@ -44,12 +60,33 @@ class DatasetSpec:
     cut_after: str | None = None
     optional: Sequence[str] = ()
     clean_answers: bool = True
+    grader: str = "math"
+    subset: str | None = None
+    options: str | Sequence[str] | None = None
+    tests: str | None = None
+    entry_point: str | None = None
+    examples: str | None = None
+    difficulty: str | None = None
+    difficulty_range: Sequence[float] | None = None
+    test_size: int = 0
+    prompt: str | None = None
+    generate: Mapping[str, Any] | None = None
+    published_sha256: str | None = None
+    published_by: str | None = None
 
     @property
     def columns(self) -> dict[str, str]:
-        """The column's name of each of "problem", "answer", "solution" that the set has."""
-        named = {"problem": self.problem, "answer": self.answer, "solution": self.solution}
+        """The column's name of each of "problem", "answer", … "options.0" (one of several) that is read as text."""
+        several = () if self.options is None or isinstance(self.options, str) else self.options
+        named = {role: getattr(self, role) for role in ("problem", "answer", "solution", *_BESIDE)}
+        named["options"] = self.options if isinstance(self.options, str) else None
+        named |= {f"options.{number}": column for number, column in enumerate(several)}
         return {role: column for role, column in named.items() if column}
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        """Likewise of those that are read as numbers."""
+        return {"difficulty": self.difficulty} if self.difficulty else {}
 
 
 def spec_of(node: Mapping[str, Any]) -> DatasetSpec:
@@ -66,19 +103,56 @@ def spec_of(node: Mapping[str, Any]) -> DatasetSpec:
     for name in ("name", "split", "problem", "role"):
         if not isinstance(node[name], str) or not node[name]:
             raise DataError(f"dataset.{name}={node[name]}: must be a text")
-    for name in ("hub", "answer", "solution", "cut_before", "cut_after"):
+    for name in _TEXTS:
         if not isinstance(node.get(name), str | None):
             raise DataError(f"dataset.{name}={node[name]}: must be a text, or null for none")
-    optional = node.get("optional", ())
-    if not isinstance(optional, list | tuple) or not all(isinstance(name, str) for name in optional):
-        raise DataError(f"dataset.optional={optional}: must be a list of column names")
+    if not _texts(node.get("optional", ())):
+        raise DataError(f"dataset.optional={node['optional']}: must be a list of column names")
     if not isinstance(node.get("clean_answers", True), bool):
         raise DataError(f"dataset.clean_answers={node['clean_answers']}: must be true or false")
     if node["role"] not in ("train", "eval"):
         raise DataError(f"dataset.role={node['role']}: must be train or eval; see config/dataset/*.yaml")
     if Path(node["name"]).name != node["name"] or node["name"].startswith("."):
         raise DataError(f"dataset.name={node['name']}: names a folder in out=, so it must be a plain name")
-    return DatasetSpec(**{**node, "optional": tuple(optional)})
+    for name, holds, rule in _beyond_mathematics(node):
+        if not holds:
+            raise DataError(f"dataset.{name}={node.get(name)}: must be {rule}")
+    return DatasetSpec(**{**node, "optional": tuple(node.get("optional", ()))})
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+
+
+def _beyond_mathematics(node: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """(key, whether it holds, rule) of how rows are graded, held out and asked."""
+    grader, options, size = node.get("grader", "math"), node.get("options"), node.get("test_size", 0)
+    bounds, generate = node.get("difficulty_range"), node.get("generate")
+    yield "grader", grader in GRADERS, f"one of {', '.join(GRADERS)}"
+    yield "options", isinstance(options, str | None) or _texts(options), "a column, a list of columns, or null for none"
+    if grader == "choice":
+        yield "options", bool(options), "the column of a question's options, or their columns, the right one first"
+        yield (
+            "answer",
+            bool(node["answer"]) or not isinstance(options, str),
+            "the column that says which option is right",
+        )
+    if grader == "code":
+        yield "tests", bool(node.get("tests")), "the column of a program's tests"
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    yield "test_size", whole and size >= 0, "a whole number, 0 or more"
+    fits = bounds is None or (
+        isinstance(bounds, list | tuple)
+        and len(bounds) == 2
+        and all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds)
+        and bounds[0] <= bounds[1]
+        and bool(node.get("difficulty"))
+    )
+    yield "difficulty_range", fits, "null, or [lowest, highest] of a set with dataset.difficulty"
+    yield "prompt", "{problem}" in (node.get("prompt") or "{problem}"), "null or contain {problem}"
+    given = set(generate) if isinstance(generate, Mapping) else None
+    rule = f"null, or {{{', '.join(f'{name}: …' for name in GENERATED_BY)}}}"
+    yield "generate", generate is None or given == set(GENERATED_BY), rule
 
 
 def file_sha256(path: Path) -> str:
@@ -94,9 +168,10 @@ def _digest(file: Any) -> str:  # Python 3.10
     return digest.hexdigest()
 
 
-def local_files(source: Path, split: str) -> list[Path]:
+def local_files(source: Path, split: str, subset: str | None = None) -> list[Path]:
     """Data files of a local source: the file itself, or a folder's files of the split (by name, as the hub does).
 
+    Of a set with several subsets, only files with its subset's name in theirs are looked at, where there are any.
     Raises DataError where there is none, or the format is not known.
     """
     if not source.exists():
@@ -109,6 +184,8 @@ def local_files(source: Path, split: str) -> list[Path]:
     files = {path: where for path, where in files.items() if not any(part.startswith(".") for part in where.parts)}
     if not files:
         raise DataError(f"{source} holds no {', '.join(FORMATS)} file; is it the dataset's folder?")
+    if subset is not None:
+        files = {path: where for path, where in files.items() if subset in str(where)} or files
     labels = {path: set(_SPLIT_WORD.findall(str(where).lower())) for path, where in files.items()}
     chosen = [path for path in files if split in labels[path]] or [path for path in files if not labels[path]]
     if not chosen:
@@ -123,9 +200,11 @@ def local_files(source: Path, split: str) -> list[Path]:
 
 def identity(spec: DatasetSpec, source: Path | None, revision: str | None) -> dict[str, Any]:
     """What tells one input from another: hashes of local files, or the hub's id and the revision asked for."""
+    if spec.generate is not None and source is None:
+        return {"generator": GENERATOR_VERSION, **spec.generate}
     if source is None:
         return {"hub": spec.hub, "split": spec.split, "revision": revision}
-    files = local_files(source, spec.split)
+    files = local_files(source, spec.split, spec.subset)
     distinct = len({path.name for path in files}) == len(files)
     return {"files": {path.name if distinct else str(path.relative_to(source)): file_sha256(path) for path in files}}
 
@@ -141,9 +220,13 @@ def read_rows(
     """
     wanted = list(spec.columns.values())
     if source is not None:
-        for path in local_files(source, spec.split):
+        for path in local_files(source, spec.split, spec.subset):
             check = partial(check_columns, spec=spec, where=str(path), answers=answers)
-            yield from rows_of(path, wanted, check)
+            yield from rows_of(path, wanted, check, list(spec.numbers.values()))
+        return
+    if spec.generate is not None:
+        for number, row in enumerate(knights.generate(**spec.generate)):
+            yield Place("generated", number), row
         return
     dataset = _from_hub(spec, revision)
     check_columns(dataset.column_names, spec, str(spec.hub), answers)
@@ -160,7 +243,7 @@ def _from_hub(spec: DatasetSpec, revision: str | None) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(spec.hub, split=spec.split, revision=revision)
+        return load_dataset(spec.hub, spec.subset, split=spec.split, revision=revision)
     except Exception as error:  # the hub's client fails in many ways, and all end in the same advice
         raise DataError(
             f"{spec.hub} could not be had from the hub ({first_line(error.__cause__ or error)}). Without a network: "
@@ -178,8 +261,10 @@ def check_columns(present: Sequence[str], spec: DatasetSpec, where: str, answers
     def there(column: str) -> bool:
         return column in present or column.split(".")[0] in present
 
-    lacking = {role: name for role, name in spec.columns.items() if not there(name) and name not in spec.optional}
-    if answers and not any(there(name) for role, name in spec.columns.items() if role != "problem"):
+    read = spec.columns | spec.numbers
+    lacking = {role: name for role, name in read.items() if not there(name) and name not in spec.optional}
+    answered = any(column and there(column) for column in (spec.answer, spec.solution))
+    if answers and spec.grader == "math" and not answered:
         lacking.setdefault("answer", spec.answer or "answer")
     if not lacking:
         return
@@ -187,7 +272,9 @@ def check_columns(present: Sequence[str], spec: DatasetSpec, where: str, answers
     closest = []
     for role, name in lacking.items():
         spelled = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-        closest += [f"dataset.{role}={lower[other]}" for other in (*spelled, *_ALSO_CALLED[role]) if other in lower][:1]
+        closest += [
+            f"dataset.{role}={lower[other]}" for other in (*spelled, *_ALSO_CALLED.get(role, ())) if other in lower
+        ][:1]
     missing = ", ".join(f"column {name!r} is missing" for name in lacking.values())
     raise DataError(
         f"{where}: {missing}; there are {sorted(present)}. "

@@ -28,7 +28,19 @@ SCHEMA = pa.schema(
         ("problem", pa.string()),
         ("solution", pa.string()),
         ("answer", pa.string()),
-        ("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string()), ("source_index", pa.int64())])),
+        (
+            "extra_info",
+            pa.struct(
+                [
+                    ("index", pa.int64()),
+                    ("split", pa.string()),
+                    ("source_index", pa.int64()),
+                    ("grader", pa.string()),  # rewards.by_grader; null for mathematics
+                    ("options", pa.list_(pa.string())),
+                    ("difficulty", pa.float64()),
+                ]
+            ),
+        ),
     ]
 )
 

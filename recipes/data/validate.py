@@ -147,7 +147,8 @@ def text_findings(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "missing_answer", f"reward_model is {row.get('reward_model')!r}"
     if gold and row.get("answer") not in (None, gold):
         yield "answer_differs", f"answer {row['answer']!r}, ground truth {gold!r}"
-    if (row.get("solution") or "").strip() and last_boxed(row["solution"]) is None:
+    boxes = graded_as_math(row) or row.get("answer") is not None
+    if boxes and (row.get("solution") or "").strip() and last_boxed(row["solution"]) is None:
         yield "unboxed_reference", f"it ends in {row['solution'].strip()[-60:]!r}"
 
 
@@ -159,10 +160,16 @@ def gold_of(row: dict[str, Any]) -> str:
         return ""
 
 
+def graded_as_math(row: dict[str, Any]) -> bool:
+    """Whether mathematics grades a row; a letter, an assignment or a program's tests are not read as formulas."""
+    extra = row.get("extra_info")
+    return not isinstance(extra, dict) or extra.get("grader") in (None, "math")
+
+
 def answer_findings(row: dict[str, Any], grader: Grader) -> list[tuple[str, str]]:
     """(check, detail) of what grading finds in a row: a gold answer without meaning, a reference that disagrees."""
     gold = gold_of(row)
-    if not gold:
+    if not gold or not graded_as_math(row):
         return []
     found = []
     if simple_fraction(tidy(gold)) is None:  # what text can read needs no parser

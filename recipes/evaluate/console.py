@@ -40,6 +40,15 @@ def plan_table(plan: Plan) -> Table:
         f"{plan.samples} a problem, temperature {p.temperature:g}, top-p {p.top_p:g}{top_k}, at most {p.max_tokens} "
         f"tokens, seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}",
     )
+    if any(p.grader == "code" for s in plan.sets for p in s.problems):
+        limits, open_here = plan.code.limits, plan.code.pool.missing()
+        table.add_row(
+            "programs",
+            escape(
+                f"{limits.wall_s:g} s, {limits.cpu_s:g} s of CPU, {limits.memory_mb} MiB each; "
+                + (f"although {'; '.join(open_here)}" if open_here else "isolated")
+            ),
+        )
     device = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}" if plan.gpus else "CPU"
     table.add_row("engine", f"{plan.engine}, {plan.workers} worker{'s' * (plan.workers > 1)}, {device}")
     table.add_row("output", escape(str(plan.directory)))
@@ -147,6 +156,7 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     ]
     if any(row["metric"] in EXECUTION for row in rows):
         found.append(_grid("Reasoning health: execution", rows, EXECUTION))
+    found += difficulty_tables(summary.get("by_difficulty", ()))
     if summary["differences"]:
         found.append(difference_table(summary["differences"]))
     return found
@@ -221,6 +231,24 @@ def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(_cell(cells.get(m), 100, 1, sign=True) + _star(cells.get(m)) for m in shown),
         )
     return table
+
+
+def difficulty_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """For each set whose problems have difficulties, Avg@n of each difficulty (a line) and model (a column)."""
+    found = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        here = [row for row in rows if row["data"] == data]
+        labels = list(dict.fromkeys(row["label"] for row in here))
+        title = f"{escape(data)} by difficulty: {here[0]['metric'].capitalize()}, %"
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for heading in ("difficulty", "problems", *map(escape, labels)):
+            table.add_column(heading, justify="right", overflow="fold")
+        for level in sorted({row["difficulty"] for row in here}):
+            cells = {row["label"]: row for row in here if row["difficulty"] == level}
+            problems = str(next(iter(cells.values()))["problems"])
+            table.add_row(f"{level:g}", problems, *(_cell(cells.get(label), 100, 1) for label in labels))
+        found.append(table)
+    return found
 
 
 def _star(row: Mapping[str, Any] | None) -> str:

@@ -6,8 +6,9 @@ Nothing is started and no weights are loaded here, so a mistake costs seconds.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,17 @@ from recipes.common.models import Located, fingerprint, load_tokenizer, locate
 from recipes.common.record.run_dir import write_atomically
 from recipes.common.teacher.prompts import render
 from recipes.evaluate.metrics import default_ks
-from recipes.evaluate.problems import Problem, ProblemSet, load_sets
+from recipes.evaluate.problems import Problem, ProblemSet, load_sets, prompt_problems
+from rewards.code import CodeOptions
 from rewards.options import RewardOptions
+from rewards.pool import GradingSetupError
 from workers.rollout.generation import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SETTINGS = "evaluation.json"
+GRADING_THREADS = 8  # they wait for the grading children
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Plan:
     gpus: int
     settings: dict[str, Any]
     compare: tuple[Path, ...]
+    code: CodeOptions = field(default_factory=CodeOptions)
 
     def prompt(self, member: Member, problem: Problem) -> list[int]:
         """A problem's prompt as the member reads it: token ids up to where the assistant speaks."""
@@ -93,7 +98,8 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     sets: list[ProblemSet] = []
     members: list[Member] = []
     try:
-        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit)
+        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit, _plain(cfg.prompts))
+        problems += prompt_problems(_plain(cfg.prompts), sets)
     except SettingsError as error:
         problems += error.problems
     for label, name in named_models(cfg.model):
@@ -109,12 +115,21 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     ]
     if problems:
         raise SettingsError(problems)
+    code = CodeOptions.from_kwargs({"children": min(GRADING_THREADS, os.cpu_count() or 1), **_plain(cfg.code)})
+    if any(p.grader == "code" for s in sets for p in s.problems):
+        try:
+            code.pool.check()  # before hours of sampling, not after
+        except GradingSetupError as error:
+            held = ", ".join(s.name for s in sets if any(p.grader == "code" for p in s.problems))
+            raise SettingsError([f"{held}: {error}"]) from error
 
     engine = cfg.engine if cfg.engine != "auto" else ("vllm" if gpus else "transformers")
     settings = {
         **{key: cfg[key] for key in ("samples", "temperature", "top_p", "top_k", "max_tokens", "tokenizer")},
         "template_kwargs": _plain(cfg.template_kwargs),
         "reward_kwargs": _plain(cfg.reward_kwargs),
+        "code": {key: value for key, value in _plain(cfg.code).items() if key != "children"},
+        "prompts": _plain(cfg.prompts),
         "engine": engine,
         "dtype": cfg.dtype if cfg.dtype != "auto" or gpus else "float32",
     }
@@ -127,6 +142,7 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
         params=SamplingParams(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_tokens, logprobs=False),
         template_kwargs=settings["template_kwargs"],
         reward_kwargs=settings["reward_kwargs"],
+        code=code,
         ks=tuple(cfg.k) if cfg.k is not None else tuple(default_ks(cfg.samples)),
         engine=engine,
         workers=cfg.workers or max(1, gpus // (cfg.vllm.tensor_parallel_size if engine == "vllm" else 1)),
@@ -181,6 +197,7 @@ def _value_problems(cfg: DictConfig, gpus: int) -> Iterator[str]:
         yield f"temperature=0 with samples={cfg.samples}: greedy samples are all the same; set samples=1"
     try:
         RewardOptions.from_kwargs(_plain(cfg.reward_kwargs))
+        CodeOptions.from_kwargs(_plain(cfg.code))
     except (ValueError, TypeError) as error:
         yield str(error)
     seeds = list(cfg.seeds)
@@ -265,7 +282,12 @@ def _differs_from_before(plan: Plan) -> Iterator[str]:
 def read_settings(directory: Path) -> dict[str, Any] | None:
     """What an evaluation directory was begun with, or None where there is none."""
     path = directory / SETTINGS
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    for key in ("code", "prompts"):  # directories from before there were these
+        content["settings"].setdefault(key, {})
+    return content
 
 
 def write_settings(plan: Plan) -> None:

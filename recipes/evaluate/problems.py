@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import config as config_package
+from config import CONFIG_DIR
 from recipes.common.checks.errors import SettingsError
-from recipes.data.sources import DataError, file_sha256
+from recipes.data.readers import DataError
+from recipes.data.sources import file_sha256
 from recipes.data.validate import read_rows
+from rewards.by_grader import GRADERS, grader_of
+from rewards.choice import LETTERS, plain
+from rewards.code import task_of
 from rewards.grader import gold_text
 
-KNOWN_SETS = Path(config_package.__file__).resolve().parent / "dataset"
+KNOWN_SETS = CONFIG_DIR / "dataset"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,13 @@ class Problem:
     gold: str
     text: str  # the bare problem, for step checkers
     source: str  # the row's data_source
+    grader: str = "math"  # one of rewards.by_grader.GRADERS
+    extra_info: Mapping[str, Any] = field(default_factory=dict)  # the row's, for the grader
+
+    @property
+    def difficulty(self) -> float | None:
+        """The row's difficulty, where its set has one."""
+        return self.extra_info.get("difficulty")
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,13 @@ class ProblemSet:
     problems: tuple[Problem, ...]
 
 
-def load_sets(entries: Sequence[str], data_dir: str, limit: int | None) -> list[ProblemSet]:
+def load_sets(
+    entries: Sequence[str], data_dir: str, limit: int | None, prompts: Mapping[str, str] | None = None
+) -> list[ProblemSet]:
     """The sets named by ``data=``, each the first ``limit`` problems.
+
+    Args:
+        prompts: set's or grader's name -> what is asked instead of the prepared prompt, with {problem}.
 
     Raises:
         SettingsError: every unknown name, unprepared set, unreadable file and unusable row, in one list.
@@ -51,7 +67,7 @@ def load_sets(entries: Sequence[str], data_dir: str, limit: int | None) -> list[
     wrong: list[str] = []
     for entry in entries:
         try:
-            loaded = load_set(entry, data_dir, limit)
+            loaded = load_set(entry, data_dir, limit, prompts)
         except (DataError, SettingsError) as error:
             wrong.append(str(error).removeprefix("- "))
             continue
@@ -64,14 +80,14 @@ def load_sets(entries: Sequence[str], data_dir: str, limit: int | None) -> list[
     return sets
 
 
-def load_set(entry: str, data_dir: str, limit: int | None) -> ProblemSet:
-    """One set.  Raises SettingsError or DataError where it is not there or cannot be used."""
+def load_set(entry: str, data_dir: str, limit: int | None, prompts: Mapping[str, str] | None = None) -> ProblemSet:
+    """One set; see `load_sets`.  Raises SettingsError or DataError where it is not there or cannot be used."""
     path = find_file(entry, data_dir)
     problems = []
     for index, row in enumerate(read_rows(path)):
         if limit is not None and index >= limit:
             break
-        problems.append(_problem(index, row, path))
+        problems.append(_problem(index, row, path, prompts or {}))
     if not problems:
         raise SettingsError([f"data={entry}: {path} has no rows; prepare it again with recipes.data.prepare"])
     sources = {problem.source for problem in problems}
@@ -106,17 +122,45 @@ def find_file(entry: str, data_dir: str) -> Path:
     )
 
 
-def _problem(index: int, row: dict[str, Any], path: Path) -> Problem:
+def prompt_problems(prompts: Mapping[str, Any], sets: Sequence[ProblemSet]) -> Iterator[str]:
+    """What is wrong with ``prompts=``, in sentences."""
+    names = {s.name for s in sets} | set(GRADERS) | {p.stem for p in KNOWN_SETS.glob("*.yaml")}
+    for name, template in prompts.items():
+        if name not in names:
+            known = f"neither a set ({', '.join(s.name for s in sets)}) nor a grader ({', '.join(GRADERS)})"
+            yield f"prompts.{name}: {known}"
+        if not isinstance(template, str) or "{problem}" not in template:
+            yield f"prompts.{name}={template!r}: must be a text that contains {{problem}}"
+
+
+def _problem(index: int, row: dict[str, Any], path: Path, prompts: Mapping[str, str]) -> Problem:
     prompt, reward_model = row.get("prompt"), row.get("reward_model") or {}
+    extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
+    try:
+        grader = grader_of(extra)
+    except ValueError as error:
+        raise SettingsError([f"{path}, row {index}: {error}"]) from error
     gold = gold_text(reward_model.get("ground_truth")) if isinstance(reward_model, dict) else ""
     prompt = prompt if isinstance(prompt, list) else []
     sound = bool(prompt) and all(isinstance(m, dict) and m.get("content") for m in prompt)
-    if not sound or not gold:
-        what = "no ground truth, so it cannot be graded" if sound else "no chat in its prompt, so it cannot be asked"
+    what = ""
+    if not sound:
+        what = "no chat in its prompt, so it cannot be asked"
+    elif not gold or (grader == "code" and task_of(gold) is None):
+        what = "no ground truth, so it cannot be graded"
+    elif grader == "choice":
+        what = _wrong_options(extra.get("options") or [], gold)
+    if what:
         raise SettingsError(
             [f"{path}, row {index}: {what}; `python -m recipes.data.validate file={path}` lists all such rows"]
         )
+    source = str(row.get("data_source") or path.stem)
+    template = prompts.get(source, prompts.get(grader))
     messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    if template is not None:
+        if not row.get("problem"):
+            raise SettingsError([f"{path}, row {index}: no problem column, so prompts={source} has nothing to show"])
+        messages = [{"role": "user", "content": template.replace("{problem}", row["problem"])}]
     digest = hashlib.sha256(json.dumps([messages, gold]).encode()).hexdigest()
     return Problem(
         index=index,
@@ -124,5 +168,18 @@ def _problem(index: int, row: dict[str, Any], path: Path) -> Problem:
         messages=messages,
         gold=gold,
         text=row.get("problem") or messages[-1]["content"],
-        source=str(row.get("data_source") or path.stem),
+        source=source,
+        grader=grader,
+        extra_info=extra,
     )
+
+
+def _wrong_options(options: Sequence[str], letter: str) -> str:
+    """What is wrong with a row of multiple choice, "" where nothing is."""
+    letters = LETTERS[: len(options)]
+    if len(options) < 2 or len(letter) != 1 or letter not in letters:
+        return f"its answer {letter!r} is none of its {len(options)} options"
+    right = plain(options[letters.index(letter)])
+    if sum(plain(text) == right for text in options) > 1:
+        return f"its right option {options[letters.index(letter)]!r} occurs twice, so there is no single letter"
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from recipes.common.models import materialize
 from recipes.common.processes.reaper import reaper
 from recipes.evaluate import health, process_reward
 from recipes.evaluate.metrics import majority_vote
-from recipes.evaluate.plan import Member, Plan, result_key, write_settings
+from recipes.evaluate.plan import GRADING_THREADS, Member, Plan, result_key, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
 from recipes.evaluate.results import RESULTS, STEPS, ResultsFile, read_records
 from recipes.evaluate.sampling import (
@@ -31,8 +32,9 @@ from recipes.evaluate.sampling import (
     start_workers,
     stop_workers,
 )
+from rewards.by_grader import compute_score
+from rewards.code import judge, task_of
 from rewards.grader import shared_grader
-from rewards.math import compute_score
 from workers.rollout.generation import stop_token_ids
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 
 MERGED = "merged"  # folder of joined checkpoints
 RAY_STARTS = 3
-GRADING_THREADS = 8  # they wait for the grading children
 Graded = tuple[Member, int, ProblemSet, Problem]
 
 
@@ -159,30 +160,36 @@ def grade(
     texts = [str(member.tokenizer.decode(ids, skip_special_tokens=True)) for ids, _ in responses]
 
     def score(number: int) -> dict[str, Any]:
-        extra = {"response_length": len(responses[number][0])}
-        return compute_score(problem.source, texts[number], problem.gold, extra, **plan.reward_kwargs)
+        if problem.grader == "code":
+            status, _, _, verdict = judge(texts[number], problem.gold, plan.code)
+            said = {"verdict": verdict.status, "extracted": f"{verdict.status} {verdict.how}".strip()}
+            return {"status": status, **said}
+        extra = {**problem.extra_info, "grader": problem.grader, "response_length": len(responses[number][0])}
+        return compute_score(problem.source, texts[number], problem.gold, extra, math=plan.reward_kwargs)
 
     verdicts = list(threads.map(score, range(len(texts))))
     # A response without an answer is INVALID; so is nothing else.
     answers = [None if v["status"] == "no_answer" else v["extracted"] for v in verdicts]
-    winner = majority_vote(answers, _equivalent)
+    same = _equivalent if problem.grader == "math" else operator.eq
+    task = task_of(problem.gold) if problem.grader == "code" else None
     return {
         "index": problem.index,
         "id": problem.id,
         "problem": problem.text,
         "source": problem.source,
-        "gold": problem.gold,
+        "grader": problem.grader,
+        "difficulty": problem.difficulty,
+        "gold": f"tests of {task.entry_point}" if task else problem.gold,
         "responses": [
             {
                 "text": text,
                 "tokens": len(ids),
                 "stop": stop,
-                "status": verdict["status"],
-                "extracted": verdict["extracted"],
+                **{key: verdict[key] for key in ("status", "extracted", "verdict") if key in verdict},
             }
             for text, (ids, stop), verdict in zip(texts, responses, verdicts, strict=True)
         ],
-        "majority": winner,
+        "majority": majority_vote(answers, same) if task is None else None,  # programs do not vote
     }
 
 

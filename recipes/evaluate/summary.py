@@ -29,6 +29,7 @@ from recipes.evaluate.results import RESULTS, STEPS, read_records
 from recipes.starter.corpus import DATA_SOURCE as STARTER_SOURCE
 
 AVERAGE = "average"  # the name of the mean over sets
+MOST_LEVELS = 20  # of difficulty that are shown as they are
 FORMAT = 1
 SUMMARY = "summary.json"
 
@@ -61,7 +62,8 @@ def measures(
     winner = record["majority"]
     sums: health.Sums = {f"avg@{n}": (sum(correct) / n, 1.0)}
     sums |= {f"pass@{k}": (pass_at_k(n, sum(correct), k), 1.0) for k in ks if k <= n}
-    sums[f"maj@{n}"] = (float(winner is not None and correct[winner]), 1.0)
+    if record.get("grader") != "code":
+        sums[f"maj@{n}"] = (float(winner is not None and correct[winner]), 1.0)
     sums |= health.exploration(texts, [r["tokens"] for r in responses], [r["stop"] == "length" for r in responses])
     if record["source"] == STARTER_SOURCE:
         sums |= health.execution([health.arithmetic_verdicts(record["problem"], text) for text in texts])
@@ -103,6 +105,7 @@ def read_evaluations(
         counts = evaluation.counts
         counts["responses"] += len(record["responses"])
         counts.update(r["status"] for r in record["responses"])
+        counts.update(f"program_{r['verdict']}" for r in record["responses"] if "verdict" in r)
         counts["truncated"] += sum(r["stop"] == "length" for r in record["responses"])
         counts["tokens"] += sum(r["tokens"] for r in record["responses"])
         counts["unscored_steps"] += scored["unscored"] if scored else 0
@@ -136,8 +139,8 @@ def common_ids(runs: Iterable[Evaluation]) -> list[str]:
 def summarize(evaluations: Sequence[Evaluation], trained: Iterable[str] = ()) -> dict[str, list[dict[str, Any]]]:
     """``metrics`` and ``differences`` as flat lists of records; the fields are in the README.
 
-    A difference is the first label's minus the second's, in the order of the evaluations, but trained − base where one of
-    a pair is among `trained`.
+    A difference is the first label's minus the second's, in the order of the evaluations, but trained − base where one
+    of a pair is among `trained`.
     """
     trained = set(trained)
     labels = list(dict.fromkeys(e.label for e in evaluations))
@@ -182,6 +185,35 @@ def summarize(evaluations: Sequence[Evaluation], trained: Iterable[str] = ()) ->
                     paired = difference(pairs[0][data][metric][0], pairs[1][data][metric][0])
                     differences.append(_row(paired, [], a=one, b=other, data=data, metric=metric))
     return {"metrics": metrics, "differences": differences}
+
+
+def by_difficulty(
+    evaluations: Sequence[Evaluation], difficulties: Mapping[str, Mapping[str, float | None]]
+) -> list[dict[str, Any]]:
+    """Avg@n of the problems of each difficulty, as records like those of `summarize`, with ``difficulty``.
+
+    Args:
+        difficulties: set -> problem id -> difficulty.  Where a set has more than `MOST_LEVELS` different ones they are
+            rounded down to whole numbers.
+    """
+    by_place: dict[tuple[str, str], list[Evaluation]] = {}
+    for e in evaluations:
+        by_place.setdefault((e.label, e.data), []).append(e)
+    rows = []
+    for (label, data), runs in by_place.items():
+        known = {i: d for i, d in difficulties.get(data, {}).items() if d is not None}
+        if len(set(known.values())) > MOST_LEVELS:
+            known = {i: float(d // 1) for i, d in known.items()}
+        levels: dict[float, list[str]] = {}
+        for i in common_ids(runs):
+            if i in known:
+                levels.setdefault(known[i], []).append(i)
+        for level in sorted(levels):
+            for metric, (estimate, values) in estimates_of(runs, levels[level]).items():
+                if metric.startswith("avg@"):
+                    row = _row(estimate, values, label=label, data=data, metric=metric)
+                    rows.append({**row, "difficulty": level})
+    return rows
 
 
 def _average(per_set: Mapping[str, Mapping[str, tuple[Estimate, list[float]]]]) -> dict[str, tuple[Estimate, list]]:
@@ -262,6 +294,10 @@ def summary_of(
         for e in evaluations
     ]
     warnings += _warnings(counts, expected, corrupt)
+    if any(p.grader == "code" for s in plan.sets for p in s.problems) and plan.code.isolation != "required":
+        warnings += [
+            f"programs were run although {what} (code.isolation=available)" for what in plan.code.pool.missing()
+        ]
     return {
         "format": FORMAT,
         "status": status,
@@ -272,6 +308,9 @@ def summary_of(
         "prm": prm,
         "runs": runs,
         **summarize(evaluations, [run["label"] for run in runs if run.get("kind") in TRAINED]),
+        "by_difficulty": by_difficulty(
+            evaluations, {s.name: {p.id: p.difficulty for p in s.problems} for s in plan.sets}
+        ),
         "counts": counts,
         "corrupt_lines": dict(corrupt),
         "warnings": warnings,
@@ -322,6 +361,13 @@ def _warnings(
             found.append(
                 f"{where}: {failed} of {row['responses']} responses could not be graded within the limits and count "
                 "as not correct"
+            )
+        stopped = {v: row.get(f"program_{v}", 0) for v in ("timeout", "memory", "output")}
+        if sum(stopped.values()) > 0.05 * row["responses"]:
+            named = ", ".join(f"{v} {number}" for v, number in stopped.items() if number)
+            found.append(
+                f"{where}: {sum(stopped.values())} of {row['responses']} programs reached a limit ({named}) and count "
+                "as wrong; code={wall_s, cpu_s, memory_mb, output_kb} sets them"
             )
         if row.get("truncated", 0) > 0.05 * row["responses"]:
             found.append(

@@ -1,0 +1,29 @@
+"""Benchmark sets beyond mathematics: how their rows are read, and Knights & Knaves, which is generated.
+
+`recipes.data.convert` calls `read_fields` for every row of a set whose ``grader`` is not "math".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from recipes.data.sets import choice, code, knights
+from recipes.data.sets.fields import Fields
+
+if TYPE_CHECKING:
+    from recipes.data.sources import DatasetSpec
+
+_READ = {"choice": choice.read, "code": code.read, "knights": knights.read}
+
+
+def read_fields(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
+    """A row of a set in that set's own format.
+
+    Args:
+        seed: orders the options of multiple choice.
+
+    Raises:
+        recipes.data.readers.DataError: a value has no one text; names the column.
+    """
+    return _READ[spec.grader](row, spec, seed)

@@ -1,0 +1,82 @@
+"""Multiple choice: options in an order drawn from a seed, the letter of the right one as the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from recipes.data.cells import cell, cells, field
+from recipes.data.readers import DataError
+from recipes.data.sets.fields import Fields
+from rewards.choice import LETTERS, plain
+
+if TYPE_CHECKING:
+    from recipes.data.sources import DatasetSpec
+
+REPEATED = "with the right option twice"
+WITHOUT = "without an answer among the options"
+NO_CHOICE = "with fewer than two options"
+
+
+def options_of(row: Mapping[str, Any], spec: DatasetSpec) -> tuple[list[str], int | None]:
+    """(options, index of the right one, None where there is none) as the set has them.
+
+    ``spec.options`` is a column that holds them all (the answer column then has the right one's letter, number from 0,
+    or text), or the columns that hold one each, the right one first.
+
+    Raises:
+        DataError: a value has no one text; or the answer is both the number of one option and the text of another, as
+            a file in which numbers are text cannot tell.
+    """
+    if not isinstance(spec.options, str):
+        texts = [cell(row, name).strip() for name in spec.options or ()]
+        return [text for text in texts if text], 0 if texts and texts[0] else None
+    texts = [text.strip() for text in cells(row, spec.options)]
+    stated = cell(row, spec.answer).strip()
+    if len(stated) == 1 and stated in LETTERS[: len(texts)]:
+        return texts, LETTERS.index(stated)
+    # JSON and CSV are read as the text that they are written in, so 1 may be "1".
+    number = int(stated) if re.fullmatch("[0-9]{1,2}", stated) and int(stated) < len(texts) else None
+    as_text = texts.index(stated) if stated in texts else None
+    typed = isinstance(field(row, spec.answer), int) if spec.answer else False
+    if typed or as_text is None:
+        return texts, number
+    if number is not None and number != as_text:
+        raise DataError(
+            f"column {spec.answer!r}: {stated} is the number (from 0) of the option {texts[number]!r} and the text of "
+            "another option; write the right one's letter"
+        )
+    return texts, as_text
+
+
+def shuffled(options: Sequence[str], right: int, question: str, seed: int) -> tuple[list[str], str]:
+    """(options in the order shown, letter of the right one); of seed and question, whatever the order of rows."""
+    digest = hashlib.sha256(f"{seed}\0{question}".encode("utf-8", "surrogatepass")).digest()
+    order = list(range(len(options)))
+    random.Random(int.from_bytes(digest, "big")).shuffle(order)
+    return [options[place] for place in order], LETTERS[order.index(right)]
+
+
+def read(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
+    """A question with its options; one whose right option occurs twice has no single letter and is dropped."""
+    question = cell(row, spec.problem).strip()
+    options, right = options_of(row, spec)
+    if not 2 <= len(options) <= len(LETTERS):
+        return Fields(question, dropped=NO_CHOICE)
+    if right is None:
+        return Fields(question, dropped=WITHOUT)
+    if sum(plain(text) == plain(options[right]) for text in options) > 1:
+        return Fields(question, dropped=REPEATED)
+    options, letter = shuffled(options, right, question, seed)
+    listed = "\n".join(f"({mark}) {text}" for mark, text in zip(LETTERS, options, strict=False))
+    reasons = cell(row, spec.solution).strip()
+    return Fields(
+        problem=f"{question}\n\nChoices:\n{listed}",
+        answer=letter,
+        shown=letter,
+        solution=f"{reasons}\n\n\\boxed{{{letter}}}" if reasons else "",
+        extra={"options": options},
+    )

@@ -1,0 +1,59 @@
+"""Programming problems with tests: HumanEval+ and MBPP+, as the hub has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from recipes.data.cells import cell, cells
+from recipes.data.sets.fields import Fields
+from rewards.code import Task, ground_truth_of
+
+if TYPE_CHECKING:
+    from recipes.data.sources import DatasetSpec
+
+NO_ENTRY = "without an entry point"
+NO_TESTS = "without tests"
+
+
+def entry_point_of(solution: str, examples: list[str]) -> str | None:
+    """The function of a solution that the examples call (MBPP+ does not name it); the last one of several."""
+    names = re.findall(r"^(?:async +)?def +(\w+)", solution, re.MULTILINE)
+    called = [name for name in names if any(re.search(rf"\b{name}\s*\(", example) for example in examples)]
+    return called[-1] if called else None
+
+
+def read(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
+    """A programming problem.
+
+    HumanEval+ states the head of the function; what stands before it (imports, helpers) is executed before any program.
+    MBPP+ states a task in words, to which the first of its examples is added: it is what names the function.
+    """
+    problem = cell(row, spec.problem).strip("\n")
+    tests, solution = cell(row, spec.tests), cell(row, spec.solution)
+    setup = ""
+    if spec.entry_point:
+        entry = cell(row, spec.entry_point).strip()
+        head = re.search(rf"^(?:async +)?def +{re.escape(entry)}\b", problem, re.MULTILINE) if entry else None
+        if head is not None:
+            setup = problem[: head.start()].strip("\n")
+            # The reference solution is the function's body.
+            whole = re.match(r"\s*?^(?:def|from|import|class|@)", solution, re.MULTILINE)
+            solution = f"{problem}\n{solution}" if solution.strip() and not whole else solution
+    else:
+        examples = cells(row, spec.examples)
+        entry = entry_point_of(solution, examples) or ""
+        problem = f'"""\n{problem.strip()}\n{examples[0].strip()}\n"""' if examples else problem
+    if not problem.strip():
+        return Fields("")
+    if not tests.strip():
+        return Fields(problem, dropped=NO_TESTS)
+    if not entry:
+        return Fields(problem, dropped=NO_ENTRY)
+    return Fields(
+        problem=problem,
+        answer=ground_truth_of(Task(tests, entry, setup)),
+        shown=None,
+        solution=f"```python\n{solution.strip()}\n```" if solution.strip() else "",
+    )
