@@ -1,0 +1,110 @@
+"""From a tidied answer to sympy: math-verify's parser, and what it must not see.  Runs only inside a grading child.
+
+The parser multiplies or adds numbers that stand side by side ("5 6" is 11, "(2)(3)" is 5), drops what it does not know,
+and takes any command for a symbol.  So products are made explicit here, and a text is refused as a whole where a part
+of it has no meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from latex2sympy2_extended import latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from sympy import Basic, MatrixBase, nan, zoo
+
+from rewards.vocabulary import FUNCTIONS, GREEK
+
+_CONVERSION = ConversionConfig(lowercase_symbols=False)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_COMMANDS = FUNCTIONS | GREEK | frozenset(
+    "frac binom sqrt cdot times div le ge ne in notin cup cap setminus emptyset mathbb lfloor rfloor lceil rceil overline vec hat "
+    "tilde widehat widetilde overrightarrow sum prod int lim to mod begin end circ partial gets operatorname".split()
+)  # fmt: skip
+_COMMAND = re.compile(r"\\([a-zA-Z]+|[^a-zA-Z])")
+_KNOWN_SIGNS = frozenset("{}\\")
+_LETTER_TEXT = re.compile(r"\\text\{ ?([a-zA-Z]) ?\}")
+_CHARACTERS = re.compile(r"[0-9a-zA-Z\\{}()\[\]+\-*/^_=<>!|.,:;& ]*")
+# Numbers side by side, a number in a base, digits before a bare point: none has one meaning.
+_SIDE_BY_SIDE = re.compile(r"\d ?_|\d +[\d.]|\. +\d|\d\.\d*\.|[)\]}] ?\.\d|\d\.(?!\d)")
+# Letters that are never called: x(3) is a product, f(3) a value.
+_NO_CALLS = frozenset("abcdijklmnorstxzBCDIJKLMOUWXYZ") | {"\\pi", "\\alpha", "\\beta", "\\theta", "\\lambda", "\\omega"}
+_ARGUMENT_END = frozenset(["+", "-", "=", "<", ">", ",", ")", "\\cdot", "\\times", "\\le", "\\ge", "\\ne"])
+_FACTOR = re.compile(r"[{}()]|\\[a-zA-Z]+|\d+(?:\.\d+)?|\S")
+
+
+def braces_match(text: str) -> bool:
+    """Whether every brace of ``text`` that is not escaped has its partner."""
+    depth = 0
+    for match in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _explicit_products(text: str) -> str:
+    """``text`` with a sign where the parser would see a mixed number or a call, and brackets where it sees no end.
+
+    "2(3)", "\\pi(2)" and "x(3)" are products; "\\ln 2 \\cdot 3" is 3 ln 2.
+    """
+    out: list[str] = []
+    scripts: list[bool] = []  # open groups: whether each belongs to what is before it
+    factor_ended = False
+    # The last function whose argument has no brackets: where the argument begins (-1: none), and inside how many groups.
+    argument, depth, starting = -1, 0, False
+    previous, position = "", 0
+    for match in _FACTOR.finditer(text):
+        token = match.group()
+        out.append(text[position : match.start()])
+        position = match.end()
+        number = token[0].isdigit()
+        if starting and len(scripts) == depth and token not in ("^", "_") and not (token == "{" and previous in ("^", "_")):
+            starting = False
+            argument = -1 if token in ("(", "{", "[") else len(out)
+        if argument >= 0 and not starting and len(scripts) <= depth:
+            if token in ("\\cdot", "\\times") and len(scripts) == depth:
+                out.insert(argument, "(")
+                out.append(")")
+            if len(scripts) < depth or token in _ARGUMENT_END or token[1:] in FUNCTIONS:
+                argument = -1
+        if factor_ended and (number or token in ("(", "\\frac", "\\binom")):
+            out.append("\\cdot ")
+        if token == "{":
+            scripts.append(previous in ("^", "_", "\\begin", "\\end", "\\mathbb"))
+            factor_ended = False
+        elif token == "}":
+            factor_ended = not (scripts and scripts.pop()) and text[match.end() : match.end() + 1] not in ("{", "[")
+        else:
+            factor_ended = number or token == ")" or token in _NO_CALLS and text[match.end() :].startswith("(")
+        out.append(token)
+        if token[1:] in FUNCTIONS:
+            starting, depth = True, len(scripts)
+        previous = token
+    out.append(text[position:])
+    return "".join(out)
+
+
+@lru_cache(maxsize=4096)
+def read(text: str, real: bool) -> Basic | MatrixBase | None:
+    """The sympy object that a tidied answer is, None where it has no single meaning or the parser cannot read it.
+
+    ``real``: whether symbols stand for real numbers.
+    """
+    text = _LETTER_TEXT.sub(r" \1 ", text)
+    if not _CHARACTERS.fullmatch(text) or not braces_match(text) or _SIDE_BY_SIDE.search(text):
+        return None
+    for match in _COMMAND.finditer(text):
+        name = match.group(1)
+        if name not in _COMMANDS and name not in _KNOWN_SIGNS:
+            return None
+    try:
+        parsed = latex2sympy(
+            _explicit_products(text), is_real=real or None, normalization_config=None, conversion_config=_CONVERSION
+        )
+    except Exception:  # the parser has no type of its own for "cannot"
+        return None
+    if not isinstance(parsed, Basic | MatrixBase):
+        return None
+    return None if parsed.has(nan, zoo) else parsed
