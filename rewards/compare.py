@@ -29,7 +29,7 @@ from rewards.measures import split_percent, split_unit
 from rewards.normalize import plain_text, spelling, text_verdict, tidy
 from rewards.reading import read
 from rewards.regions import may_be_region, open_builder, read_region, same_region
-from rewards.symbols import rename_misread
+from rewards.symbols import has_imaginary_unit
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
 _BASE = re.compile(r"([0-9A-Z]+)_\{(\d{1,2})\}")
@@ -42,10 +42,10 @@ Named = list[tuple[str, str]]
 
 
 class _Comparison:
-    """One question: what could not be read, and whether symbols are real."""
+    """One question: whether i is the imaginary unit in it, and what could not be read."""
 
-    def __init__(self, real: bool):
-        self.real = real
+    def __init__(self, imaginary: bool):
+        self.imaginary = imaginary
         self.unread: list[str] = []
         self.too_large = False
 
@@ -176,7 +176,7 @@ class _Comparison:
         """Whether two sides of an equation in numbers agree, roughly where it is approximate."""
         if not approximate:
             return self.same(one, other)
-        values = [read(split_unit(side, False), self.real) for side in (one, other)]
+        values = [read(split_unit(side, False), self.imaginary) for side in (one, other)]
         if not all(isinstance(value, Expr) and not value.free_symbols for value in values):
             return self.same(one, other)
         try:
@@ -283,7 +283,7 @@ class _Comparison:
             return False
 
     def read(self, text: str):
-        value = read(text, self.real)
+        value = read(text, self.imaginary)
         if value is None:
             self.unread.append(text)
         return value
@@ -363,8 +363,7 @@ def equivalent(gold: str, answer: str) -> tuple[bool, str]:
     if verdict is not None:
         return verdict, "text"
     gold = choice_content(plain_text(gold)) or gold
-    gold, answer = rename_misread(gold, answer)
-    comparison = _Comparison(real=not any(re.search(r"(?<![a-zA-Z\\])I(?![a-zA-Z])", text) for text in (gold, answer)))
+    comparison = _Comparison(has_imaginary_unit(gold, answer))
     if comparison.same(gold, answer):
         return True, "math"
     if comparison.too_large:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 from sympy import (
     Abs,
@@ -128,11 +129,16 @@ def _found(part: Expr) -> bool:
     return bool(part.is_Number) and part != 0 and getattr(part, "_prec", 2) > 1
 
 
+@lru_cache(maxsize=4096)
+def _parts(side: Expr, point: tuple, digits: int) -> tuple[Expr, Expr]:
+    """Real and imaginary part to 15 digits at a point ((symbol, value), …)."""
+    return side.evalf(15, subs=dict(point), maxn=digits).as_real_imag()
+
+
 def _difference(gold: Expr, answer: Expr, point: dict, digits: int) -> bool | None:
     """Whether the two differ at ``point``; None where that cannot be said, or only one of them is real there."""
     try:
-        sides = [side.evalf(15, subs=point, maxn=digits) for side in (gold, answer)]
-        parts = [side.as_real_imag() for side in sides]
+        parts = [_parts(side, tuple(point.items()), digits) for side in (gold, answer)]
         if not all(part.is_Number and part.is_finite for pair in parts for part in pair):
             return None
         if point and _found(parts[0][1]) != _found(parts[1][1]):

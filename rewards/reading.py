@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from latex2sympy2_extended import latex2sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-from sympy import Basic, MatrixBase, nan, zoo
+from antlr4 import PredictionMode
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from sympy import Basic, Float, Integer, MatrixBase, Number, nan, zoo
 
+from rewards.symbols import rename_misread
 from rewards.vocabulary import FUNCTIONS, GREEK
 
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
+_PREDICTIONS = (PredictionMode.SLL, PredictionMode.LL)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _COMMANDS = FUNCTIONS | GREEK | frozenset(
     "frac binom sqrt cdot times div le ge ne in notin cup cap setminus emptyset mathbb lfloor rfloor lceil rceil overline vec hat "
@@ -78,7 +80,9 @@ def _explicit_products(text: str) -> str:
             factor_ended = not (scripts and scripts.pop()) and text[match.end() : match.end() + 1] not in ("{", "[")
         else:
             factor_ended = number or token == ")" or token in _NO_CALLS and text[match.end() :].startswith("(")
-        out.append(token)
+        power = text[match.end() : match.end() + 1] == "^" and "\\int" not in text
+        bare = token.isalpha() and token != "e" or token[1:] in GREEK
+        out.append(f"{{{token}}}" if power and bare else token)  # "{x}^{2}" is read ten times as fast as "x^{2}"
         if token[1:] in FUNCTIONS:
             starting, depth = True, len(scripts)
         previous = token
@@ -86,25 +90,46 @@ def _explicit_products(text: str) -> str:
     return "".join(out)
 
 
+class _Parser(_Latex2Sympy):
+    """math-verify's parser with a choice of ANTLR's prediction: SLL is four times as fast and fails on some sound texts."""
+
+    prediction = PredictionMode.LL
+
+    def create_parser(self, latex_str: str):
+        parser = super().create_parser(latex_str)
+        parser._interp.predictionMode = self.prediction
+        return parser
+
+    def parse_number(self, text: str) -> Number:
+        """A number from its digits alone; sympy's own way would run them through Python's compiler."""
+        return Integer(int(text)) if text.isdigit() else Float(text)
+
+
+def _parse(text: str, imaginary: bool) -> Basic | MatrixBase | None:
+    for prediction in _PREDICTIONS:
+        parser = _Parser(is_real=None if imaginary else True, config=_CONVERSION)
+        parser.prediction = prediction
+        try:
+            return parser.parse(text)
+        except Exception:  # the parser has no type of its own for "cannot"
+            continue
+    return None
+
+
 @lru_cache(maxsize=4096)
-def read(text: str, real: bool) -> Basic | MatrixBase | None:
+def read(text: str, imaginary: bool) -> Basic | MatrixBase | None:
     """The sympy object that a tidied answer is, None where it has no single meaning or the parser cannot read it.
 
-    ``real``: whether symbols stand for real numbers.
+    ``imaginary``: whether i is the imaginary unit; symbols then stand for complex numbers, else for real ones.
     """
-    text = _LETTER_TEXT.sub(r" \1 ", text)
+    text = rename_misread(_LETTER_TEXT.sub(r" \1 ", text), imaginary)
     if not _CHARACTERS.fullmatch(text) or not braces_match(text) or _SIDE_BY_SIDE.search(text):
         return None
     for match in _COMMAND.finditer(text):
         name = match.group(1)
         if name not in _COMMANDS and name not in _KNOWN_SIGNS:
             return None
-    try:
-        parsed = latex2sympy(
-            _explicit_products(text), is_real=real or None, normalization_config=None, conversion_config=_CONVERSION
-        )
-    except Exception:  # the parser has no type of its own for "cannot"
-        return None
+    parsed = _parse(_explicit_products(text), imaginary)
     if not isinstance(parsed, Basic | MatrixBase):
         return None
     return None if parsed.has(nan, zoo) else parsed

@@ -53,7 +53,7 @@ def open_builder(text: str) -> tuple[str, bool]:
 
 
 def _number(text: str) -> Expr | None:
-    value = read(text, True)
+    value = read(text, False)
     return value if isinstance(value, Expr) else None
 
 
