@@ -56,7 +56,7 @@ _EAST_ASIAN = re.compile(
     rf"(?P<unit>(?<=[\d}}\s万亿])(?:{'|'.join(_COUNTERS)}))|(?P<scale>(?<=\d)[{''.join(_SCALES)}])|"
     rf"(?P<word>{'|'.join(_CONNECTIVES)})|选(?=\s*[(（]?[A-J])|答案(?:是|为)?[:：]?"
 )
-_COMPATIBLE = re.compile(r"[ -⁯℀-⅏㌀-㏿＀-￯　]|[\U0001D400-\U0001D7FF]")
+_COMPATIBLE = re.compile(r"[ -⁯℀-⅏㌀-㏿﹐-﹯＀-￯　]|[\U0001D400-\U0001D7FF]")
 _SUPERSCRIPTS, _SUBSCRIPTS = "⁺⁻⁼⁽⁾⁰¹²³⁴⁵⁶⁷⁸⁹ⁿⁱˣʸᵃᵇᵐᵏᵗ", "₊₋₌₍₎₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ"
 _SCRIPTS = re.compile(f"(?P<above>[{_SUPERSCRIPTS}]+)⁄(?P<below>[{_SUBSCRIPTS}]+)|[{_SUPERSCRIPTS}]+|[{_SUBSCRIPTS}]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")

@@ -28,7 +28,7 @@ from rewards.forms import (
 from rewards.measures import split_percent, split_unit
 from rewards.normalize import plain_text, spelling, text_verdict, tidy
 from rewards.reading import read
-from rewards.regions import may_be_region, open_builder, read_region, same_region
+from rewards.regions import is_builder, may_be_region, open_builder, read_region, same_region
 from rewards.symbols import has_imaginary_unit
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
@@ -55,7 +55,7 @@ class _Comparison:
         """Whether two tidied answers are equal, taken apart as far as their form allows."""
         if spelling(gold) == spelling(answer):
             return True
-        if may_be_region(gold) and may_be_region(answer):
+        if all(map(may_be_region, (gold, answer))) or any(map(is_builder, (gold, answer))):
             verdict = self.same_regions(gold, answer)
             if verdict is not None:
                 return verdict

@@ -13,13 +13,13 @@ _ENVIRONMENT = "\\begin{"
 _LETTER = rf"(?:\\(?:{'|'.join(sorted(GREEK - {'pi', 'infty'}, key=len, reverse=True))})(?![a-zA-Z])|[a-zA-Z])"
 _ACCENT = r"\\(?:overline|vec|hat|tilde|widehat|widetilde|overrightarrow|mathbb)\{[^{}]*\}"
 _BASE = rf"(?:{_ACCENT}|\\text\{{[^{{}}]*\}}|{_LETTER}(?: ?[a-zA-Z])*)"
-_SCRIPTS = r"(?: ?_\{[^{}]*\}|'|\^\{(?:-1|\\ast|\\cdot|\\prime)\})*"
+_SCRIPTS = r"(?: ?_\{[^{}]*\}|'|\^\{(?:\\ast|\\prime)\})*"
 _SYMBOL = rf"{_BASE}{_SCRIPTS}"
 _OPERATOR = (
     r"(?:\\(?:angle|triangle|det|dim|deg|arg|max|min|sup|inf|Pr|Re|Im|nabla|sin|cos|tan|cot|sec|csc|gcd|lcm|operatorname|ker|rank)"
     r"(?![a-zA-Z])|\\text\{[^{}]*\}|m(?=\\angle)) ?"
 )
-_ARGUMENTS = r" ?(?:\((?P<arguments>[^()=]*(?:\([^()=]*\)[^()=]*)*)\)|\[[^\[\]=]*\])"
+_ARGUMENTS = r"(?:\^\{-1\})? ?(?:\((?P<arguments>[^()]*(?:\([^()]*\)[^()]*)*)\)|\[[^\[\]]*\])"
 _NAME = re.compile(rf"(?:{_OPERATOR})*(?P<symbol>{_SYMBOL})?(?:{_ARGUMENTS})?")
 _FUNCTION_LETTERS = frozenset("fghFGHPQERSTVNAuvwpq")
 _MEASURED = re.compile(

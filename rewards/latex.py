@@ -66,6 +66,13 @@ _ABBREVIATION = re.compile(r"(?<![a-zA-Z])(?:[a-zA-Z]\.)+[a-zA-Z]?(?![a-zA-Z])")
 _ORDINALS = frozenset(("\\text{st}", "\\text{nd}", "\\text{rd}", "\\text{th}"))
 
 
+# ASCII functions that have brackets of their own in LaTeX, and functions with their letter glued on ("sinx").
+_BRACKET_FUNCTIONS = {
+    "abs": ("|", "|"), "floor": ("\\lfloor ", "\\rfloor "), "ceil": ("\\lceil ", "\\rceil "), "factorial": ("(", ")!"),
+}  # fmt: skip
+_GLUED = re.compile(r"(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)([xyz])")
+
+
 class Unreadable(ValueError):
     """The text is no well-formed LaTeX: a brace without its partner, a command without its argument, too deep."""
 
@@ -290,12 +297,20 @@ class _Reader:
             return [self.root("3" if name == "cbrt" else "")]
         if name == "frac" and following in ("{", "("):
             return self.command("frac", False)
-        if name == "abs" and following == "(":
+        if name in _BRACKET_FUNCTIONS and following == "(":
             self.skip_space()
             self.at += 1
-            return ["|", self.bracketed(")"), "|"]
-        if is_bare_word(token, after_number, spaced):
-            if self.peek() == "." and (self.peek(1) in ("", "$", "}") or self.peek(1).isspace()):
+            opening, closing = _BRACKET_FUNCTIONS[name]
+            return [opening, self.bracketed(")"), closing]
+        if name == "mod":
+            return ["\\text{mod}"]
+        glued = _GLUED.fullmatch(token)
+        if glued:
+            self.at -= 1
+            self.tokens[self.at : self.at + 1] = [glued[1], glued[2]]
+            return []
+        if is_bare_word(token, after_number, spaced, last.strip() == "/"):
+            if self.peek() == "." and (token in CURRENCIES or self.peek(1) in ("", "$", "}") or self.peek(1).isspace()):
                 self.at += 1
             return [f"\\text{{{token}}}"]
         if after_number and token.startswith(("pi", "sqrt")) and token != "pi":
@@ -362,7 +377,7 @@ class _Reader:
         if name in ("mathbb", "Bbb"):
             return [f"\\mathbb{{{self.argument()}}}"]
         if name in ("pmod", "pod"):
-            return [f"\\text{{mod}}{self.argument()}"]
+            return [f"(\\text{{mod}} {self.argument()})"]
         if name == "not":
             self.skip_space()
             return ["\\ne "] if self.peek() == "=" and self.take() else ["\\not "]

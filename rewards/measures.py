@@ -11,10 +11,11 @@ _TAIL_CHARS = 120  # a unit is no longer than that
 # The last factor of a unit: "/ \\text{s}^{2}", "(\\text{days})", "\\mu\\text{m}", "k\\Omega"; a bare letter where allowed.
 _FACTOR = re.compile(
     r"(?P<sign> ?(?:/|\\cdot|\\times)? ?)(?P<open>[(\[]? ?)(?:(?:\\mu ?)?\\text\{(?P<words>[^{}]*)\}|"
-    r"(?P<ohm>[kM]? ?\\Omega)|(?<=[\s/t])(?P<letter>[a-zA-Z]))(?P<power> ?\^\{-?\d\})?(?: ?[)\]])?$"
+    r"(?P<ohm>(?:[kM]|\\text\{[kM]\})? ?\\Omega)|(?:(?<=[\s/t])|\\mu ?)(?P<letter>[a-zA-Z]))(?P<power> ?\^\{-?\d\})?(?: ?[)\]])?$"
 )
 _FRACTION = re.compile(r" ?\\frac\{(?P<above>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\{(?P<below>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$")
 _DEGREES = re.compile(r" ?\^\{\\circ\} ?(?:\\text\{ ?(?:[CFK]|[Cc]elsius|[Ff]ahrenheit)\}|[CFK])?$")
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")  # of which degrees are an argument
 _CURRENCY = re.compile(r"(?P<sign>[+-]? ?)\\text\{(?P<words>[^{}]*)\} ?(?=[+\d\\.(-])")
 _ABOUT = re.compile(r"(?:\\approx|\\text\{(?:about|approximately|approx|roughly|around)\}) ?")
 _PERCENT = re.compile(r"(.*?) ?(?:\\%|\\text\{(?:percent|percentage|pct|per cent)\})", re.DOTALL)
@@ -42,7 +43,7 @@ def split_unit(text: str, letters: bool, any_noun: bool = False) -> str:
         text = currency["sign"] + text[currency.end() :]
     value = text
     degrees = _DEGREES.search(value, max(len(value) - _TAIL_CHARS, 0))
-    if degrees and value[: degrees.start()]:
+    if degrees and value[: degrees.start()] and not TRIGONOMETRY.search(value):
         return value[: degrees.start()]
     fraction = _FRACTION.search(value, max(len(value) - _TAIL_CHARS, 0))
     if fraction and fraction.start() and _only_units(fraction["above"]) and _only_units(fraction["below"]):

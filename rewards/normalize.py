@@ -17,12 +17,12 @@ from rewards.latex import Unreadable, plain_latex
 from rewards.measures import time_verdict
 from rewards.vocabulary import SCALES
 
-_QUOTES = ("**", "*", "``", "`", '"', "__")
+_QUOTES = ("**", "*", "``", "`", '"', "'", "__")
 _DOLLARS = re.compile(r"(?<![a-zA-Z\\])(?:US|HK|NT|AU|CA|NZ|SG|[ACRS])\s*\\?\$")
 _NUMPY = re.compile(r"(?<![a-zA-Z])np\.(?=[a-z])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SCALE = re.compile(rf"\\text\{{((?:(?:{'|'.join(SCALES)}|dozen)s?\b ?)+)([^{{}}]*)\}}")
-_MIXED = re.compile(r"(?<![\d.^_a-zA-Z)}])(\d{1,30})(?: ?\\frac\{(\d{1,30})\}\{(\d{1,30})\}| (\d{1,30}) ?/ ?(\d{1,30})(?![\d/.]))")
+_MIXED = re.compile(r"(?P<before>\\text\{[^{}]*\} ?|(?<![\d.^_a-zA-Z)}]))(\d{1,30})(?: ?\\frac\{(\d{1,30})\}\{(\d{1,30})\}| (\d{1,30}) ?/ ?(\d{1,30})(?![\d/.]))")
 _TIMES_TEN = re.compile(r"(?<=\d) ?x ?(?=10\^)")
 _BARE_POINT = re.compile(r"(?<=\d)\.(?=\s*(?:[/)]|$))")
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\overline\{(\d{1,9})\}")
@@ -101,10 +101,10 @@ def _repeating_fraction(match: re.Match) -> str:
 
 
 def _mixed_number(match: re.Match) -> str:
-    whole, above, below = int(match[1]), int(match[2] or match[4]), int(match[3] or match[5])
+    whole, above, below = int(match[2]), int(match[3] or match[5]), int(match[4] or match[6])
     if not 0 < above < below:
         return match.group()
-    return f"\\frac{{{whole * below + above}}}{{{below}}}"
+    return f"{match['before']}\\frac{{{whole * below + above}}}{{{below}}}"
 
 
 def plain_text(text: str) -> str:

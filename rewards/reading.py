@@ -14,6 +14,7 @@ from antlr4 import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from sympy import Basic, Float, Integer, MatrixBase, Number, nan, zoo
 
+from rewards.measures import TRIGONOMETRY
 from rewards.symbols import rename_misread
 from rewards.vocabulary import FUNCTIONS, GREEK
 
@@ -34,6 +35,10 @@ _SIDE_BY_SIDE = re.compile(r"\d ?_|\d +[\d.]|\. +\d|\d\.\d*\.|[)\]}] ?\.\d|\d\.(
 _NO_CALLS = frozenset("abcdijklmnorstxzBCDIJKLMOUWXYZ") | {"\\pi", "\\alpha", "\\beta", "\\theta", "\\lambda", "\\omega"}
 _ARGUMENT_END = frozenset(["+", "-", "=", "<", ">", ",", ")", "\\cdot", "\\times", "\\le", "\\ge", "\\ne"])
 _FACTOR = re.compile(r"[{}()]|\\[a-zA-Z]+|\d+(?:\.\d+)?|\S")
+
+
+_CALL = re.compile(rf" ?\\(?:{'|'.join(FUNCTIONS)})(?![a-zA-Z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^\{\\circ\}")
 
 
 def braces_match(text: str) -> bool:
@@ -66,7 +71,8 @@ def _explicit_products(text: str) -> str:
             starting = False
             argument = -1 if token in ("(", "{", "[") else len(out)
         if argument >= 0 and not starting and len(scripts) <= depth:
-            if token in ("\\cdot", "\\times") and len(scripts) == depth:
+            divided = token == "/" and _CALL.match(text, match.end())
+            if (token in ("\\cdot", "\\times") or divided) and len(scripts) == depth:
                 out.insert(argument, "(")
                 out.append(")")
             if len(scripts) < depth or token in _ARGUMENT_END or token[1:] in FUNCTIONS:
@@ -123,6 +129,8 @@ def read(text: str, imaginary: bool) -> Basic | MatrixBase | None:
     ``imaginary``: whether i is the imaginary unit; symbols then stand for complex numbers, else for real ones.
     """
     text = rename_misread(_LETTER_TEXT.sub(r" \1 ", text), imaginary)
+    if TRIGONOMETRY.search(text):
+        text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     if not _CHARACTERS.fullmatch(text) or not braces_match(text) or _SIDE_BY_SIDE.search(text):
         return None
     for match in _COMMAND.finditer(text):

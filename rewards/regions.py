@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from sympy import Abs, Basic, EmptySet, Expr, FiniteSet, Interval, Ne, Reals, Set, Symbol, Union, oo
+from sympy import Abs, Basic, EmptySet, Expr, FiniteSet, Integers, Interval, Naturals, Ne, Reals, Set, Symbol, Union, oo
 from sympy.core.relational import GreaterThan, LessThan, Relational, StrictGreaterThan, StrictLessThan
 
 from rewards.exact import equal_expressions
@@ -16,16 +16,17 @@ from rewards.forms import is_name, split_top_level
 from rewards.reading import read
 
 _BUILDER = re.compile(
-    r"\\\{ ?(?P<name>[^{}|:<>=,\\]{1,12}|\\[a-z]+)(?: ?\\in ?(?P<domain>\\mathbb\{R\}|\([^|:]*\)|\[[^|:]*\]))? ?[|:] ?(?P<condition>.*)\\\}",
+    r"\\\{ ?(?P<name>[^{}|:<>=,\\]{1,12}|\\[a-z]+)(?: ?\\in ?(?P<domain>\\mathbb\{[RZN]\}|R|\([^|:]*\)|\[[^|:]*\]))? ?[|:] ?(?P<condition>.*)\\\}",
     re.DOTALL,
 )
+_REAL = re.compile(r",? ?[a-zA-Z] ?\\in ?\\mathbb\{R\}")
 _MEMBER = re.compile(r"(?P<name>[^<>=()\[\]{}]{1,20}) ?\\in ?(?P<set>.*)", re.DOTALL)
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
 _CONNECTIVE = re.compile(r" ?,? ?\\text\{(and|or)\} ?")
 _INTERVAL = re.compile(r"([(\[\]])(.*)([)\[\]])", re.DOTALL)
 _RELATIONS = {"<": StrictLessThan, ">": StrictGreaterThan, "\\le": LessThan, "\\ge": GreaterThan, "\\ne": Ne}
 _HINT = re.compile(r"[<>]|\\(?:le|ge|ne|in|cup|cap|setminus|mathbb|infty)(?![a-zA-Z])|[|:]")
-_MAX_PARTS = 12
+_MAX_PARTS, _MAX_NUMBERS = 12, 40
 
 
 class Region(NamedTuple):
@@ -41,15 +42,33 @@ def may_be_region(text: str) -> bool:
     return bool(_HINT.search(text)) or bool(_INTERVAL.fullmatch(text))
 
 
+def is_builder(text: str) -> bool:
+    """Whether a tidied text is in set-builder notation."""
+    return bool(_BUILDER.fullmatch(text))
+
+
 def open_builder(text: str) -> tuple[str, bool]:
     """(condition, True) of ``\\{x \\mid condition\\}`` over the reals, (text, False) of anything else."""
     match = _BUILDER.fullmatch(text)
-    if not match:
+    if not match or _discrete(match):
         return text, False
     condition = match["condition"].strip()
-    if match["domain"] and match["domain"] != "\\mathbb{R}":
+    if match["domain"] and match["domain"] not in ("\\mathbb{R}", "R"):
         condition = f"{match['name'].strip()} \\in {match['domain']}, {condition}"
-    return re.sub(r",? ?[a-zA-Z] ?\\in ?\\mathbb\{R\}", "", condition), True
+    return _REAL.sub("", condition).strip() or "\\mathbb{R}", True
+
+
+def _discrete(match: re.Match) -> Set | None:
+    return {"\\mathbb{Z}": Integers, "\\mathbb{N}": Naturals}.get(match["domain"])
+
+
+def _whole_numbers(match: re.Match) -> Region | None:
+    """The region of ``\\{x \\in \\mathbb{Z} \\mid 1 < x < 5\\}``, of few numbers."""
+    found = _condition(match["condition"].strip())
+    numbers = found.set.intersect(_discrete(match)) if found else None
+    if numbers is None or not numbers.is_finite_set or len(numbers) > _MAX_NUMBERS:
+        return None
+    return Region("", FiniteSet(*numbers), False)
 
 
 def _number(text: str) -> Expr | None:
@@ -194,11 +213,12 @@ def _condition(text: str) -> Region | None:
 
 def read_region(text: str) -> Region | None:
     """The set of real numbers that a tidied text describes, None where it is none."""
-    if not may_be_region(text):
-        return None
     try:
+        builder = _BUILDER.fullmatch(text)
+        if builder and _discrete(builder):
+            return _whole_numbers(builder)
         condition, bound = open_builder(text)
-        if not bound:
+        if not bound or condition == "\\mathbb{R}":
             written = _written_set(text)
             if written is not None:
                 return Region("", written, False)

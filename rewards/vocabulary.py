@@ -15,7 +15,7 @@ FUNCTIONS = frozenset(
 # Other spellings of functions and constants; sqrt, cbrt, abs and frac have a grammar of their own.
 ALIASES = {
     "asin": "arcsin", "acos": "arccos", "atan": "arctan", "arcsinh": "arsinh", "arccosh": "arcosh", "arctanh": "artanh",
-    "tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan", "infinity": "infty", "inf": "infty",
+    "tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan", "infinity": "infty", "inf": "infty", "oo": "infty",
 }  # fmt: skip
 GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
@@ -109,11 +109,13 @@ def is_unit(phrase: str, any_noun: bool = False) -> bool:
     return counts or any_noun and all(len(word) > 2 for word in unknown)
 
 
-def is_bare_word(word: str, after_number: bool, spaced: bool) -> bool:
+def is_bare_word(word: str, after_number: bool, spaced: bool, divided: bool = False) -> bool:
     """Whether bare letters are a word rather than a product of symbols.
 
-    ``after_number``: a number stands before; ``spaced``: white space does.
+    ``after_number``: a number stands before; ``spaced``: white space does; ``divided``: a division sign.
     """
     if len(word) > 3 and word[1:].islower() or word in _BARE:
         return True
+    if divided:
+        return word in _ATTACHED or word in ("mol", "day", "hour")
     return after_number and word in (_AFTER_NUMBERS if spaced else _ATTACHED)
