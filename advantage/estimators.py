@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 
-from advantage.checks import check_finite, check_shape, masked_float32
+from advantage.checks import as_mask, check_finite, check_shape, masked_float32
 from advantage.segments import batch_abs_mean, batch_magnitude
 
 CORRECTION_RATIO_LIMIT = 5.0  # above it the teacher's correction drowns the verifier's advantage
@@ -42,9 +42,9 @@ class CreditInputs:
     """What an estimator may use. Tensors are (B, T) with rows and padding as in `response_mask`, unless said otherwise.
 
     Attributes:
-        group_advantage: A_G, fp32, zero outside the mask.
-        response_mask: bool.
-        scores: (B,) fp32, the verifier's reward of each response (the sum of its token rewards).
+        group_advantage: A_G. `run_estimator` hands it on as fp32, zero outside the mask.
+        response_mask: non-zero on valid tokens, of any dtype. `run_estimator` hands it on as bool.
+        scores: (B,) the verifier's reward of each response (the sum of its token rewards).
         equal_reward_rows: (B,) bool, rows of a group of two or more whose rewards are all equal.
         entropy: H_t of the student over the full vocabulary, nats.
         log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), nats, both at the rollout's weights.
@@ -225,7 +225,10 @@ def require(holds: bool, name: str, value: Any, rule: str) -> None:
 def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> Credit:
     """Run an estimator after checking that the signals it needs are there.
 
+    The estimator sees the mask as bool and A_G as fp32, whatever the caller has.
+
     Raises:
+        ValueError: the mask is not a (B, T) tensor.
         MissingSignalError: lists the missing signals.
         NonFiniteSignalError: NaN or infinity in A_G, in a signal, or in the resulting advantages.
     """
@@ -233,7 +236,11 @@ def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> C
     missing = [signal for signal in chosen.needs(params) if getattr(inputs, signal) is None]
     if missing:
         raise MissingSignalError(_missing_message(name, missing, chosen.needs(params)))
-    check_finite("group advantage A_G", inputs.group_advantage, inputs.response_mask)
+    mask = as_mask(inputs.response_mask)
+    check_finite("group advantage A_G", inputs.group_advantage, mask)
+    inputs = dataclasses.replace(
+        inputs, response_mask=mask, group_advantage=masked_float32(inputs.group_advantage, mask)
+    )
     with torch.no_grad():
         credit = chosen.credit(inputs, params)
     check_finite(f"the advantage of {name}", credit.advantages, inputs.response_mask)
