@@ -64,7 +64,9 @@ _SLASHED = re.compile(r"(?<![\d.])(\d{1,9})⁄(\d{1,9})")
 _ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z](?![a-zA-Z(]))?")
 _DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
 _OVERLINED = re.compile("(?:[0-9][\u0304\u0305\u0307])+")
-_WIDTHLESS = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")  # a reader cannot see them
+_WIDTHLESS = re.compile(
+    "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
+)  # a reader cannot see them
 _OTHER = re.compile(r"[^\x00-\x7f]")
 
 

@@ -9,11 +9,15 @@ _LETTER = r"\(? ?([A-J]) ?\)?"
 _ONLY_LETTERS = re.compile(rf"{_LETTER}\.?(?: ?(?:,|;|and|&) ?{_LETTER}\.?)*")
 # "(B) 7", "B) 7", "B. 7", "B: 7"
 _LABELLED = re.compile(r"(?:\( ?([A-J]) ?\)|([A-J]) ?[.):])(?P<content> ?\S.*)", re.DOTALL)
-_NAMED = re.compile(rf"{_LETTER}(?P<rest>$|[.:?!;,]? ?\(.*|[.:?!;,].*|(?<=\)).*| - ?[a-zA-Z].*| [a-zA-Z]{{2,}}.*| [A-J]\b.*)", re.DOTALL)
+_NAMED = re.compile(
+    rf"{_LETTER}(?P<rest>$|[.:?!;,]? ?\(.*|[.:?!;,].*|(?<=\)).*| - ?[a-zA-Z].*| [a-zA-Z]{{2,}}.*| [A-J]\b.*)", re.DOTALL
+)
 _SMALL = re.compile(r"\(([a-j])\)|([a-j])[.)]")
 # A capital letter of its own is a choice, except as the article ("A triangle").
 _OTHER_LETTER = re.compile(r"(?<![A-Za-z])(?!A (?!or\b|and\b)[a-z]{2,})([A-J])(?![A-Za-z'])")
-_DENIAL = re.compile(r"[.:;,?! ]*(?:is|isn't|are|was|cannot|can't|not|no)\b(?! (?:solution|real|such|enough|more|less))|.*\b(?:wrong|incorrect)\b")
+_DENIAL = re.compile(
+    r"[.:;,?! ]*(?:is|isn't|are|was|cannot|can't|not|no)\b(?! (?:solution|real|such|enough|more|less))|.*\b(?:wrong|incorrect)\b"
+)
 _OPERATION = re.compile(r"\s*(?:\\(?!text)[a-z]|[-+*/^_=<>!|]\s*[\d(\\A-Za-z]?$|[-+*/^_=<>]\S)")
 
 

@@ -74,7 +74,9 @@ class _Comparison:
                 # A list without brackets may be a tuple, one in braces is a set.
                 if is_set(other) or bracketed[0] not in ("()", "[]") or bracketed[0] == "[]" and len(listed) < 3:
                     return False
-                return self.same_in_order(*((bracketed[1], listed) if bracketed is tuples[0] else (listed, bracketed[1])))
+                return self.same_in_order(
+                    *((bracketed[1], listed) if bracketed is tuples[0] else (listed, bracketed[1]))
+                )
         if len(elements[0]) > 1 or len(elements[1]) > 1:
             if _is_one_value(gold, elements[0]) or _is_one_value(answer, elements[1]):
                 return self.same_value(gold, answer)
@@ -297,7 +299,8 @@ def _ask_math_verify(gold, answer) -> bool:
 def _symbols(text: str) -> bool:
     """Whether a tidied text has a letter that may be a variable, e and i aside."""
     return bool(set(re.findall("[a-zA-Z]", _WITHOUT_COMMANDS.sub(" ", text))) - {"e", "i"}) or any(
-        f"\\{name}" in text for name in ("alpha", "beta", "gamma", "theta", "lambda", "omega", "phi", "rho", "sigma", "mu")
+        f"\\{name}" in text
+        for name in ("alpha", "beta", "gamma", "theta", "lambda", "omega", "phi", "rho", "sigma", "mu")
     )
 
 
@@ -369,4 +372,3 @@ def equivalent(gold: str, answer: str) -> tuple[bool, str]:
     if comparison.too_large:
         return False, "too large"
     return False, "unparsed" if comparison.unread else "math"
-

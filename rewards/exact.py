@@ -146,9 +146,9 @@ def _difference(gold: Expr, answer: Expr, point: dict, digits: int) -> bool | No
         apart = [abs(one - other) > 1e-9 * max(abs(one), abs(other)) for one, other in zip(*parts, strict=True)]
         if any(away and (_found(one) or _found(other)) for away, one, other in zip(apart, *parts, strict=True)):
             return True
-        real, imaginary = Add(gold, Mul(-1, answer, evaluate=False), evaluate=False).evalf(
-            2, subs=point, maxn=digits
-        ).as_real_imag()
+        real, imaginary = (
+            Add(gold, Mul(-1, answer, evaluate=False), evaluate=False).evalf(2, subs=point, maxn=digits).as_real_imag()
+        )
         return _found(real) or _found(imaginary)
     except (TypeError, ValueError, AttributeError, NotImplementedError, ArithmeticError):
         return None
@@ -188,9 +188,7 @@ def equal_expressions(gold: Expr, answer: Expr) -> bool | None:
     names = sorted({symbol.name for symbol in gold.free_symbols | answer.free_symbols})
     verdicts = []
     for first, step in _POINTS[: len(_POINTS) if names else 1]:
-        point = {
-            symbol: first + names.index(symbol.name) * step for symbol in gold.free_symbols | answer.free_symbols
-        }
+        point = {symbol: first + names.index(symbol.name) * step for symbol in gold.free_symbols | answer.free_symbols}
         if rounded:
             verdict = _agree_rounded(gold, answer, point)
         else:
@@ -200,4 +198,3 @@ def equal_expressions(gold: Expr, answer: Expr) -> bool | None:
             return False
         verdicts.append(verdict)
     return True if verdicts.count(True) >= min(len(verdicts), 2) else None
-

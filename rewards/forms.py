@@ -27,7 +27,9 @@ _MEASURED = re.compile(
     rf"\\frac\{{(?:\\text\{{[^{{}}]*\}}|[a-zA-Z]+|{_ACCENT})\}}\{{(?:\\text\{{[^{{}}]*\}}|[a-zA-Z]+|{_ACCENT})\}}|"
     r"\\lim(?![a-zA-Z]).*"
 )
-_RELATION = re.compile(r"\\(?:le|ge|ne|in|notin|subset|subseteq|equiv|to|Rightarrow|sim|cong)(?![a-zA-Z])|[<>]|\\approx(?![a-zA-Z])|=")
+_RELATION = re.compile(
+    r"\\(?:le|ge|ne|in|notin|subset|subseteq|equiv|to|Rightarrow|sim|cong)(?![a-zA-Z])|[<>]|\\approx(?![a-zA-Z])|="
+)
 _OPENING, _CLOSING = "([{", ")]}"
 
 

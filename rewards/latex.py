@@ -10,56 +10,65 @@ from __future__ import annotations
 
 import re
 
-from rewards.vocabulary import ALIASES, CURRENCIES, FUNCTIONS, GREEK, is_bare_word
+from rewards.vocabulary import ALIASES, CURRENCIES, FUNCTIONS, GREEK, is_bare_word, words
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\d+(?:\.\d+)?|\s+|[a-zA-Z]+|.", re.DOTALL)
 MAX_DEPTH = 40
 # Stand in for spacing until it is known whether digits around it are one number: a wide space, ``\\!``, ``{,}``.
 _WIDE, _TIGHT, _GROUPING = "\x00", "\x01", "\x02"
 _SPACING = " \x00\x01"
-_STYLED = frozenset(
-    "mathbf mathit mathsf mathtt mathnormal mathcal mathscr mathfrak boldsymbol bm pmb bold underline ensuremath mathop mathrel "
-    "mathbin mathord smash boxed fbox framebox mathstrut emph".split()
+_STYLED = words(
+    """mathbf mathit mathsf mathtt mathnormal mathcal mathscr mathfrak boldsymbol bm pmb bold underline ensuremath mathop
+    mathrel mathbin mathord smash boxed fbox framebox emph"""
 )
-_TEXT = frozenset(
-    "text textrm textbf textit textsf texttt textnormal textup textmd textsl textsc mathrm mbox hbox vbox operatorname "
-    "mathop unit".split()
+_TEXT = words(
+    """text textrm textbf textit textsf texttt textnormal textup textmd textsl textsc mathrm mbox hbox vbox operatorname
+    unit"""
 )
-# Commands whose arguments say nothing, with how many there are; the last of TWO's is what is shown.
+# Commands whose arguments say nothing, with how many there are; and before the argument that is shown.
 _SILENT = {
     "color": 1, "tag": 1, "label": 1, "phantom": 1, "hphantom": 1, "vphantom": 1, "hspace": 1, "vspace": 1, "mspace": 1,
     "rule": 2,
 }  # fmt: skip
 _COLOURED = {"textcolor": 1, "mathcolor": 1, "colorbox": 1, "fcolorbox": 2, "bbox": 0, "style": 1, "class": 1}
-_NOTHING = frozenset(
-    "left right middle big Big bigg Bigg bigl bigr bigm Bigl Bigr Bigm biggl biggr biggm Biggl Biggr Biggm mleft mright "
-    "displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits bf it sf tt cal sl em bfseries itshape rmfamily "
-    "normalfont boldmath large Large LARGE huge Huge small normalsize tiny footnotesize scriptsize strut null relax protect "
-    "nonumber notag noindent centering par hfill hfil quad qquad enspace enskip thinspace medspace thickspace negthinspace "
-    "allowbreak therefore".split()
+_SIZES = words(
+    """left right middle big Big bigg Bigg bigl bigr bigm Bigl Bigr Bigm biggl biggr biggm Biggl Biggr Biggm mleft
+    mright"""
+)
+_NOTHING = words(
+    """displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits bf it sf tt cal sl em bfseries itshape
+    rmfamily normalfont boldmath large Large LARGE huge Huge small normalsize tiny footnotesize scriptsize strut
+    mathstrut null relax protect nonumber notag noindent centering par hfill hfil quad qquad enspace enskip thinspace
+    medspace thickspace negthinspace allowbreak therefore"""
 )
 _NAMES = {
-    "leq": "le", "leqslant": "le", "leqq": "le", "geq": "ge", "geqslant": "ge", "geqq": "ge", "neq": "ne", "simeq": "approx",
-    "cong": "cong", "approxeq": "approx", "doteq": "approx", "rightarrow": "to", "implies": "Rightarrow", "dots": "ldots",
-    "dotsc": "ldots", "dotsb": "ldots", "cdots": "ldots", "varnothing": "emptyset", "smallsetminus": "setminus",
-    "backslash": "setminus", "bmod": "mod", "times": "times", "ast": "cdot", "cdotp": "cdot", "varphi": "phi",
-    "varepsilon": "epsilon", "vartheta": "theta", "varrho": "rho", "square": "blacksquare", "Box": "blacksquare",
-    "qed": "blacksquare", "qedsymbol": "blacksquare", "qedhere": "blacksquare", "checkmark": "blacksquare",
-    "bigstar": "blacksquare", "dot": "overline", "bar": "overline", "arcctg": "arccot", "ctg": "cot", "tg": "tan",
-    "arctg": "arctan", "arcsinh": "arsinh", "arccosh": "arcosh", "arctanh": "artanh", "leftarrow": "gets",
+    "leq": "le", "leqslant": "le", "leqq": "le", "geq": "ge", "geqslant": "ge", "geqq": "ge", "neq": "ne",
+    "simeq": "approx", "approxeq": "approx", "doteq": "approx", "rightarrow": "to", "implies": "Rightarrow",
+    "dots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "cdots": "ldots", "varnothing": "emptyset",
+    "smallsetminus": "setminus", "backslash": "setminus", "bmod": "mod", "ast": "cdot", "cdotp": "cdot",
+    "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta", "varrho": "rho", "dot": "overline",
+    "bar": "overline", "leftarrow": "gets",
+    **dict.fromkeys(("square", "Box", "qed", "qedsymbol", "qedhere", "checkmark", "bigstar"), "blacksquare"),
+    **ALIASES,
 }  # fmt: skip
 _CHARACTERS = {
-    "lt": "<", "gt": ">", "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "\\|", "lVert": "\\|", "rVert": "\\|",
-    "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "colon": ":", "ratio": ":",
-    "prime": "'", "degree": "^{\\circ}", "degrees": "^{\\circ}", "textdegree": "^{\\circ}", "coloneqq": "=", "R": "\\mathbb{R}",
-    "Z": "\\mathbb{Z}", "N": "\\mathbb{N}", "Q": "\\mathbb{Q}", "euro": "\\text{EUR}", "texteuro": "\\text{EUR}",
-    "pounds": "\\text{GBP}", "textsterling": "\\text{GBP}", "textdollar": "\\text{USD}", "yen": "\\text{CNY}",
-    "textyen": "\\text{CNY}", "rupee": "\\text{INR}", "cent": "\\text{cents}", "textcent": "\\text{cents}", "$": "\\text{USD}",
-    "percent": "\\%", "imath": "i", "jmath": "j", "lg": "\\log_{10} ", "Omicron": "O", "ohm": "\\Omega ",
+    "lt": "<", "gt": ">", "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "\\|", "lVert": "\\|",
+    "rVert": "\\|", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")",
+    "colon": ":", "ratio": ":", "prime": "'", "coloneqq": "=", "imath": "i", "jmath": "j", "lg": "\\log_{10} ",
+    "ohm": "\\Omega ", "percent": "\\%",
+    **dict.fromkeys(("degree", "degrees", "textdegree"), "^{\\circ}"),
+    **{letter: f"\\mathbb{{{letter}}}" for letter in "RZNQ"},
+    **dict.fromkeys(("euro", "texteuro"), "\\text{EUR}"), **dict.fromkeys(("pounds", "textsterling"), "\\text{GBP}"),
+    **dict.fromkeys(("textdollar", "$"), "\\text{USD}"), **dict.fromkeys(("yen", "textyen"), "\\text{CNY}"),
+    **dict.fromkeys(("cent", "textcent"), "\\text{cents}"), "rupee": "\\text{INR}",
 }  # fmt: skip
-_ALIGNED = frozenset("aligned align align* alignat gathered gather gather* equation equation* split multline array*".split())
-_FRACTIONS = {"frac": "frac", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "sfrac": "frac", "nicefrac": "frac",
-              "xfrac": "frac", "binom": "binom", "dbinom": "binom", "tbinom": "binom"}  # fmt: skip
+_ALIGNED = words("aligned align align* alignat gathered gather gather* equation equation* split multline")
+_FRACTIONS = {
+    **dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac", "sfrac", "nicefrac", "xfrac"), "frac"),
+    **dict.fromkeys(("binom", "dbinom", "tbinom"), "binom"),
+}
+_ACCENTS = words("overline vec hat tilde widehat widetilde overrightarrow")
+_PARTNER = {"(": ")", "[": "]"}
 _INFIX = {"\\over": "frac", "\\choose": "binom"}
 _RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\leq", "\\geq", "\\approx", "\\ne", "\\neq"])
 _ABBREVIATION = re.compile(r"(?<![a-zA-Z])(?:[a-zA-Z]\.)+[a-zA-Z]?(?![a-zA-Z])")
@@ -75,6 +84,19 @@ _GLUED = re.compile(r"(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)([xyz
 
 class Unreadable(ValueError):
     """The text is no well-formed LaTeX: a brace without its partner, a command without its argument, too deep."""
+
+
+def _context(before: list[str]) -> tuple[bool, bool, bool]:
+    """Of the pieces before a word: whether they end in a number, in white space or a bracket, in a division sign."""
+    spaced = bracketed = False
+    for piece in reversed(before):
+        if not piece.strip(_SPACING):
+            spaced = spaced or bool(piece)
+        elif piece in ("(", "[") and not bracketed:  # "5 (cm)"
+            bracketed = spaced = True
+        else:
+            return piece[-1].isdigit() or piece[-1] in "})!" or piece == "\\pi ", spaced, piece.strip() == "/"
+    return False, spaced, False
 
 
 class _Reader:
@@ -102,12 +124,12 @@ class _Reader:
 
     # --- arguments ---
 
-    def group(self, words: bool = False) -> str:
+    def group(self, in_text: bool = False) -> str:
         """The rest of a group whose brace is taken, its closing brace taken too."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("too deep")
-        inside = self.sequence("}", words)
+        inside = self.sequence("}", in_text)
         self.depth -= 1
         return inside.strip(_SPACING)
 
@@ -172,8 +194,8 @@ class _Reader:
 
     # --- the pass ---
 
-    def sequence(self, closing: str, words: bool = False) -> str:
-        """Everything up to ``closing`` (a token, "" for the end), which is taken.  ``words``: inside a text command."""
+    def sequence(self, closing: str, in_text: bool = False) -> str:
+        """Everything up to ``closing`` (a token, "" for the end), which is taken.  ``in_text``: inside a text command."""
         out: list[str] = []
         while True:
             token = self.peek()
@@ -184,26 +206,26 @@ class _Reader:
                 raise Unreadable("a bracket has no partner")
             if token in _INFIX:
                 self.at += 1
-                above, below = "".join(out).strip(), self.sequence(closing, words).strip()
+                above, below = "".join(out).strip(_SPACING), self.sequence(closing, in_text).strip(_SPACING)
                 return f"\\{_INFIX[token]}{{{above}}}{{{below}}}"
-            if token == "(" and closing == ")" or token == "[" and closing == "]":
+            if token in "([" and closing == _PARTNER[token]:
                 self.at += 1
                 out += [token, self.bracketed(closing), closing]
                 continue
-            out += self.item(words, out)
+            out += self.item(in_text, out)
 
-    def item(self, words: bool, before: list[str] | None = None) -> list[str]:
+    def item(self, in_text: bool, before: list[str] | None = None) -> list[str]:
         """The next piece in its one spelling."""
         token = self.take()
         if token.isspace():
             return [" "]
         if token.isascii() and token.isalpha():
-            return self.letters(token, words, before or [])
+            return self.letters(token, in_text, before or [])
         if token == "{":
-            inside = self.group(words)
+            inside = self.group(in_text)
             return [_GROUPING] if inside == "," else [_WIDE, inside, _WIDE]
         if token.startswith("\\") and len(token) > 1:
-            return self.command(token[1:], words)
+            return self.command(token[1:], in_text)
         if token in "^_":
             return [self.script(token)]
         if token == "*":
@@ -211,7 +233,7 @@ class _Reader:
                 self.at += 1
                 return [self.script("^")]
             return ["\\cdot "]
-        if token == "$":
+        if token in ("$", "\\"):  # a lone backslash is the end of a text that was cut after it
             return [_WIDE]
         if token == "%":
             return ["\\%"]
@@ -223,16 +245,14 @@ class _Reader:
                 self.at += 1
                 return ["\\approx "]
             return [" "]
-        if token == "\\":  # the end of a text that was cut after a space
-            return [" "]
-        if token in "<>=!:+-." and not words:
+        if token in "<>=!:+-." and not in_text:
             return [self.operator(token, before or [])]
         return [token]
 
     def operator(self, token: str, before: list[str]) -> str:
         """Operators spelled with several characters."""
         following = self.peek()
-        if token in "<>" and following == "=" or token == "=" and following == "<":
+        if (token in "<>" and following == "=") or (token == "=" and following == "<"):
             self.at += 1
             return "\\ge " if token == ">" else "\\le "
         if token == "!" and following == "=":
@@ -243,7 +263,7 @@ class _Reader:
         if token in ":=" and following == "=":
             self.at += 1
             return "="
-        if token == "+" and (following == "-" or following == "/" and self.peek(1) == "-"):
+        if token == "+" and (following == "-" or (following == "/" and self.peek(1) == "-")):
             self.at += 1 if following == "-" else 2
             return "\\pm "
         if token == "-" and following == ">":
@@ -271,20 +291,15 @@ class _Reader:
                 return "^{\\circ}" + inside[5:].strip()
         return f"{mark}{{{inside}}}" if inside else ""
 
-    def letters(self, token: str, words: bool, before: list[str]) -> list[str]:
+    def letters(self, token: str, in_text: bool, before: list[str]) -> list[str]:
         """Bare letters: a word, a function, a Greek letter, or symbols."""
         name = ALIASES.get(token, token)
-        if words:
-            return [self.words(token)]
+        if in_text:
+            return [self.word(token)]
         if len(token) == 1:
             return [token]
         following = next((t for t in self.tokens[self.at : self.at + 2] if not t.isspace()), "")
-        last = next((piece for piece in reversed(before) if piece.strip()), "")
-        if last in ("(", "["):  # "5 (cm)"
-            outside = before[: len(before) - 1 - before[::-1].index(last)]
-            last = next((piece for piece in reversed(outside) if piece.strip()), "")
-        spaced = bool(before) and (before[-1].isspace() or before[-1] in ("(", "["))
-        after_number = last[-1:].isdigit() or last[-1:] in ("}", ")", "!") or last == "\\pi "
+        after_number, spaced, divided = _context(before)
         if name == "in" and following in ("(", "[", "\\{", "\\mathbb", "\\left"):
             return ["\\in "]
         if name == "log" and following.isdigit() and self.peek(1) == "(":  # log2(8)
@@ -309,7 +324,7 @@ class _Reader:
             self.at -= 1
             self.tokens[self.at : self.at + 1] = [glued[1], glued[2]]
             return []
-        if is_bare_word(token, after_number, spaced, last.strip() == "/"):
+        if is_bare_word(token, after_number, spaced, divided):
             if self.peek() == "." and (token in CURRENCIES or self.peek(1) in ("", "$", "}") or self.peek(1).isspace()):
                 self.at += 1
             return [f"\\text{{{token}}}"]
@@ -319,10 +334,10 @@ class _Reader:
             return []
         return [token]
 
-    def words(self, token: str) -> str:
+    def word(self, token: str) -> str:
         """A word inside a text command, with the points of its abbreviation."""
         word = token
-        while self.peek() in (".", "'", "-") and (self.peek(1).isalpha() or self.peek() == "." and len(word) > 1):
+        while self.peek() in (".", "'", "-") and (self.peek(1).isalpha() or (self.peek() == "." and len(word) > 1)):
             word += self.take()
             if self.peek().isalpha():
                 word += self.take()
@@ -337,22 +352,21 @@ class _Reader:
         inside = self.argument(brackets=True)
         return f"\\sqrt[{degree}]{{{inside}}}" if degree and degree != "2" else f"\\sqrt{{{inside}}}"
 
-    def command(self, name: str, words: bool) -> list[str]:
+    def command(self, name: str, in_text: bool) -> list[str]:
         """A command (without its backslash) with what belongs to it."""
         star = "*" if name in ("tag", "hspace", "vspace", "operatorname") and self.peek() == "*" else ""
         self.at += len(star)
+        if name in _SIZES:
+            self.skip_space()
+            self.at += self.peek() == "."
+            return []
         if name in _NOTHING:
-            if name in ("left", "right", "middle") or name.lower().startswith(("big", "mleft", "mright")):
-                self.skip_space()
-                if self.peek() == ".":
-                    self.at += 1
-                return []
             return [_WIDE]
         if name == "rm":
             return [self.sequence_of_words()]
         if name in _STYLED:
             self.option()
-            return [_WIDE, self.argument(), _WIDE] if not words else [self.group(words) if self.take() == "{" else ""]
+            return [_WIDE, self.argument(), _WIDE] if not in_text else [self.shown_text()]
         if name in _TEXT:
             return [self.text()]
         if name in _SILENT:
@@ -396,8 +410,8 @@ class _Reader:
         if len(name) == 1 and not name.isalpha():
             return [" ", name] if name == "." else ["\\", name]
         name = _NAMES.get(name, name)
-        if name in ("overline", "vec", "hat", "tilde", "widehat", "overrightarrow", "widetilde"):
-            return [f"\\{name}{{{self.argument(digits=True)}}}"]
+        if name in _ACCENTS:
+            return [f"\\{name}{{{self.argument()}}}"]
         return [f"\\{name} "]
 
     def text(self) -> str:
@@ -407,45 +421,52 @@ class _Reader:
             token = self.take()
             return f"\\text{{{token}}}" if token.isalpha() else token
         self.at += 1
-        inside = self.group(words=True)
+        inside = self.group(in_text=True)
         # Constants that some set upright.
         return inside[6:-1] if inside in ("\\text{i}", "\\text{e}", "\\text{d}") else f"{_WIDE}{inside}{_WIDE}"
 
+    def shown_text(self) -> str:
+        """The argument of a font command inside a text command."""
+        self.skip_space()
+        return self.group(in_text=True) if self.take() == "{" else ""
+
     def sequence_of_words(self) -> str:
         """What follows ``\\rm`` up to the end of its group, whose brace is left."""
-        inside = self.sequence(_end := "}" if self.depth else "", True)
-        self.at -= bool(_end)
-        return f" {inside} "
+        closing = "}" if self.depth else ""
+        inside = self.sequence(closing, in_text=True)
+        self.at -= len(closing)
+        return f"{_WIDE}{inside}{_WIDE}"
 
     def environment(self) -> str:
+        """An environment whose ``\\begin`` is taken: lines of formulas as a list, a matrix as one."""
         name = self.raw()
+        self.skip_space()
         columns = self.raw() if name == "array" and self.peek() == "{" else ""
         start = self.at
         try:
             end = self.tokens.index("\\end", start)
         except ValueError:
             raise Unreadable("an environment has no end") from None
-        inner, rows = _Reader(""), self.tokens[start:end]
-        inner.depth = self.depth + 1
         self.at = end + 1
-        if self.raw() != name:
-            raise Unreadable("an environment ends in another's name")
-        if inner.depth > MAX_DEPTH:
-            raise Unreadable("too deep")
-        if name in _ALIGNED:
+        if self.raw() != name or self.depth >= MAX_DEPTH:
+            raise Unreadable("an environment ends in another's name, or is too deep")
+        rows = self.tokens[start:end]
+        inner = _Reader("")
+        inner.depth = self.depth + 1
+        if name in _ALIGNED or (name in ("cases", "array") and "&" not in rows):
             inner.tokens = rows
-            return f" {inner.sequence('')} "
-        cells = []
+            return f"{_WIDE}{inner.sequence('')}{_WIDE}"
+        lines = []
         for row in _split(rows, "\\\\"):
-            line = []
+            cells = []
             for cell in _split(row, "&"):
                 inner.tokens, inner.at = cell, 0
-                line.append(inner.sequence("").strip())
-            cells.append(" & ".join(line))
-        while cells and not cells[-1]:
-            cells.pop()
+                cells.append(inner.sequence("").strip(_SPACING))
+            lines.append(" & ".join(cells))
+        while lines and not lines[-1]:
+            lines.pop()
         columns = f"{{{columns}}}" if columns else ""
-        return f"\\begin{{{name}}}{columns} " + " \\\\ ".join(cells) + f" \\end{{{name}}}"
+        return f"\\begin{{{name}}}{columns} " + " \\\\ ".join(lines) + f" \\end{{{name}}}"
 
 
 def _split(tokens: list[str], separator: str) -> list[list[str]]:

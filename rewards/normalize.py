@@ -22,7 +22,9 @@ _DOLLARS = re.compile(r"(?<![a-zA-Z\\])(?:US|HK|NT|AU|CA|NZ|SG|[ACRS])\s*\\?\$")
 _NUMPY = re.compile(r"(?<![a-zA-Z])np\.(?=[a-z])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SCALE = re.compile(rf"\\text\{{((?:(?:{'|'.join(SCALES)}|dozen)s?\b ?)+)([^{{}}]*)\}}")
-_MIXED = re.compile(r"(?P<before>\\text\{[^{}]*\} ?|(?<![\d.^_a-zA-Z)}]))(\d{1,30})(?: ?\\frac\{(\d{1,30})\}\{(\d{1,30})\}| (\d{1,30}) ?/ ?(\d{1,30})(?![\d/.]))")
+_MIXED = re.compile(
+    r"(?P<before>\\text\{[^{}]*\} ?|(?<![\d.^_a-zA-Z)}]))(\d{1,30})(?: ?\\frac\{(\d{1,30})\}\{(\d{1,30})\}| (\d{1,30}) ?/ ?(\d{1,30})(?![\d/.]))"
+)
 _TIMES_TEN = re.compile(r"(?<=\d) ?x ?(?=10\^)")
 _BARE_POINT = re.compile(r"(?<=\d)\.(?=\s*(?:[/)]|$))")
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\overline\{(\d{1,9})\}")
@@ -56,6 +58,8 @@ def _without_end_marks(text: str) -> str:
     while True:
         before = text
         text = text.strip().removesuffix("\\blacksquare").lstrip(",").rstrip()
+        if text.startswith("\\{") and "\\}" not in text:  # the brace before a system of equations
+            text = text[2:].lstrip()
         if text.endswith((".", ",", ";", ":")) and not text.endswith(".."):
             text = text[:-1].rstrip()
         if text == before:

@@ -32,7 +32,14 @@ _CHARACTERS = re.compile(r"[0-9a-zA-Z\\{}()\[\]+\-*/^_=<>!|.,:;& ]*")
 # Numbers side by side, a number in a base, digits before a bare point: none has one meaning.
 _SIDE_BY_SIDE = re.compile(r"\d ?_|\d +[\d.]|\. +\d|\d\.\d*\.|[)\]}] ?\.\d|\d\.(?!\d)")
 # Letters that are never called: x(3) is a product, f(3) a value.
-_NO_CALLS = frozenset("abcdijklmnorstxzBCDIJKLMOUWXYZ") | {"\\pi", "\\alpha", "\\beta", "\\theta", "\\lambda", "\\omega"}
+_NO_CALLS = frozenset("abcdijklmnorstxzBCDIJKLMOUWXYZ") | {
+    "\\pi",
+    "\\alpha",
+    "\\beta",
+    "\\theta",
+    "\\lambda",
+    "\\omega",
+}
 _ARGUMENT_END = frozenset(["+", "-", "=", "<", ">", ",", ")", "\\cdot", "\\times", "\\le", "\\ge", "\\ne"])
 _FACTOR = re.compile(r"[{}()]|\\[a-zA-Z]+|\d+(?:\.\d+)?|\S")
 
@@ -67,7 +74,12 @@ def _explicit_products(text: str) -> str:
         out.append(text[position : match.start()])
         position = match.end()
         number = token[0].isdigit()
-        if starting and len(scripts) == depth and token not in ("^", "_") and not (token == "{" and previous in ("^", "_")):
+        if (
+            starting
+            and len(scripts) == depth
+            and token not in ("^", "_")
+            and not (token == "{" and previous in ("^", "_"))
+        ):
             starting = False
             argument = -1 if token in ("(", "{", "[") else len(out)
         if argument >= 0 and not starting and len(scripts) <= depth:

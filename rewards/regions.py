@@ -123,7 +123,11 @@ def _simple(relation: Relational, symbol: Symbol) -> bool:
     if symbol in sides:
         return True
     side = next((side for side in sides if side.has(symbol)), None)
-    return isinstance(side, Abs) and side.args[0].as_poly(symbol) is not None and side.args[0].as_poly(symbol).degree() == 1
+    return (
+        isinstance(side, Abs)
+        and side.args[0].as_poly(symbol) is not None
+        and side.args[0].as_poly(symbol).degree() == 1
+    )
 
 
 def _solution(relation: Relational) -> tuple[Set, bool] | None:
@@ -280,4 +284,3 @@ def same_region(gold: Region, answer: Region) -> bool | None:
             return False
         left.remove(match)
     return True
-
