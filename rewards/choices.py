@@ -6,7 +6,7 @@ import re
 
 _LEAD = re.compile(r"(?:the )?(?:correct |final )?(?:answer|option|choice|letter)s?\b(?: is)?:? ?", re.IGNORECASE)
 _LETTER = r"\(? ?([A-J]) ?\)?"
-_ONLY_LETTERS = re.compile(rf"{_LETTER}\.?(?: ?(?:,|;|and|&) ?{_LETTER}\.?)*")
+_ONLY_LETTERS = re.compile(rf"{_LETTER}\.?(?: ?(?:,|;|,? ?\b(?:and|or)\b|&) ?{_LETTER}\.?)*")
 # "(B) 7", "B) 7", "B. 7", "B: 7"
 _LABELLED = re.compile(r"(?:\( ?([A-J]) ?\)|([A-J]) ?[.):])(?P<content> ?\S.*)", re.DOTALL)
 _NAMED = re.compile(

@@ -59,7 +59,7 @@ def rename_misread(text: str, imaginary: bool) -> str:
         return f"{{{name}}}" if following == "^" else name
 
     def differential(match: re.Match) -> str:
-        return match.group() if match.group()[0] == "\\" else "d\\cdot "
+        return match.group() if match.group()[0] == "\\" else "{d} "
 
     renamed = _TOKEN.sub(rename, text)
     if not any(sign in renamed for sign in ("\\int", "\\frac{d", "\\partial")):
