@@ -22,8 +22,8 @@ _BARE_LIMIT = 200  # characters of a box without braces
 _FORMULA = re.compile(r"\s*[\w\\+(\[|-]|\s*\.\d")  # how a formula begins
 _PROSE = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z}])")
 _BARE_ITEM = re.compile(
-    r"[+-]?(?:\d+(?:[.,]\d+)*(?:/\d+)?|\\[a-zA-Z]+(?:\s*\[[^\[\]{}\n]*\])?(?:\s*\{[^{}\n]*\}|\d)*|[a-zA-Z](?![a-zA-Z]| [a-z]{2}))"
-    r"|\([^(){}\n]*\)"
+    r"[+-]?(?:\d+(?:[.,]\d+)*(?:/\d+)?|\\[a-zA-Z]+(?:\s*\[[^\[\]{}\n]*\])?(?:\s*\{[^{}\n]*\}|\d)*|"
+    r"[a-zA-Z](?![a-zA-Z]| [a-z]{2}))|\([^(){}\n]*\)"
 )
 
 

@@ -10,53 +10,56 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from rewards.vocabulary import GREEK
+
 _LATEX = {
     # signs
-    **dict.fromkeys("−–—―‐‑‒﹣⁃", "-"), "×": "\\times ", "✕": "\\times ", "✖": "\\times ", "⨯": "\\times ",
-    **dict.fromkeys("·⋅•∙・‧", "\\cdot "), "∗": "*", "÷": "\\div ", "∕": "/", "⁄": "/", "±": "\\pm ", "∓": "\\mp ",
-    **dict.fromkeys("≤⩽≦", "\\le "), **dict.fromkeys("≥⩾≧", "\\ge "), "≠": "\\ne ", **dict.fromkeys("≈≃≅≒", "\\approx "),
-    "≡": "\\equiv ", "∼": "\\sim ", "～": "\\sim ", "〜": "\\sim ", "ˆ": "^", "∧": "\\land ", "∨": "\\lor ",
-    "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∉": "\\notin ", "⊂": "\\subset ", "⊆": "\\subseteq ",
-    "∖": "\\setminus ", "∅": "\\emptyset ", "→": "\\to ", "⟶": "\\to ", "⇒": "\\Rightarrow ", "∴": "\\therefore ",
-    "∞": "\\infty ", "∑": "\\sum ", "∏": "\\prod ", "∫": "\\int ", "∂": "\\partial ", "∠": "\\angle ", "△": "\\triangle ",
-    "…": "\\ldots ", "⋯": "\\cdots ", "′": "'", "″": "''", "∣": "|", "‖": "\\|", "∥": "\\parallel ", "⊥": "\\perp ",
-    "%": "\\%", "‰": "\\permil ", "°": "^{\\circ}", "º": "^{\\circ}", "˚": "^{\\circ}",
-    "℃": "^{\\circ}\\text{C}", "℉": "^{\\circ}\\text{F}",
+    **dict.fromkeys("−–—―‐‑‒﹣⁃", "-"), **dict.fromkeys("×✕✖⨯", "\\times "), **dict.fromkeys("·⋅•∙・‧", "\\cdot "),
+    "∗": "*", "÷": "\\div ", "∕": "/", "⁄": "/", "±": "\\pm ", "∓": "\\mp ", **dict.fromkeys("≤⩽≦", "\\le "),
+    **dict.fromkeys("≥⩾≧", "\\ge "), "≠": "\\ne ", **dict.fromkeys("≈≃≅≒", "\\approx "), "≡": "\\equiv ",
+    **dict.fromkeys("∼～〜", "\\sim "), "ˆ": "^", "∧": "\\land ", "∨": "\\lor ", "∪": "\\cup ", "∩": "\\cap ",
+    "∈": "\\in ", "∉": "\\notin ", "⊂": "\\subset ", "⊆": "\\subseteq ", "∖": "\\setminus ", "∅": "\\emptyset ",
+    "→": "\\to ", "⟶": "\\to ", "⇒": "\\Rightarrow ", "∴": "\\therefore ", "∞": "\\infty ", "∑": "\\sum ",
+    "∏": "\\prod ", "∫": "\\int ", "∂": "\\partial ", "∠": "\\angle ", "△": "\\triangle ", "…": "\\ldots ",
+    "⋯": "\\ldots ", "′": "'", "″": "''", "∣": "|", "‖": "\\|", "∥": "\\parallel ", "⊥": "\\perp ",
+    "‰": "\\permil ", **dict.fromkeys("°º˚", "^{\\circ}"), "℃": "^{\\circ}\\text{C}", "℉": "^{\\circ}\\text{F}",
     # brackets and punctuation
-    "｛": "\\{", "｝": "\\}", "⟨": "\\langle ", "⟩": "\\rangle ", "〈": "\\langle ", "〉": "\\rangle ", "【": "[", "】": "]",
-    "〔": "[", "〕": "]", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "、": ",", "，": ",", "،": ",",
-    "。": ".", "｡": ".", "∶": ":", "：": ":", **dict.fromkeys("“”„«»「」『』", '"'), **dict.fromkeys("‘’", "'"),
+    "｛": "\\{", "｝": "\\}", **dict.fromkeys("⟨〈", "\\langle "), **dict.fromkeys("⟩〉", "\\rangle "),
+    **dict.fromkeys("【〔", "["), **dict.fromkeys("】〕", "]"), "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ",
+    "⌉": "\\rceil ", **dict.fromkeys("、，،", ","), **dict.fromkeys("。｡", "."), **dict.fromkeys("∶：", ":"),
+    **dict.fromkeys("“”„«»「」『』", '"'), **dict.fromkeys("‘’", "'"),
     # letters
-    "ℝ": "\\mathbb{R}", "ℕ": "\\mathbb{N}", "ℤ": "\\mathbb{Z}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}",
+    **{sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℕℤℚℂ", "RNZQC", strict=True)},
     "ℯ": "e", "ⅇ": "e", "ⅈ": "i", "ℓ": "l",
     # currencies, and what ends a proof
-    "€": "\\text{EUR}", "£": "\\text{GBP}", "¥": "\\text{CNY}", "￥": "\\text{CNY}", "₹": "\\text{INR}", "₩": "\\text{KRW}",
-    "₽": "\\text{RUB}", "₺": "\\text{TRY}", "₫": "\\text{VND}", "¢": "\\text{cents}", "฿": "\\text{THB}",
+    "€": "\\text{EUR}", "£": "\\text{GBP}", **dict.fromkeys("¥￥", "\\text{CNY}"), "₹": "\\text{INR}",
+    "₩": "\\text{KRW}", "₽": "\\text{RUB}", "₺": "\\text{TRY}", "₫": "\\text{VND}", "¢": "\\text{cents}", "฿": "\\text{THB}",
     **dict.fromkeys("■□∎▪◻◼✓✔☑", "\\blacksquare "),
 }  # fmt: skip
+# Unicode writes lambda without its b.
 _GREEK = {
-    unicodedata.lookup(f"GREEK {size} LETTER {name}"): f"\\{command if size == 'SMALL' else command.capitalize()} "
-    for size, names in (
-        ("SMALL", "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi "
-                  "chi psi omega"),
-        ("CAPITAL", "gamma delta theta lamda xi pi sigma upsilon phi psi omega"),
-    )
-    for name in names.split()
-    for command in [name.replace("lamda", "lambda")]
-}  # fmt: skip
+    unicodedata.lookup(
+        f"GREEK {'SMALL' if name.islower() else 'CAPITAL'} LETTER {name.replace('mb', 'm')}"
+    ): f"\\{name} "
+    for name in GREEK - {"infty"}
+}
 _GREEK |= {"ϕ": "\\phi ", "ϵ": "\\epsilon ", "ϑ": "\\theta ", "ϱ": "\\rho ", "µ": "\\mu "}
 # Words that a number may be followed by, or stand between two of them, in Chinese and Japanese.
 _CONNECTIVES = {"和": "and", "与": "and", "及": "and", "或者": "or", "或": "or"}
 _COUNTERS = (
-    "平方厘米 平方千米 平方分米 平方毫米 平方公里 平方米 立方厘米 立方分米 立方米 厘米 分米 毫米 千米 公里 米 千克 公斤 毫克 克 吨 毫升 公升 升 小时 分钟 "
-    "秒钟 秒 美元 元 角 个 個 度 天 日 年 月 周 岁 人 名 位 种 次 本 支 只 页 棵 辆 台 件 张 块 条 双 步 题 组 对 单位 円 원 圆"
-).split()
+    "平方厘米|平方千米|平方分米|平方毫米|平方公里|平方米|立方厘米|立方分米|立方米|厘米|分米|毫米|千米|公里|米|千克|公斤|"
+    "毫克|克|吨|毫升|公升|升|小时|分钟|秒钟|秒|美元|元|角|个|個|度|天|日|年|月|周|岁|人|名|位|种|次|本|支|只|页|棵|辆|台|件|"
+    "张|块|条|双|步|题|组|对|单位|円|원|圆"
+)
 _SCALES = {"万": "10^{4}", "亿": "10^{8}"}
 _EAST_ASIAN = re.compile(
-    rf"(?P<unit>(?<=[\d}}\s万亿])(?:{'|'.join(_COUNTERS)}))|(?P<scale>(?<=\d)[{''.join(_SCALES)}])|"
+    rf"(?P<unit>(?<=[\d}}\s万亿])(?:{_COUNTERS}))|(?P<scale>(?<=\d)[{''.join(_SCALES)}])|"
     rf"(?P<word>{'|'.join(_CONNECTIVES)})|选(?=\s*[(（]?[A-J])|答案(?:是|为)?[:：]?"
 )
-_COMPATIBLE = re.compile(r"[ -⁯℀-⅏㌀-㏿﹐-﹯＀-￯　]|[\U0001D400-\U0001D7FF]")
+# Punctuation and spaces, letter-like signs, square units, small and full-width forms, mathematical alphabets.
+_COMPATIBLE = re.compile(
+    "[\u2000-\u206f\u2100-\u214f\u3000\u3300-\u33ff\ufe50-\ufe6f\uff00-\uffef\U0001d400-\U0001d7ff]"
+)
 _SUPERSCRIPTS, _SUBSCRIPTS = "⁺⁻⁼⁽⁾⁰¹²³⁴⁵⁶⁷⁸⁹ⁿⁱˣʸᵃᵇᵐᵏᵗ", "₊₋₌₍₎₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ"
 _SCRIPTS = re.compile(f"(?P<above>[{_SUPERSCRIPTS}]+)⁄(?P<below>[{_SUBSCRIPTS}]+)|[{_SUPERSCRIPTS}]+|[{_SUBSCRIPTS}]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")

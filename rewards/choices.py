@@ -1,4 +1,7 @@
-"""Lettered choices: which letters an answer names.  An answer that names another letter besides is another answer."""
+"""Lettered choices: which letters an answer names.  An answer that names another letter besides is another answer.
+
+All texts are plain: tidied, without text commands.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ _LEAD = re.compile(r"(?:the )?(?:correct |final )?(?:answer|option|choice|letter
 _LETTER = r"\(? ?([A-J]) ?\)?"
 _ONLY_LETTERS = re.compile(rf"{_LETTER}\.?(?: ?(?:,|;|,? ?\b(?:and|or)\b|&) ?{_LETTER}\.?)*")
 # "(B) 7", "B) 7", "B. 7", "B: 7"
-_LABELLED = re.compile(r"(?:\( ?([A-J]) ?\)|([A-J]) ?[.):])(?P<content> ?\S.*)", re.DOTALL)
+_LABEL = r"(?:\( ?([A-J]) ?\)|(?<![A-Za-z])([A-J]) ?[.):])"
+_LABELLED = re.compile(rf"{_LABEL}(?P<content> ?\S.*)", re.DOTALL)
+# A letter, and then: the end, a mark, another choice, a dash with words, a word.
 _NAMED = re.compile(
-    rf"{_LETTER}(?P<rest>$|[.:?!;,]? ?\(.*|[.:?!;,].*|(?<=\)).*| - ?[a-zA-Z].*| [a-zA-Z]{{2,}}.*| [A-J]\b.*)", re.DOTALL
+    rf"{_LETTER}(?P<rest>$|[.:?!;,]? ?\(.*|[.:?!;,].*|(?<=\)).*| - ?[a-zA-Z].*| [a-zA-Z]{{2,}}.*| [A-J]\b.*)",
+    re.DOTALL,
 )
 _SMALL = re.compile(r"\(([a-j])\)|([a-j])[.)]")
 # A capital letter of its own is a choice, except as the article ("A triangle").
 _OTHER_LETTER = re.compile(r"(?<![A-Za-z])(?!A (?!or\b|and\b)[a-z]{2,})([A-J])(?![A-Za-z'])")
 _DENIAL = re.compile(
-    r"[.:;,?! ]*(?:is|isn't|are|was|cannot|can't|not|no)\b(?! (?:solution|real|such|enough|more|less))|.*\b(?:wrong|incorrect)\b"
+    r"[.:;,?! ]*(?:is|isn't|are|was|cannot|can't|not|no)\b(?! (?:solution|real|such|enough|more|less))|"
+    r".*\b(?:wrong|incorrect)\b"
 )
 _OPERATION = re.compile(r"\s*(?:\\(?!text)[a-z]|[-+*/^_=<>!|]\s*[\d(\\A-Za-z]?$|[-+*/^_=<>]\S)")
 
@@ -34,12 +41,14 @@ def _gold_letters(gold: str) -> tuple[frozenset[str], str] | None:
         return frozenset(re.findall(r"[A-J]", gold)), ""
     labelled = _LABELLED.fullmatch(gold)
     if labelled and not _OPERATION.match(labelled["content"]):
-        return frozenset(labelled.group(1) or labelled.group(2)), labelled["content"].strip()
-    return None
+        letters = [first or second for first, second in re.findall(_LABEL, gold)]
+        return frozenset(letters), labelled["content"].strip()
+    letters = named_letters(gold) if _LEAD.match(gold) else None
+    return (letters, "") if letters else None
 
 
 def named_letters(answer: str) -> frozenset[str] | None:
-    """The choices that ``answer`` (plain text) names, None where it reads as something else.
+    """The choices that ``answer`` names, None where it reads as something else.
 
     Empty where it names one only to deny it ("B is wrong").
     """
@@ -57,10 +66,7 @@ def named_letters(answer: str) -> frozenset[str] | None:
 
 
 def choice_verdict(gold: str, answer: str) -> bool | None:
-    """Whether two plain texts name the same choices; None where the gold answer is none, or the answer reads as another.
-
-    A gold answer that is a letter with its content, "(B) 17", is left open for an answer that names no letter.
-    """
+    """Whether two texts name the same choices; None where the gold answer is none, or the answer names none."""
     wanted = _gold_letters(gold)
     if wanted is None:
         return None

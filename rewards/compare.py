@@ -72,7 +72,7 @@ class _Comparison:
         for bracketed, other, listed in ((tuples[0], answer, elements[1]), (tuples[1], gold, elements[0])):
             if bracketed and len(listed) > 1:
                 # A list without brackets may be a tuple, one in braces is a set.
-                if is_set(other) or bracketed[0] not in ("()", "[]") or bracketed[0] == "[]" and len(listed) < 3:
+                if is_set(other) or bracketed[0] not in ("()", "[]") or (bracketed[0] == "[]" and len(listed) < 3):
                     return False
                 return self.same_in_order(
                     *((bracketed[1], listed) if bracketed is tuples[0] else (listed, bracketed[1]))
@@ -100,7 +100,7 @@ class _Comparison:
         return True
 
     def same_named(self, gold: str, answer: str, gold_named: Named | None, answer_named: Named | None) -> bool:
-        """Values with names, "x=1, y=2" or "(x,y)=(1,2)", against each other, a tuple in the names' order, or a list."""
+        """Values with names, "x=1, y=2" or "(x,y)=(1,2)", against others with names, a tuple in their order, a list."""
         if gold_named and answer_named:
             names = [sorted(name for name, _ in named) for named in (gold_named, answer_named)]
             if names[0] == names[1] and len(set(names[0])) == len(names[0]) and not _one_base(gold_named):
@@ -116,7 +116,7 @@ class _Comparison:
         sides = (listed, in_order) if swapped else (in_order, listed)
         if _one_base(named):
             return self.same_in_order(*sides) if brackets else self.same_in_any_order(*sides)
-        if is_set(other) or brackets and brackets[0] != "()":
+        if is_set(other) or (brackets and brackets[0] != "()"):
             return False
         return self.same_in_order(*sides)
 
@@ -148,10 +148,9 @@ class _Comparison:
             return self.by_math_verify(gold, answer)
         if not gold_values or not answer_values:
             return False  # a false equation
-        if gold_name and answer_name and spelling(gold_name) != spelling(answer_name):
-            if not (_is_description(gold_name) or _is_description(answer_name)):
-                symbolic = any(_symbols(value) for value in gold_values + answer_values)
-                return symbolic and len(chains[0][0]) == len(chains[1][0]) == 2 and self.by_math_verify(gold, answer)
+        if _are_other_names(gold_name, answer_name):
+            symbolic = any(_symbols(value) for value in gold_values + answer_values)
+            return symbolic and len(chains[0][0]) == len(chains[1][0]) == 2 and self.by_math_verify(gold, answer)
         return any(self.same(one, other) for one, other in product(gold_values, answer_values))
 
     def meaning(self, sides: list[str], approximate: bool) -> tuple[str, list[str] | None]:
@@ -307,8 +306,9 @@ def _symbols(text: str) -> bool:
     )
 
 
-def _is_description(name: str) -> bool:
-    return "\\text{" in name
+def _are_other_names(one: str, other: str) -> bool:
+    """Whether two names cannot mean the same; a name in words may mean anything, as may none at all."""
+    return bool(one and other) and spelling(one) != spelling(other) and "\\text{" not in one + other
 
 
 def _is_one_value(text: str, elements: list[str]) -> bool:
@@ -322,7 +322,7 @@ def _named_values(text: str) -> Named | None:
     if chain and len(chain[0]) == 2:
         names, values = split_brackets(chain[0][0]), split_brackets(chain[0][1])
         if names and values and len(names[1]) == len(values[1]) and all(map(is_name, names[1])):
-            return list(zip(names[1], values[1], strict=True))
+            return list(zip(map(spelling, names[1]), values[1], strict=True))
     elements = split_elements(text)
     if len(elements) < 2:
         return None
@@ -333,9 +333,9 @@ def _named_values(text: str) -> Named | None:
             return None
         sides = parts[0]
         if len(sides) == 2 and is_name(sides[0]):
-            named.append((sides[0], sides[1]))
+            named.append((spelling(sides[0]), sides[1]))
         elif len(sides) == 2 and is_name(sides[1]):
-            named.append((sides[1], sides[0]))
+            named.append((spelling(sides[1]), sides[0]))
         elif len(sides) == 1 and named:
             named.append((named[-1][0], sides[0]))
         else:

@@ -2,8 +2,8 @@
 
 Rationals are compared as fractions.  Other constants are equal where no digit of their difference can be found: sympy
 raises its precision as far as the size of the numbers in them can push two different values together (so
-``ln(2^100 + 1)`` and ``100 ln 2`` differ).  Expressions with symbols are compared so at several points.  What is too big
-to be written out, a tower of powers, is no answer here.  Runs only inside a grading child.
+``ln(2^100 + 1)`` and ``100 ln 2`` differ).  Expressions with symbols are compared so at several points.  What is too
+big to be written out, a tower of powers, is no answer here.  Runs only inside a grading child.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def exact_value(expression: Basic) -> Fraction | None:
     if isinstance(expression, Rational):
         return Fraction(expression.p, expression.q)
     if isinstance(expression, Float):
-        return Fraction(str(expression)) if expression.is_finite else None
+        if not expression.is_finite:
+            return None
+        _bounded(abs(expression._mpf_[2]))
+        return Fraction(str(expression))
     if isinstance(expression, UnevaluatedExpr):
         return exact_value(expression.args[0])
     if not isinstance(expression, Add | Mul | Pow | factorial | binomial | floor | ceiling | Abs):
@@ -86,11 +89,9 @@ def exact_value(expression: Basic) -> Fraction | None:
         if value is None:
             return None
         values.append(value)
-    if isinstance(expression, Add):
-        return sum(values, Fraction(0))
-    if isinstance(expression, Mul):
+    if isinstance(expression, Add | Mul):
         _bounded(sum(map(_bits, values)))
-        return math.prod(values)
+        return sum(values, Fraction(0)) if isinstance(expression, Add) else math.prod(values)
     if isinstance(expression, Pow):
         return _power(*values)
     first = values[0]

@@ -18,12 +18,11 @@ MAX_DEPTH = 40
 _WIDE, _TIGHT, _GROUPING = "\x00", "\x01", "\x02"
 _SPACING = " \x00\x01"
 _STYLED = words(
-    """mathbf mathit mathsf mathtt mathnormal mathcal mathscr mathfrak boldsymbol bm pmb bold underline ensuremath mathop
-    mathrel mathbin mathord smash boxed fbox framebox emph"""
+    """mathbf mathit mathsf mathtt mathnormal mathcal mathscr mathfrak boldsymbol bm pmb bold underline ensuremath
+    mathop mathrel mathbin mathord smash boxed fbox framebox emph"""
 )
 _TEXT = words(
-    """text textrm textbf textit textsf texttt textnormal textup textmd textsl textsc mathrm mbox hbox vbox operatorname
-    unit"""
+    "text textrm textbf textit textsf texttt textnormal textup textmd textsl textsc mathrm mbox hbox vbox operatorname"
 )
 # Commands whose arguments say nothing, with how many there are; and before the argument that is shown.
 _SILENT = {
@@ -46,7 +45,7 @@ _NAMES = {
     "simeq": "approx", "approxeq": "approx", "doteq": "approx", "rightarrow": "to", "implies": "Rightarrow",
     "dots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "cdots": "ldots", "varnothing": "emptyset",
     "smallsetminus": "setminus", "backslash": "setminus", "bmod": "mod", "ast": "cdot", "cdotp": "cdot",
-    "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta", "varrho": "rho", "dot": "overline",
+    "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta", "varrho": "rho",
     "bar": "overline", "leftarrow": "gets",
     **dict.fromkeys(("square", "Box", "qed", "qedsymbol", "qedhere", "checkmark", "bigstar"), "blacksquare"),
     **ALIASES,
@@ -67,7 +66,7 @@ _FRACTIONS = {
     **dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac", "sfrac", "nicefrac", "xfrac"), "frac"),
     **dict.fromkeys(("binom", "dbinom", "tbinom"), "binom"),
 }
-_ACCENTS = words("overline vec hat tilde widehat widetilde overrightarrow")
+_ACCENTS = words("dot overline vec hat tilde widehat widetilde overrightarrow")
 _PARTNER = {"(": ")", "[": "]"}
 _INFIX = {"\\over": "frac", "\\choose": "binom"}
 _RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\leq", "\\geq", "\\approx", "\\ne", "\\neq"])
@@ -195,7 +194,10 @@ class _Reader:
     # --- the pass ---
 
     def sequence(self, closing: str, in_text: bool = False) -> str:
-        """Everything up to ``closing`` (a token, "" for the end), which is taken.  ``in_text``: inside a text command."""
+        """Everything up to ``closing`` (a token, "" for the end), which is taken.
+
+        ``in_text``: inside a text command.
+        """
         out: list[str] = []
         while True:
             token = self.peek()

@@ -1,4 +1,4 @@
-"""What stands around a number without being part of it: units, currencies, percent signs; and times of day and dates."""
+"""What stands around a number without being part of it, units, currencies and percent signs; times of day and dates."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 from rewards.vocabulary import CURRENCIES, is_unit
 
 _TAIL_CHARS = 120  # a unit is no longer than that
-# The last factor of a unit: "/ \\text{s}^{2}", "(\\text{days})", "\\mu\\text{m}", "k\\Omega"; a bare letter where allowed.
+# The last factor of a unit: "/ \\text{s}^{2}", "(\\text{days})", "\\mu\\text{m}", "k\\Omega", a letter.
 _FACTOR = re.compile(
     r"(?P<sign> ?(?:/|\\cdot|\\times)? ?)(?P<open>[(\[]? ?)(?:(?:\\mu ?)?\\text\{(?P<words>[^{}]*)\}|"
-    r"(?P<ohm>(?:[kM]|\\text\{[kM]\})? ?\\Omega)|(?:(?<=[\s/t])|\\mu ?)(?P<letter>[a-zA-Z]))(?P<power> ?\^\{-?\d\})?(?: ?[)\]])?$"
+    r"(?P<ohm>(?:[kM]|\\text\{[kM]\})? ?\\Omega)|(?:(?<=[\s/])|(?<=\\cdot)|\\mu ?)(?P<letter>[a-zA-Z]))"
+    r"(?P<power> ?\^\{-?\d\})?(?: ?[)\]])?$"
 )
 _FRACTION = re.compile(r" ?\\frac\{(?P<above>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\{(?P<below>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$")
 _DEGREES = re.compile(r" ?\^\{\\circ\} ?(?:\\text\{ ?(?:[CFK]|[Cc]elsius|[Ff]ahrenheit)\}|[CFK])?$")
@@ -50,12 +51,12 @@ def split_unit(text: str, letters: bool, any_noun: bool = False) -> str:
         return value[: fraction.start()]
     while True:
         factor = _FACTOR.search(value, max(len(value) - _TAIL_CHARS, 0))
-        if not factor or factor["letter"] and not (letters and is_unit(factor["letter"])):
+        if not factor or (factor["letter"] and not (letters and is_unit(factor["letter"]))):
             break
         if factor["words"] is not None and not is_unit(factor["words"], any_noun):
             break
         rest = value[: factor.start()].rstrip()
-        if not rest or rest.endswith("\\circ}") and not (factor["words"] or "").lower().startswith("degree"):
+        if not rest or (rest.endswith("\\circ}") and not (factor["words"] or "").lower().startswith("degree")):
             break
         value = rest
     return text if _OPERATION_END.search(value) else value

@@ -23,11 +23,12 @@ _NUMPY = re.compile(r"(?<![a-zA-Z])np\.(?=[a-z])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SCALE = re.compile(rf"\\text\{{((?:(?:{'|'.join(SCALES)}|dozen)s?\b ?)+)([^{{}}]*)\}}")
 _MIXED = re.compile(
-    r"(?P<before>\\text\{[^{}]*\} ?|(?<![\d.^_a-zA-Z)}]))(\d{1,30})(?: ?\\frac\{(\d{1,30})\}\{(\d{1,30})\}| (\d{1,30}) ?/ ?(\d{1,30})(?![\d/.]))"
+    r"(?P<before>\\text\{[^{}]*\} ?|(?<![\d.^_a-zA-Z)}]))(\d{1,30})"
+    r"(?: ?\\frac\{(\d{1,30})\}\{(\d{1,30})\}| (\d{1,30}) ?/ ?(\d{1,30})(?![\d/.]))"
 )
 _TIMES_TEN = re.compile(r"(?<=\d) ?x ?(?=10\^)")
 _BARE_POINT = re.compile(r"(?<=\d)\.(?=\s*(?:[/)]|$))")
-_REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\overline\{(\d{1,9})\}")
+_REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\(?:overline|dot)\{(\d{1,9})\}")
 _COMMA_NUMBER = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(r"([+-]?) ?(\d*)(?:\.(\d*))?")
 _RATIO = re.compile(r"([+-]?) ?(?:(\d{1,30}) ?/ ?(\d{1,30})|\\frac\{([+-]?\d{1,30})\}\{(\d{1,30})\})")
@@ -170,7 +171,7 @@ def simple_fraction(text: str) -> Fraction | None:
 
 
 def agree_rounded(one: Fraction, other: Fraction) -> bool:
-    """Whether two values of which one is a decimal agree: within ``ROUNDED``, below 0.01 to a thousandth of their size."""
+    """Whether two values, one of them a decimal, agree: within ``ROUNDED``, below 0.01 to a thousandth of the size."""
     size = max(abs(one), abs(other))
     return abs(one - other) < (ROUNDED if size > Fraction(1, 100) else size / 1000) or one == other
 

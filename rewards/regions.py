@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 from sympy import Abs, Basic, EmptySet, Expr, FiniteSet, Integers, Interval, Naturals, Ne, Reals, Set, Symbol, Union, oo
 from sympy.core.relational import GreaterThan, LessThan, Relational, StrictGreaterThan, StrictLessThan
+from sympy.logic.boolalg import true
 
 from rewards.exact import equal_expressions
 from rewards.forms import is_name, split_top_level
 from rewards.reading import read
 
 _BUILDER = re.compile(
-    r"\\\{ ?(?P<name>[^{}|:<>=,\\]{1,12}|\\[a-z]+)(?: ?\\in ?(?P<domain>\\mathbb\{[RZN]\}|R|\([^|:]*\)|\[[^|:]*\]))? ?[|:] ?(?P<condition>.*)\\\}",
+    r"\\\{ ?(?P<name>[^{}|:<>=,\\]{1,12}|\\[a-z]+)"
+    r"(?: ?\\in ?(?P<domain>\\mathbb\{[RZN]\}|R|\([^|:]*\)|\[[^|:]*\]))? ?[|:] ?(?P<condition>.*)\\\}",
     re.DOTALL,
 )
 _REAL = re.compile(r",? ?[a-zA-Z] ?\\in ?\\mathbb\{R\}")
@@ -97,7 +99,7 @@ def _interval(text: str) -> Set | None:
     low, high = map(_number, ends)
     if low is None or high is None:
         return None
-    if low.is_number and high.is_number and not (low < high) == True:  # noqa: E712 (sympy's own truth)
+    if low.is_number and high.is_number and (low < high) is not true:
         return None
     return Interval(low, high, left_open=match[1] in "(]", right_open=match[3] in ")[")
 

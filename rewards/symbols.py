@@ -51,7 +51,7 @@ def rename_misread(text: str, imaginary: bool) -> str:
         if imaginary and _is_unit(match):
             return "I"
         following = match.string[match.end() : match.end() + 1]
-        misread = symbol in ("I", "\\gamma") or symbol == "\\Gamma" and following != "("
+        misread = symbol in ("I", "\\gamma") or (symbol == "\\Gamma" and following != "(")
         if not (misread or subscript or strokes):
             return match.group()
         letters = symbol.lstrip("\\") + "s" + subscript.replace(",", "c") + strokes

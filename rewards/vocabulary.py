@@ -15,8 +15,8 @@ def words(text: str) -> frozenset[str]:
 
 
 FUNCTIONS = words(
-    """sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arsinh arcosh artanh
-    ln log exp det gcd lcm max min"""
+    """sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arsinh arcosh artanh ln
+    log exp det gcd lcm max min"""
 )
 # Other spellings of functions and constants; sqrt, cbrt, abs and frac have a grammar of their own.
 ALIASES = {
@@ -26,65 +26,65 @@ ALIASES = {
 }  # fmt: skip
 GREEK = words(
     """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi
-    omega Gamma Delta Theta Lambda Sigma Phi Psi Omega infty"""
+    omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega infty"""
 )
 
 _SYMBOLS = words(
-    """mm cm dm m km in ft yd mi nm um mg g kg lb lbs oz t ml mL cl dL dl L l s ms min mins h hr hrs sec secs d wk yr yrs
-    mph kph kmph kmh rpm bpm psi fps Hz kHz MHz GHz N kN J kJ MJ eV keV MeV GeV W kW MW kWh V mV kV A mA C F K Pa kPa MPa
-    bar atm mol mmol M Wb T H cal kcal BTU ppm rad sr deg ha sq cu gal qt pt cc B KB MB GB TB kb bit bits byte bytes dB
-    lm lx cd Bq Gy AU ly pc hp ohm ohms amu th st nd rd"""
+    """mm cm dm m km in ft yd mi nm um mg g kg lb lbs oz t ml mL cl dL dl L l s ms min mins h hr hrs sec secs d wk yr
+    yrs mph kph kmph kmh rpm bpm psi fps Hz kHz MHz GHz N kN J kJ MJ eV keV MeV GeV W kW MW kWh V mV kV A mA C F K
+    Pa kPa MPa bar atm mol mmol M Wb T H cal kcal BTU ppm rad sr deg ha sq cu gal qt pt cc B KB MB GB TB kb bit bits
+    byte bytes dB lm lx cd Bq Gy AU ly pc hp ohm ohms amu th st nd rd"""
 )
 _NOUNS = words(
-    """unit units inch inches foot feet yard yards mile miles meter meters metre metres centimeter centimeters centimetre
-    centimetres millimeter millimeters kilometer kilometers kilometre kilometres acre acres hectare hectares gram grams
-    gramme grammes kilogram kilograms kilo kilos pound pounds ounce ounces ton tons tonne tonnes liter liters litre
-    litres milliliter milliliters gallon gallons quart quarts pint pints cup cups tablespoon tablespoons teaspoon
-    teaspoons second seconds minute minutes hour hours day days week weeks month months year years decade decades
-    century centuries degree degrees radian radians celsius fahrenheit kelvin kelvins newton newtons joule joules watt
-    watts volt volts ampere amperes amp amps hertz pascal pascals mole moles coulomb coulombs farad farads tesla teslas
-    henry henries becquerel calorie calories knot knots furlong furlongs lightyear lightyears person people man men
-    woman women child children student students boy boys girl girls mouse mice goose geese fish sheep deer head grade age
-    old point points mark marks digit digits side sides edge edges face faces vertex vertices integer integers numbers
-    primes solution solutions way ways game games piece pieces apple pencil book tile coin ticket vote meal marble ball
-    card page step turn question cow dog cat car"""
+    """unit units inch inches foot feet yard yards mile miles meter meters metre metres centimeter centimeters
+    centimetre centimetres millimeter millimeters kilometer kilometers kilometre kilometres acre acres hectare
+    hectares gram grams gramme grammes kilogram kilograms kilo kilos pound pounds ounce ounces ton tons tonne tonnes
+    liter liters litre litres milliliter milliliters gallon gallons quart quarts pint pints cup cups tablespoon
+    tablespoons teaspoon teaspoons second seconds minute minutes hour hours day days week weeks month months year
+    years decade decades century centuries degree degrees radian radians celsius fahrenheit kelvin kelvins newton
+    newtons joule joules watt watts volt volts ampere amperes amp amps hertz pascal pascals mole moles coulomb
+    coulombs farad farads tesla teslas henry henries becquerel calorie calories knot knots furlong furlongs
+    lightyear lightyears person people man men woman women child children student students boy boys girl girls mouse
+    mice goose geese fish sheep deer head grade age old point points mark marks digit digits side sides edge edges
+    face faces vertex vertices integer integers numbers primes solution solutions way ways game games piece pieces
+    apple pencil book tile coin ticket vote meal marble ball card page step turn question cow dog cat car"""
 )
 CURRENCIES = words(
     """USD EUR GBP CNY RMB INR KRW RUB TRY VND THB JPY CHF CAD AUD HKD SGD NZD Rs rs Re dollar dollars cent cents penny
-    pennies euro euros pound pounds quid yen yuan rupee rupees ruble rubles rouble roubles won peso pesos franc francs
-    lira nickel nickels dime dimes bucks"""
+    pennies euro euros pound pounds quid yen yuan rupee rupees ruble rubles rouble roubles won peso pesos franc
+    francs lira nickel nickels dime dimes bucks"""
 )
 UNITS = _SYMBOLS | _NOUNS | CURRENCIES
 _MODIFIERS = words("per square squares cubic sq cu of the a an each total US light")
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
-# English's closed classes, and what else is no unit after a number: "5 or more", "5 if even", "5 squared", "5 is wrong".
-_NO_UNIT = words(
+# English's closed classes, and what else is no unit after a number: "5 or more", "5 if even", "5 squared", "5 is
+    wrong". _NO_UNIT = words(
     """and or nor but so yet xor if iff unless when whenever where whether while until since because although though as
-    than that which who whom whose what how why to from through till between among up down upto into onto at by for with
-    without within on off over under above below beyond beside besides about around approximately approx roughly nearly
-    almost circa exactly precisely only just even odd not no none never neither either both any all every some most least
-    less fewer greater smaller bigger larger more many much several few another other others otherwise else instead
-    except excluding including plus minus times divided multiplied added subtracted squared cubed doubled tripled halved
-    raised mod modulo remainder factorial root sqrt negative positive percent percentage inverse reciprocal is isn are
-    aren was wasn were be been being am does do did has have had can cannot could may might must shall should will would
-    maybe perhaps possibly probably likely sometimes always usually wrong right left incorrect correct false true invalid
-    valid impossible possible undefined indeterminate nothing everything i you he she it we they me him us them my your
-    his its our their this these those here there now then therefore hence thus again also too very wait actually sorry
-    hmm assuming given suppose provided let such like unlike versus vs halves half thirds third fourths fourth fifths
-    fifth sixths sixth sevenths eighths eighth ninths tenths tenth hundredths thousandths millionths quarters dozen
-    dozens score gross pair couple double triple twice thrice one two three four five six seven eight nine ten eleven
-    twelve twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion hundreds
-    thousands millions billions trillions north south east west northeast northwest southeast southwest pm bc ad bce ce
-    noon midnight clockwise counterclockwise anticlockwise first last answer fails works yes equals equal january
-    february march april june july august september october november december monday tuesday wednesday thursday friday
-    saturday sunday"""
+    than that which who whom whose what how why to from through till between among up down upto into onto at by for
+    with without within on off over under above below beyond beside besides about around approximately approx
+    roughly nearly almost circa exactly precisely only just even odd not no none never neither either both any all
+    every some most least less fewer greater smaller bigger larger more many much several few another other others
+    otherwise else instead except excluding including plus minus times divided multiplied added subtracted squared
+    cubed doubled tripled halved raised mod modulo remainder factorial root sqrt negative positive percent
+    percentage inverse reciprocal is isn are aren was wasn were be been being am does do did has have had can cannot
+    could may might must shall should will would maybe perhaps possibly probably likely sometimes always usually
+    wrong right left incorrect correct false true invalid valid impossible possible undefined indeterminate nothing
+    everything i you he she it we they me him us them my your his its our their this these those here there now then
+    therefore hence thus again also too very wait actually sorry hmm assuming given suppose provided let such like
+    unlike versus vs halves half thirds third fourths fourth fifths fifth sixths sixth sevenths eighths eighth
+    ninths tenths tenth hundredths thousandths millionths quarters dozen dozens score gross pair couple double
+    triple twice thrice one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty
+    sixty seventy eighty ninety hundred thousand million billion trillion hundreds thousands millions billions
+    trillions north south east west northeast northwest southeast southwest pm bc ad bce ce noon midnight clockwise
+    counterclockwise anticlockwise first last answer fails works yes equals equal january february march april june
+    july august september october november december monday tuesday wednesday thursday friday saturday sunday"""
 )
 # Words that stay words outside of a text command; shorter ones may be products of symbols (ad - bc).
 _BARE = words(
-    """or if is to of and but not nor are was for the per any all one two six ten odd yes may how has had can its our you
-    too now let sq cu USD EUR GBP CNY RMB INR KRW JPY CHF CAD AUD HKD SGD NZD Rs rs May Jan Feb Mar Apr Jun Jul Aug Sep
-    Oct Nov Dec"""
+    """or if is to of and but not nor are was for the per any all one two six ten odd yes may how has had can its our
+    you too now let sq cu USD EUR GBP CNY RMB INR KRW JPY CHF CAD AUD HKD SGD NZD Rs rs May Jan Feb Mar Apr Jun Jul
+    Aug Sep Oct Nov Dec"""
 )
 # What is a word only after a number and a space, attached to a number, and after the division sign of a unit.
 _PERIODS = words("AM PM am pm BC AD BCE CE")
