@@ -33,8 +33,8 @@ _LATEX = {
     "ℯ": "e", "ⅇ": "e", "ⅈ": "i", "ℓ": "l",
     # currencies, and what ends a proof
     "€": "\\text{EUR}", "£": "\\text{GBP}", **dict.fromkeys("¥￥", "\\text{CNY}"), "₹": "\\text{INR}",
-    "₩": "\\text{KRW}", "₽": "\\text{RUB}", "₺": "\\text{TRY}", "₫": "\\text{VND}", "¢": "\\text{cents}", "฿": "\\text{THB}",
-    **dict.fromkeys("■□∎▪◻◼✓✔☑", "\\blacksquare "),
+    "₩": "\\text{KRW}", "₽": "\\text{RUB}", "₺": "\\text{TRY}", "₫": "\\text{VND}", "¢": "\\text{cents}",
+    "฿": "\\text{THB}", **dict.fromkeys("■□∎▪◻◼✓✔☑", "\\blacksquare "),
 }  # fmt: skip
 # Unicode writes lambda without its b.
 _GREEK = {

@@ -58,8 +58,8 @@ UNITS = _SYMBOLS | _NOUNS | CURRENCIES
 _MODIFIERS = words("per square squares cubic sq cu of the a an each total US light")
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
-# English's closed classes, and what else is no unit after a number: "5 or more", "5 if even", "5 squared", "5 is
-    wrong". _NO_UNIT = words(
+# English's closed classes, and what else is no unit after a number: "5 or more", "5 if even", "5 is wrong".
+_NO_UNIT = words(
     """and or nor but so yet xor if iff unless when whenever where whether while until since because although though as
     than that which who whom whose what how why to from through till between among up down upto into onto at by for
     with without within on off over under above below beyond beside besides about around approximately approx
