@@ -73,7 +73,7 @@ def compute_score(
     correctness = options.correct_value if status == "correct" else options.wrong_value
     if status in ("timeout", "error") and options.timeout_value is not None:
         correctness = options.timeout_value
-    well_formed = format_component(solution_str, answer is not None)
+    well_formed = format_component(solution_str, answer is not None, options.answer_line)
     overlong = 0.0
     if options.overlong_buffer is not None:
         length = response_length(solution_str, extra_info, options)

@@ -1,4 +1,4 @@
-"""`compute_token_advantage` called directly: precision of the rewards, dtype of the mask, groups without a difference."""
+"""`compute_token_advantage` called directly: dtypes of rewards and mask, and groups without a difference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def signals() -> dict:
     generator = torch.Generator().manual_seed(7)
     gap, entropy = torch.randn(ROWS, WIDTH, generator=generator), torch.rand(ROWS, WIDTH, generator=generator)
     ids, counts = torch.arange(ROWS * WIDTH).reshape(ROWS, WIDTH), torch.ones(ROWS * WIDTH)
-    return {"log_prob_gap": gap, "entropy": entropy, "token_ids": ids, "token_counts": counts, "step": 3, "total_steps": 9}
+    tokens = {"log_prob_gap": gap, "entropy": entropy, "token_ids": ids, "token_counts": counts}
+    return {**tokens, "step": 3, "total_steps": 9}
 
 
 def advantages(name: str, rewards: torch.Tensor, mask: torch.Tensor, uid: np.ndarray = UID) -> torch.Tensor:
@@ -46,9 +47,7 @@ def group_advantage(rewards: torch.Tensor) -> torch.Tensor:
     """A_G alone, (B,): every estimator that adds to it gives it back where it adds nothing."""
     rows = len(rewards)
     with advantage.token_signals(log_prob_gap=torch.zeros(rows, WIDTH)):
-        result = compute_token_advantage(
-            "atesd", rewards, torch.ones(rows, WIDTH), index=np.zeros(rows, dtype=int)
-        )[0]
+        result = compute_token_advantage("atesd", rewards, torch.ones(rows, WIDTH), index=np.zeros(rows, dtype=int))[0]
     assert torch.equal(result, result[:, :1].expand(-1, WIDTH))
     return result[:, 0]
 

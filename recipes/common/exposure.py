@@ -6,7 +6,8 @@ answer.
 
 What the paper leaves open, and our reading of it:
 * The answer is the last box of the solution (`rewards.boxes`), the outermost of nested ones; without one, the data
-  set's answer column in a box; with neither there is nothing to preserve, so the whole reference is shown and `info` says so.
+  set's answer column in a box; with neither there is nothing to preserve, so the whole reference is shown and `info`
+  says so.
 * What follows the box (a closing "$.", a remark) is neither reasoning nor answer: shown at α = 1 only.
 * Prefix and answer are joined by `separator`, empty by default, as in eq. 2.
 * The prefix is a substring of the solution wherever the tokenizer can tell offsets; a character that is split over
