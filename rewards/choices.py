@@ -9,7 +9,8 @@ import re
 
 _LEAD = re.compile(r"(?:the )?(?:correct |final )?(?:answer|option|choice|letter)s?\b(?: is)?:? ?", re.IGNORECASE)
 _LETTER = r"\(? ?([A-J]) ?\)?"
-_ONLY_LETTERS = re.compile(rf"{_LETTER}\.?(?: ?(?:,|;|,? ?\b(?:and|or)\b|&) ?{_LETTER}\.?)*")
+_ONE_LETTER = re.compile(rf"{_LETTER} ?\.?")
+_BETWEEN = re.compile(r"[,;&]|\b(?:and|or)\b")
 # "(B) 7", "B) 7", "B. 7", "B: 7"
 _LABEL = r"(?:\( ?([A-J]) ?\)|(?<![A-Za-z])([A-J]) ?[.):])"
 _LABELLED = re.compile(rf"{_LABEL}(?P<content> ?\S.*)", re.DOTALL)
@@ -34,17 +35,25 @@ def _capitalised(text: str) -> str:
     return text[: match.end()].upper() + text[match.end() :] if match else text
 
 
+def _listed_letters(text: str) -> frozenset[str] | None:
+    """The letters of a text that consists of nothing else, "A, (B) and C", None for others."""
+    parts = [part.strip() for part in _BETWEEN.split(text)]
+    matches = [_ONE_LETTER.fullmatch(part) for part in parts if part]
+    letters = [match.group(1) for match in matches if match]
+    return frozenset(letters) if letters and len(letters) == len(matches) else None
+
+
 def _gold_letters(gold: str) -> tuple[frozenset[str], str] | None:
     """(letters, content) of a gold answer that is a choice, None for others."""
     gold = _capitalised(gold)
-    if _ONLY_LETTERS.fullmatch(gold):
-        return frozenset(re.findall(r"[A-J]", gold)), ""
+    if letters := _listed_letters(gold):
+        return letters, ""
     labelled = _LABELLED.fullmatch(gold)
     if labelled and not _OPERATION.match(labelled["content"]):
-        letters = [first or second for first, second in re.findall(_LABEL, gold)]
-        return frozenset(letters), labelled["content"].strip()
-    letters = named_letters(gold) if _LEAD.match(gold) else None
-    return (letters, "") if letters else None
+        labels = [first or second for first, second in re.findall(_LABEL, gold)]
+        return frozenset(labels), labelled["content"].strip()
+    named = named_letters(gold) if _LEAD.match(gold) else None
+    return (named, "") if named else None
 
 
 def named_letters(answer: str) -> frozenset[str] | None:
@@ -55,8 +64,8 @@ def named_letters(answer: str) -> frozenset[str] | None:
     text = _capitalised(answer)
     lead = _LEAD.match(text)
     text = text[lead.end() :] if lead else text
-    if _ONLY_LETTERS.fullmatch(text):
-        return frozenset(re.findall(r"[A-J]", text))
+    if letters := _listed_letters(text):
+        return letters
     match = _NAMED.fullmatch(text)
     if not match or _OPERATION.match(match["rest"]):
         return None

@@ -123,21 +123,12 @@ class _Reader:
 
     # --- arguments ---
 
-    def group(self, in_text: bool = False) -> str:
-        """The rest of a group whose brace is taken, its closing brace taken too."""
+    def within(self, closing: str, in_text: bool = False) -> str:
+        """The rest of a group or of brackets whose opening is taken; ``closing`` is taken too."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("too deep")
-        inside = self.sequence("}", in_text)
-        self.depth -= 1
-        return inside.strip(_SPACING)
-
-    def bracketed(self, closing: str) -> str:
-        """The content of brackets whose opening one is taken: "(x+1)" after ``sqrt``."""
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("too deep")
-        inside = self.sequence(closing)
+        inside = self.sequence(closing, in_text)
         self.depth -= 1
         return inside.strip(_SPACING)
 
@@ -147,7 +138,7 @@ class _Reader:
         if self.peek() != "[":
             return ""
         self.at += 1
-        return self.bracketed("]")
+        return self.within("]")
 
     def raw(self) -> str:
         """An argument of a command that says nothing, as it stands."""
@@ -166,10 +157,8 @@ class _Reader:
         """
         self.skip_space()
         token = self.take()
-        if token == "{":
-            return self.group()
-        if token == "(" and brackets:
-            return self.bracketed(")")
+        if token == "{" or (token == "(" and brackets):
+            return self.within("}" if token == "{" else ")")
         if token[0].isdigit() and not digits and len(token) > 1:
             self.at -= 1
             self.tokens[self.at] = token[1:].lstrip(".") if token[1] != "." else token[1:]
@@ -182,11 +171,17 @@ class _Reader:
                 self.at -= 1
                 self.tokens[self.at] = token[1:]
             return token[0]
-        if token in "+-" and digits:
-            return token + self.argument(digits, brackets)
-        if token.startswith("\\") and len(token) > 1:
-            self.at -= 1
-            return "".join(self.item(False)).strip(_SPACING)
+        if (token in "+-" and digits) or (token.startswith("\\") and len(token) > 1):
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise Unreadable("too deep")
+            if token in "+-":
+                inside = token + self.argument(digits, brackets)
+            else:
+                self.at -= 1
+                inside = "".join(self.item(False)).strip(_SPACING)
+            self.depth -= 1
+            return inside
         if token[0].isdigit() or token in "*'∗":
             return token
         raise Unreadable("an argument is missing")
@@ -208,11 +203,11 @@ class _Reader:
                 raise Unreadable("a bracket has no partner")
             if token in _INFIX:
                 self.at += 1
-                above, below = "".join(out).strip(_SPACING), self.sequence(closing, in_text).strip(_SPACING)
+                above, below = "".join(out).strip(_SPACING), self.within(closing, in_text)
                 return f"\\{_INFIX[token]}{{{above}}}{{{below}}}"
             if token in "([" and closing == _PARTNER[token]:
                 self.at += 1
-                out += [token, self.bracketed(closing), closing]
+                out += [token, self.within(closing), closing]
                 continue
             out += self.item(in_text, out)
 
@@ -224,7 +219,7 @@ class _Reader:
         if token.isascii() and token.isalpha():
             return self.letters(token, in_text, before or [])
         if token == "{":
-            inside = self.group(in_text)
+            inside = self.within("}", in_text)
             return [_GROUPING] if inside == "," else [_WIDE, inside, _WIDE]
         if token.startswith("\\") and len(token) > 1:
             return self.command(token[1:], in_text)
@@ -318,7 +313,7 @@ class _Reader:
             self.skip_space()
             self.at += 1
             opening, closing = _BRACKET_FUNCTIONS[name]
-            return [opening, self.bracketed(")"), closing]
+            return [opening, self.within(")"), closing]
         if name == "mod":
             return ["\\text{mod}"]
         glued = _GLUED.fullmatch(token)
@@ -423,14 +418,14 @@ class _Reader:
             token = self.take()
             return f"\\text{{{token}}}" if token.isalpha() else token
         self.at += 1
-        inside = self.group(in_text=True)
+        inside = self.within("}", in_text=True)
         # Constants that some set upright.
         return inside[6:-1] if inside in ("\\text{i}", "\\text{e}", "\\text{d}") else f"{_WIDE}{inside}{_WIDE}"
 
     def shown_text(self) -> str:
         """The argument of a font command inside a text command."""
         self.skip_space()
-        return self.group(in_text=True) if self.take() == "{" else ""
+        return self.within("}", in_text=True) if self.take() == "{" else ""
 
     def sequence_of_words(self) -> str:
         """What follows ``\\rm`` up to the end of its group, whose brace is left."""

@@ -75,7 +75,7 @@ def _tidy(text: str) -> str:
         return " ".join(text.split())
     text = _TIMES_TEN.sub(r"\\times ", _BARE_POINT.sub("", _without_end_marks(text)))
     text = _REPEATING.sub(_repeating_fraction, _SCALE.sub(_scale, text))
-    return _MIXED.sub(_mixed_number, text).strip()
+    return " ".join(_MIXED.sub(_mixed_number, text).split())
 
 
 _tidy_short = lru_cache(maxsize=8192)(_tidy)

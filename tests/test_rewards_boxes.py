@@ -111,7 +111,7 @@ def test_a_box_lies_in_its_text_and_holds_its_content(text):
     span = text[box.start : box.end]
     assert span.lstrip("\\").startswith(("boxed", "fbox")) and box.content and box.content in span
     assert box.content == box.content.strip()
-    assert last_box(span) == (0, len(span), box.content)  # a span is a text whose last box is all of it
+    assert last_box(span + "$") == (0, len(span), box.content)  # a span is a text whose last box is all of it
 
 
 @given(st.text("ab {}\\$", max_size=20), st.text("ab $", max_size=20))
