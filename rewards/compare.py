@@ -32,6 +32,10 @@ from rewards.regions import is_builder, may_be_region, open_builder, read_region
 from rewards.symbols import has_imaginary_unit
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
+# A decimal, with a power of ten or as hundredths; "0.5^{100}" is a number to compute with.
+_DECIMAL = re.compile(
+    r"(?:\\frac\{)?[+-]? ?\d*\.\d+ ?(?:\\(?:times|cdot) ?10\^\{[+-]?\d+\}|\}\{100\})?", re.DOTALL
+)
 _BASE = re.compile(r"([0-9A-Z]+)_\{(\d{1,2})\}")
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z]*\{)")
 _WITHOUT_COMMANDS = re.compile(r"\\text\{[^{}]*\}|\\[a-zA-Z]+")
@@ -231,11 +235,14 @@ class _Comparison:
         if values[0] is None or values[1] is None:
             return False
         if isinstance(values[0], MatrixBase) and isinstance(values[1], MatrixBase):
+            rounded = "." in gold + answer
             return values[0].shape == values[1].shape and all(
-                self.equal(one, other) is True for one, other in zip(values[0].flat(), values[1].flat(), strict=True)
+                self.equal(one, other, rounded) is True
+                for one, other in zip(values[0].flat(), values[1].flat(), strict=True)
             )
         if isinstance(values[0], Expr) and isinstance(values[1], Expr):
-            verdict = self.equal(values[0], values[1])
+            rounded = any(_DECIMAL.fullmatch(text) for text in (gold, answer))
+            verdict = self.equal(values[0], values[1], rounded)
             if verdict is not None:
                 return verdict
         return _ask_math_verify(*values)
@@ -279,9 +286,9 @@ class _Comparison:
             left.remove(match)
         return bool(roots[0]) and not left
 
-    def equal(self, gold: Expr, answer: Expr) -> bool | None:
+    def equal(self, gold: Expr, answer: Expr, rounded: bool = False) -> bool | None:
         try:
-            return equal_expressions(gold, answer)
+            return equal_expressions(gold, answer, rounded)
         except TooLarge:
             self.too_large = True
             return False

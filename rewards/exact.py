@@ -17,7 +17,6 @@ from sympy import (
     Add,
     Basic,
     Expr,
-    Float,
     Mul,
     Pow,
     Rational,
@@ -70,15 +69,10 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
 def exact_value(expression: Basic) -> Fraction | None:
     """The rational number that an expression (evaluated or not) is, None where it is none that arithmetic finds.
 
-    Decimals are taken at their digits.  Raises TooLarge, and ZeroDivisionError.
+    Raises TooLarge, and ZeroDivisionError.
     """
     if isinstance(expression, Rational):
         return Fraction(expression.p, expression.q)
-    if isinstance(expression, Float):
-        if not expression.is_finite:
-            return None
-        _bounded(abs(expression._mpf_[2]))
-        return Fraction(str(expression))
     if isinstance(expression, UnevaluatedExpr):
         return exact_value(expression.args[0])
     if not isinstance(expression, Add | Mul | Pow | factorial | binomial | floor | ceiling | Abs):
@@ -166,11 +160,11 @@ def _agree_rounded(gold: Expr, answer: Expr, point: dict) -> bool | None:
     return abs(values[0] - values[1]) < (float(ROUNDED) if size > 1e-2 else 1e-3 * size) or values[0] == values[1]
 
 
-def equal_expressions(gold: Expr, answer: Expr) -> bool | None:
+def equal_expressions(gold: Expr, answer: Expr, rounded: bool = False) -> bool | None:
     """Whether two scalar expressions are equal; None where evaluation cannot tell (unknown functions, no numbers).
 
-    Decimals in one of them are compared rounded.  Raises TooLarge where they are not spelled alike but cannot be
-    written out.
+    ``rounded``: one of them is a decimal, which stands for what it was rounded from.  Raises TooLarge where they are
+    not spelled alike but cannot be written out.
     """
     if gold == answer:
         return None if gold.has(nan, zoo) else True
@@ -182,7 +176,6 @@ def equal_expressions(gold: Expr, answer: Expr) -> bool | None:
         values = exact_value(gold), exact_value(answer)
     except ZeroDivisionError:
         return False
-    rounded = gold.has(Float) or answer.has(Float)
     if values[0] is not None and values[1] is not None:
         return agree_rounded(*values) if rounded else values[0] == values[1]
     digits = min(int(_SPARE_DIGITS + 3 * (_height(gold) + _height(answer))), MAX_DIGITS)

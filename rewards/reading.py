@@ -8,11 +8,12 @@ of it has no meaning.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
 from antlr4 import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
-from sympy import Basic, Float, Integer, MatrixBase, Number, nan, zoo
+from sympy import Basic, MatrixBase, Number, Rational, nan, zoo
 
 from rewards.measures import TRIGONOMETRY
 from rewards.symbols import rename_misread
@@ -35,6 +36,7 @@ _KNOWN_SIGNS = frozenset("{}\\")
 _LETTER_TEXT = re.compile(r"\\text\{ ?([a-zA-Z]) ?\}")
 _CHARACTERS = re.compile(r"[0-9a-zA-Z\\{}()\[\]+\-*/^_=<>!|.,:;& ]*")
 # Numbers side by side, a number in a base, digits before a bare point: none has one meaning.
+_DECIMAL = re.compile(r"\d*\.?\d*(?:[eE][+-]?\d{1,4})?")
 _SIDE_BY_SIDE = re.compile(r"\d ?_|\d +[\d.]|\. +\d|\d\.\d*\.|[)\]}] ?\.\d|\d\.(?!\d)")
 # Letters that are never called: x(3) is a product, f(3) a value.
 _NO_CALLS = frozenset("abcdijklmnorstxzBCDIJKLMOUWXYZ") | {
@@ -124,8 +126,11 @@ class _Parser(_Latex2Sympy):
         return parser
 
     def parse_number(self, text: str) -> Number:
-        """A number from its digits alone; sympy's own way would run them through Python's compiler."""
-        return Integer(int(text)) if text.isdigit() else Float(text)
+        """The exact number that digits spell; sympy's own way would run them through Python's compiler and round."""
+        if not _DECIMAL.fullmatch(text):
+            raise ValueError("no number")
+        value = Fraction(text)
+        return Rational(value.numerator, value.denominator)
 
 
 def _parse(text: str, imaginary: bool) -> Basic | MatrixBase | None:
