@@ -33,9 +33,7 @@ from rewards.symbols import has_imaginary_unit
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
 # A decimal, with a power of ten or as hundredths; "0.5^{100}" is a number to compute with.
-_DECIMAL = re.compile(
-    r"(?:\\frac\{)?[+-]? ?\d*\.\d+ ?(?:\\(?:times|cdot) ?10\^\{[+-]?\d+\}|\}\{100\})?", re.DOTALL
-)
+_DECIMAL = re.compile(r"(?:\\frac\{)?[+-]? ?\d*\.\d+ ?(?:\\(?:times|cdot) ?10\^\{[+-]?\d+\}|\}\{100\})?", re.DOTALL)
 _BASE = re.compile(r"([0-9A-Z]+)_\{(\d{1,2})\}")
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z]*\{)")
 _WITHOUT_COMMANDS = re.compile(r"\\text\{[^{}]*\}|\\[a-zA-Z]+")

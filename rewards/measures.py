@@ -23,6 +23,15 @@ _PERCENT = re.compile(r"(.*?) ?(?:\\%|\\text\{(?:percent|percentage|pct|per cent
 _OPERATION_END = re.compile(r"(?:[-+/*=<>^_(,]|\\(?:cdot|times|div|le|ge|ne|approx|pm|to))$")
 _CLOCK = re.compile(r"(\d{1,2})(?: ?: ?([0-5]\d))?(?: ?: ?([0-5]\d))? ?(am|pm|a\.m\.?|p\.m\.?)?", re.IGNORECASE)
 _DATE = re.compile(r"(\d{1,4})/(\d{1,2})/(\d{1,4})|(\d{4})-(\d{1,2})-(\d{1,2})")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH, _DAY, _YEAR = (
+    rf"(?P<month>{'|'.join(_MONTHS)})[a-z]*\.?",
+    r"(?P<day>\d{1,2}) ?(?:st|nd|rd|th)?",
+    r"(?:,? ?(?P<year>\d{4}))?",
+)
+_WRITTEN_DATES = [
+    re.compile(form, re.IGNORECASE) for form in (f"{_MONTH} ?{_DAY}{_YEAR}", f"{_DAY} ?(?:of )?{_MONTH}{_YEAR}")
+]
 
 
 def _only_units(text: str) -> bool:
@@ -82,15 +91,25 @@ def _minutes(time: tuple[int, str, str, str]) -> tuple[int, str]:
     return 60 * hour + int(minute), second
 
 
+def _date(text: str) -> tuple | None:
+    """The parts of a date, in numbers as they stand or with the month in words, None for others."""
+    match = _DATE.fullmatch(text)
+    if match:
+        return tuple(int(part) for part in match.groups() if part)
+    for form in _WRITTEN_DATES:
+        if match := form.fullmatch(text):
+            return match["month"].lower(), int(match["day"]), match["year"]
+    return None
+
+
 def time_verdict(gold: str, answer: str) -> bool | None:
     """Whether two plain texts are the same time of day or date; None where neither of them is one.
 
     "3:30" alone may be a ratio, but not as a gold answer that is not in lowest terms.
     """
-    dates = [_DATE.fullmatch(text) for text in (gold, answer)]
+    dates = _date(gold), _date(answer)
     if any(dates):
-        parts = [tuple(int(part) for part in date.groups() if part) if date else None for date in dates]
-        return parts[0] == parts[1]
+        return dates[0] == dates[1]
     times = _clock(gold), _clock(answer)
     certain = [time is not None and bool(time[3] or time[1].startswith("0")) for time in times]
     if times[0] and not certain[0]:
