@@ -38,6 +38,7 @@ _BETWEEN_DIGITS = re.compile(r"(?<=[\d.]) (?=[\d.])")
 _LOOSE_MARK = re.compile(r" (?=[.,:;)])|(?<=\() ")
 MAX_CANONICAL_CHARS = 20_000
 _CACHED_CHARS = 300
+UNREADABLE = "\0"
 ROUNDED = Fraction(1, 10**6)  # decimals agree within it; below 0.01 within a thousandth of their size
 
 
@@ -72,7 +73,7 @@ def _tidy(text: str) -> str:
     try:
         text = plain_latex(text)
     except Unreadable:
-        return " ".join(text.split())
+        return UNREADABLE + " ".join(text.split())
     text = _TIMES_TEN.sub(r"\\times ", _BARE_POINT.sub("", _without_end_marks(text)))
     text = _REPEATING.sub(_repeating_fraction, _SCALE.sub(_scale, text))
     return " ".join(_MIXED.sub(_mixed_number, text).split())
@@ -85,7 +86,7 @@ def tidy(text: str) -> str:
     """``text`` as LaTeX in one spelling: no markup, no Unicode signs, words in ``\\text{…}``, numbers joined.
 
     Mixed numbers and repeating decimals become fractions ("2 1/4" is ``\\frac{9}{4}``), scale words powers of ten.
-    Text that is not well-formed comes back as it is.
+    Text that is not well-formed comes back as it is behind ``UNREADABLE``: it can be spelled alike, and no more.
     """
     return _tidy_short(text) if len(text) <= _CACHED_CHARS else _tidy(text)
 

@@ -21,7 +21,8 @@ from rewards.vocabulary import FUNCTIONS, GREEK, words
 
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _PREDICTIONS = (PredictionMode.SLL, PredictionMode.LL)
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BRACKET = re.compile(r"\\.|[{}()\[\]]", re.DOTALL)
+_MAX_DEPTH = 40
 _COMMANDS = (
     FUNCTIONS
     | GREEK
@@ -55,14 +56,17 @@ _CALL = re.compile(rf" ?\\(?:{'|'.join(FUNCTIONS)})(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^\{\\circ\}")
 
 
-def braces_match(text: str) -> bool:
-    """Whether every brace of ``text`` that is not escaped has its partner."""
-    depth = 0
-    for match in _BRACE.finditer(text):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth < 0:
+def brackets_match(text: str) -> bool:
+    """Whether every brace of ``text`` that is not escaped has its partner, and nothing is nested too deep to read."""
+    depth = deepest = braces = 0
+    for match in _BRACKET.finditer(text):
+        step = {"{": 1, "(": 1, "[": 1, "}": -1, ")": -1, "]": -1}.get(match.group(), 0)
+        braces += step * (match.group() in "{}")
+        depth += step
+        deepest = max(deepest, depth)
+        if braces < 0:
             return False
-    return depth == 0
+    return braces == 0 and deepest <= _MAX_DEPTH
 
 
 def _explicit_products(text: str) -> str:
@@ -153,7 +157,7 @@ def read(text: str, imaginary: bool) -> Basic | MatrixBase | None:
     text = rename_misread(_LETTER_TEXT.sub(r" \1 ", text), imaginary)
     if TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
-    if not _CHARACTERS.fullmatch(text) or not braces_match(text) or _SIDE_BY_SIDE.search(text):
+    if not _CHARACTERS.fullmatch(text) or not brackets_match(text) or _SIDE_BY_SIDE.search(text):
         return None
     for match in _COMMAND.finditer(text):
         name = match.group(1)

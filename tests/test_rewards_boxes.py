@@ -98,7 +98,8 @@ def test_a_box_without_braces_is_graded():
 
 
 PIECES = [
-    "\\boxed", "\\fbox", "{", "}", "\\{", "\\}", "\\\\", "$", " ", "\n", "1", "x", "ab", "(", ")", ",", "\\)", "\\frac12",
+    "\\boxed", "\\fbox", "{", "}", "\\{", "\\}", "\\\\", "$", " ", "\n", "1", "x", "ab", "(", ")", ",", "\\)",
+    "\\frac12",
 ]  # fmt: skip
 
 
@@ -124,7 +125,8 @@ def test_what_comes_before_a_sound_box_does_not_matter(before, after):
 @pytest.mark.parametrize(
     "text",
     [
-        "\\boxed{" * 100_000, "\\boxed{1}" + "{" * 500_000, "\\fbox{{}" * 50_000, "}" * 10**6, "\\" * 10**6 + "boxed{1}",
+        "\\boxed{" * 100_000, "\\boxed{1}" + "{" * 500_000, "\\fbox{{}" * 50_000, "}" * 10**6,
+        "\\" * 10**6 + "boxed{1}",
         "\\boxed " * 100_000, "\\boxed 1$" * 50_000, "\\boxed" + " " * 10**6, ("\\boxed" + " " * 1000) * 1000,
         "\\boxed $" * 100_000, "\\boxed{1}" + "a" * 10**6,
     ],
