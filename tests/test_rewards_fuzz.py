@@ -153,10 +153,11 @@ def test_order_counts_in_tuples_and_not_in_sets(values, data):
 
 
 TOKENS = [
-    "1", "2", "17", "0.5", "x", "y", "n", "e", "i", "\\pi", "\\sqrt", "\\frac", "{", "}", "(", ")", "[", "]", "|", "^",
-    "_", "+", "-", "=", "<", ",", ";", ":", "/", "*", "!", " ", "\\quad ", "\\text{", " or ", " cm", "\\%", "$", "\\ln ",
-    "sin", "\\{", "\\}", "\\le ", "\\infty", "\\cup ", "\\pm ", "\\binom", "\\sum", "\\int", "&", "\\\\", "\\begin{matrix}",
-    "\\end{matrix}", "°", "½", "，", "A", "B", "PM", "\\boxed", "'", '"', "9^{9^{9}}", "…",
+    "1", "2", "17", "0.5", "x", "y", "n", "e", "i", "\\pi", "\\sqrt", "\\frac", "{", "}", "(", ")", "[", "]", "|",
+    "^", "_", "+", "-", "=", "<", ",", ";", ":", "/", "*", "!", " ", "\\quad ", "\\text{", " or ", " cm", "\\%",
+    "$", "\\ln ", "sin", "\\{", "\\}", "\\le ", "\\infty", "\\cup ", "\\pm ", "\\binom", "\\sum", "\\int", "&",
+    "\\\\", "\\begin{matrix}", "\\end{matrix}", "°", "½", "，", "A", "B", "PM", "\\boxed", "'", "\"", "9^{9^{9}}",
+    "…",
 ]  # fmt: skip
 garbage = st.lists(st.sampled_from(TOKENS), min_size=1, max_size=14).map("".join)
 
