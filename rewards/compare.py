@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from typing import Any
 
 from math_verify import verify
 from sympy import Expr, MatrixBase, Rational, solve
@@ -30,16 +31,18 @@ from rewards.normalize import plain_text, spelling, text_verdict, tidy
 from rewards.reading import read
 from rewards.regions import is_builder, may_be_region, open_builder, read_region, same_region
 from rewards.symbols import has_imaginary_unit
+from rewards.vocabulary import GREEK
 
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
 # A decimal, with a power of ten or as hundredths; "0.5^{100}" is a number to compute with.
 _DECIMAL = re.compile(r"(?:\\frac\{)?[+-]? ?\d*\.\d+ ?(?:\\(?:times|cdot) ?10\^\{[+-]?\d+\}|\}\{100\})?", re.DOTALL)
 _BASE = re.compile(r"([0-9A-Z]+)_\{(\d{1,2})\}")
-_LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z]*\{)")
 _WITHOUT_COMMANDS = re.compile(r"\\text\{[^{}]*\}|\\[a-zA-Z]+")
+_GREEK_SYMBOL = re.compile(rf"\\(?:{'|'.join(GREEK - {'pi', 'infty'})})(?![a-zA-Z])")
 _MEMBER = re.compile(r"^[a-zA-Z](?: ?_\{\w+\})? ?\\in ?(?=\\\{)")  # x \in \{1, 2\}
 _MAX_ELEMENTS = 40
-_APPROXIMATE = 0.05  # relative distance up to which "a \\approx b" is no contradiction
+_PLACES = re.compile(r"[+-]? ?\d+(?:\.(\d+))?")
+_NEAR = 0.01  # relative distance up to which "a \\approx b" is no contradiction where neither is a decimal
 Named = list[tuple[str, str]]
 
 
@@ -80,8 +83,6 @@ class _Comparison:
                     *((bracketed[1], listed) if bracketed is tuples[0] else (listed, bracketed[1]))
                 )
         if len(elements[0]) > 1 or len(elements[1]) > 1:
-            if _is_one_value(gold, elements[0]) or _is_one_value(answer, elements[1]):
-                return self.same_value(gold, answer)
             return self.same_in_any_order(*elements)
         if elements[0] and elements[1] and (elements[0][0], elements[1][0]) != (gold, answer):
             return self.same(elements[0][0], elements[1][0])
@@ -158,7 +159,8 @@ class _Comparison:
     def meaning(self, sides: list[str], approximate: bool) -> tuple[str, list[str] | None]:
         """(name, values) that a chain of equations gives: [] where it is false, None where it gives none.
 
-        Of an approximate chain every side is a value, of others the last one (the first where the name stands last).
+        The value is the last side (the first where the name stands last); of an approximate chain it is the first exact
+        side, and the decimal that this is rounded to is one, too.
         """
         if len(sides) == 1:
             return "", sides
@@ -173,20 +175,27 @@ class _Comparison:
             return "", None
         if any(not self.consistent(one, constants[-1], approximate) for one in constants[:-1]):
             return "", []
+        if approximate:
+            exact = [value for value in values if not _PLACES.fullmatch(value)]
+            decimals = [value for value in values if _DECIMAL.fullmatch(value)]
+            values = exact[:1] + decimals[-1:] if exact else values[:1]
         return (names[0] if names else ""), (values if approximate else values[-1:])
 
     def consistent(self, one: str, other: str, approximate: bool) -> bool:
-        """Whether two sides of an equation in numbers agree, roughly where it is approximate."""
+        """Whether two sides of an equation in numbers agree; where it is approximate, one may be the other rounded."""
         if not approximate:
             return self.same(one, other)
-        values = [read(split_unit(side, False), self.imaginary) for side in (one, other)]
+        one, other = split_unit(one, False), split_unit(other, False)
+        values = read(one, self.imaginary), read(other, self.imaginary)
         if not all(isinstance(value, Expr) and not value.free_symbols for value in values):
-            return self.same(one, other)
+            return False
         try:
             first, second = (complex(value.evalf(15)) for value in values)
         except (TypeError, ValueError, ArithmeticError):
             return False
-        return abs(first - second) <= _APPROXIMATE * max(abs(first), abs(second))
+        places = [len(match[1] or "") for match in map(_PLACES.fullmatch, (one, other)) if match]
+        near = 10.0 ** -min(places) if places else _NEAR * max(abs(first), abs(second))
+        return abs(first - second) <= near
 
     def same_ratio(self, gold: str, answer: str) -> bool:
         """Ratios term by term, or one of two terms against a fraction; other values as numbers with units."""
@@ -291,34 +300,27 @@ class _Comparison:
             self.too_large = True
             return False
 
-    def read(self, text: str):
+    def read(self, text: str) -> Any:
         value = read(text, self.imaginary)
         if value is None:
             self.unread.append(text)
         return value
 
 
-def _ask_math_verify(gold, answer) -> bool:
+def _ask_math_verify(gold: Any, answer: Any) -> bool:
     """math-verify follows the form of its first argument, so both directions are tried."""
     return bool(verify([gold], [answer], timeout_seconds=None) or verify([answer], [gold], timeout_seconds=None))
 
 
 def _symbols(text: str) -> bool:
     """Whether a tidied text has a letter that may be a variable, e and i aside."""
-    return bool(set(re.findall("[a-zA-Z]", _WITHOUT_COMMANDS.sub(" ", text))) - {"e", "i"}) or any(
-        f"\\{name}" in text
-        for name in ("alpha", "beta", "gamma", "theta", "lambda", "omega", "phi", "rho", "sigma", "mu")
-    )
+    letters = set(re.findall("[a-zA-Z]", _WITHOUT_COMMANDS.sub(" ", text)))
+    return bool(letters - {"e", "i"} or _GREEK_SYMBOL.search(text))
 
 
 def _are_other_names(one: str, other: str) -> bool:
     """Whether two names cannot mean the same; a name in words may mean anything, as may none at all."""
     return bool(one and other) and spelling(one) != spelling(other) and "\\text{" not in one + other
-
-
-def _is_one_value(text: str, elements: list[str]) -> bool:
-    """Whether a text with several elements is one value all the same: an equation with a set on its right."""
-    return len(elements) > 1 and "=" in text and split_chain(text) is not None and len(split_elements(text)) < 2
 
 
 def _named_values(text: str) -> Named | None:
@@ -354,7 +356,9 @@ def _one_base(named: Named) -> bool:
 
 
 def _name_order(name: str) -> tuple:
-    return (name.startswith("\\"), [int(part) if part.isdigit() else part for part in re.findall(r"\d+|\D", name)])
+    """A sorting key: letters by the alphabet, Greek after Latin ones, subscripts by their number."""
+    parts = re.findall(r"\d+|\D", name)
+    return name.startswith("\\"), [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def _readings(text: str) -> list[str]:

@@ -114,6 +114,8 @@ def split_chain(text: str) -> tuple[list[str], bool] | None:
             sides.append(text[start : match.start()].strip())
             start, approximate = match.end(), approximate or token != "="
     sides.append(text[start:].strip())
+    if approximate and not sides[0]:  # "\\approx 2.5"
+        sides = sides[1:]
     return (sides, approximate) if all(sides) else None
 
 
