@@ -47,6 +47,7 @@ def check_finite(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
     Raises:
         NonFiniteSignalError: names the signal, how many tokens are bad and where the first one is.
     """
+    mask = as_mask(mask)
     # numpy: torch's isfinite makes several full-size temporaries of a (B, T) tensor, this makes one of bytes.
     finite = np.isfinite(value.detach().to(device="cpu", dtype=torch.float32).numpy())
     finite |= ~mask.cpu().numpy()
@@ -66,4 +67,4 @@ def masked_float32(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     bf16 and fp16 are upcast here, before any statistic: dividing by a small median in half precision ruins the result.
     """
-    return torch.where(mask, value.detach().to(torch.float32), 0.0)
+    return torch.where(as_mask(mask), value.detach().to(torch.float32), 0.0)

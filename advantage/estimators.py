@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from advantage.checks import check_finite, check_shape, masked_float32
+from advantage.checks import as_mask, check_finite, check_shape, masked_float32
 from advantage.labels import Metric, TokenField
 from advantage.params import load_params, require
 from advantage.segments import batch_abs_mean, batch_magnitude
@@ -47,9 +47,9 @@ class CreditInputs(Signals):
     """What an estimator may use: the token signals, and what verl knows of each response.
 
     Attributes:
-        group_advantage: A_G, (B, T) fp32, zero outside the mask.
-        response_mask: (B, T) bool.
-        scores: (B,) fp32, the verifier's reward of each response (the sum of its token rewards).
+        group_advantage: A_G. `run_estimator` hands it on as fp32, zero outside the mask.
+        response_mask: non-zero on valid tokens, of any dtype. `run_estimator` hands it on as bool.
+        scores: (B,) the verifier's reward of each response (the sum of its token rewards).
         equal_reward_rows: (B,) bool, rows of a group of two or more whose rewards are all equal.
     """
 
@@ -197,7 +197,10 @@ def required_signals(name: str, algorithm: Any = None) -> tuple[str, ...]:
 def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> Credit:
     """Run an estimator after checking that the signals it needs are there.
 
+    The estimator sees the mask as bool and A_G as fp32, whatever the caller has.
+
     Raises:
+        ValueError: the mask is not a (B, T) tensor.
         MissingSignalError: lists the missing signals.
         NonFiniteSignalError: NaN or infinity in A_G, in a signal, or in the resulting advantages.
     """
@@ -205,7 +208,9 @@ def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> C
     missing = [signal for signal in chosen.needs(params) if getattr(inputs, signal) is None]
     if missing:
         raise MissingSignalError(_missing_message(name, missing, chosen.needs(params)))
-    check_finite("group advantage A_G", inputs.group_advantage, inputs.response_mask)
+    mask = as_mask(inputs.response_mask)
+    check_finite("group advantage A_G", inputs.group_advantage, mask)
+    inputs = replace(inputs, response_mask=mask, group_advantage=masked_float32(inputs.group_advantage, mask))
     with torch.no_grad():
         credit = chosen.credit(inputs, params)
     check_finite(f"the advantage of {name}", credit.advantages, inputs.response_mask)

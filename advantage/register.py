@@ -15,7 +15,7 @@ import torch
 from verl.trainer.ppo import core_algos
 
 import advantage
-from advantage.checks import as_mask, masked_float32
+from advantage.checks import as_mask
 from advantage.estimators import (
     ESTIMATORS,
     CreditInputs,
@@ -51,10 +51,14 @@ def compute_token_advantage(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Group advantage by verl, token credit by the named estimator, signals from `advantage.token_signals`.
 
+    verl is given the rewards in fp32: in bf16 a group's mean and deviation are too coarse to tell its responses apart.
+    A group of two or more equal rewards has A_G = 0 exactly; verl's own mean of eight times 0.7 misses it by a rounding
+    error, which the division by a deviation of about as much makes up to 0.1.
+
     Args:
         name: the estimator.
-        token_level_rewards: (B, T) verifier rewards, as verl passes them.
-        response_mask: (B, T).
+        token_level_rewards: (B, T) verifier rewards, as verl passes them, of any floating dtype.
+        response_mask: (B, T), non-zero on valid tokens, of any dtype.
         config: the `algorithm` node; `norm_adv_by_std_in_grpo` and `algorithm.<name>` are read from it.
         index: (B,) group label of each row.
 
@@ -80,18 +84,21 @@ def compute_token_advantage(
     mask = as_mask(response_mask)
     signals = current_signals() or TokenSignals()
     by_std = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+    rewards = token_level_rewards.to(torch.float32)
+    scores = rewards.sum(dim=-1)
+    equal = equal_reward_rows(scores, index)
     group_advantage, _ = core_algos.compute_grpo_outcome_advantage(
-        token_level_rewards=token_level_rewards,
-        response_mask=response_mask,
+        token_level_rewards=rewards,
+        response_mask=mask,
         index=index,
         norm_adv_by_std_in_grpo=by_std,
     )
-    scores = token_level_rewards.sum(dim=-1).to(torch.float32)
+    group_advantage[equal & scores.isfinite()] = 0.0  # what is not finite is refused below
     inputs = CreditInputs(
-        group_advantage=masked_float32(group_advantage, mask),
+        group_advantage=group_advantage,
         response_mask=mask,
         scores=scores,
-        equal_reward_rows=equal_reward_rows(scores, index),
+        equal_reward_rows=equal,
         **signals.checked(mask),
     )
     credit = run_estimator(name, inputs, params)

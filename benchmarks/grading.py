@@ -2,7 +2,7 @@
 
 Keys (`key=value`): trl=DIR, where `pip install --no-deps --target DIR trl` put it (needed only where TRL is not
 installed; without it there is no TRL row, and the reason is printed);
-cases=FILE, labelled cases as JSON lines (gold, answer, equal); gradings=100000, the length of the memory run;
+cases=FILE,FILE, labelled cases as JSON lines (gold, answer, equal); gradings=100000, the length of the memory run;
 graders=a,b and only=agreement,speed,…, to run some only; quick=true, a small version of everything.
 
 Every grader works in a process of its own, reads the same tasks, and answers one line a verdict, so that a hang or a
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ROOT / "tests" / "data" / "grading_cases.jsonl"
+CASES = [ROOT / "tests" / "data" / name for name in ("grading_cases.jsonl", "grading_kinds.jsonl")]
 DEADLINE_S = 10.0
 BAR = {"hidden_correct": 400, "gradings_per_s": 300.0, "late_s": 0.5, "memory_mib": 16.0}
 Task = tuple[str, str]  # gold, response
@@ -39,7 +39,7 @@ class Settings:
     """The command line."""
 
     trl: str | None = None
-    cases: str = str(CASES)
+    cases: str = ",".join(map(str, CASES))
     gradings: int = 100_000
     graders: str = "ours,verl math_verify,verl prime_math,verl math_dapo,trl"
     only: str = "agreement,survival,behind_towers,speed,memory"
@@ -78,6 +78,11 @@ def towers(count: int) -> list[Task]:
     return [("6", respond(f"{b}^{{{b}^{{{b}^{{{b}^{t}}}}}}}")) for b, t in tops]
 
 
+def sums(count: int) -> list[Task]:
+    """Distinct sums of a billion terms: parsed in no time, added up for hours."""
+    return [("6", respond(f"\\sum_{{n=1}}^{{10^{{9}}}} \\sin({k}n^{{n}})")) for k in range(2, count + 2)]
+
+
 def hostile() -> list[tuple[str, str, str]]:
     """(family, gold, answer) of answers that hang, eat memory or break parsers, none of them right."""
     nested_fraction = "\\frac{1}{1+" * 200 + "x" + "}" * 200
@@ -102,6 +107,12 @@ def hostile() -> list[tuple[str, str, str]]:
         ("giant text", "6", "x+" * 200_000 + "y"),
         ("two thousand terms", "x", "+".join(f"x_{{{k}}}" for k in range(2000))),
         ("many open boxes", "6", "\\boxed{" * 2000),
+        ("tower as an endpoint", "(0,1)", "(0, 9^{9^{9^{9}}})"),
+        ("tower in an inequality", "x>2", "x^{9^{9^{9}}} > 9^{9^{9^{9}}}"),
+        ("nearly equal at a million digits", "\\sqrt{2}", "\\sqrt{2}+10^{-10^{6}}"),
+        ("system of equations", "x+y=1", "x^9 y^7+\\sin(xy)+e^{x+y}=x^y"),
+        ("many choices", "A", "A or B or " * 400),
+        ("many unread letters", "6", "sin" * 1300),
     ]
 
 
@@ -313,8 +324,9 @@ def measure(
 
 
 def agreement(settings: Settings, name: str) -> dict:
-    """Verdicts against the labels of the case file: right ones, wrong answers accepted, right answers refused."""
-    cases = [json.loads(line) for line in Path(settings.cases).read_text().splitlines()]
+    """Verdicts against the labels of the case files: right ones, wrong answers accepted, right answers refused."""
+    lines = [line for file in settings.cases.split(",") for line in Path(file).read_text().splitlines()]
+    cases = [json.loads(line) for line in lines]
     tasks = [(case["gold"], respond(case["answer"])) for case in cases]
     outcome = measure(settings, name, tasks, threads=2, limit_s=600, warm_up=[("1", respond("\\frac{1}{1}"))])
     accepted = sum(outcome.verdicts.get(i) is True and not case["equal"] for i, case in enumerate(cases))
@@ -343,14 +355,15 @@ def survival(settings: Settings, name: str) -> dict:
 
 
 def behind_towers(settings: Settings, name: str) -> dict:
-    """All at once, 40 towers first: how many of 400 right answers get their due."""
+    """All at once, 40 towers and endless sums first: how many of 400 right answers get their due."""
     front, count = (40, 400) if not settings.quick else (4, 40)
     correct = [task for task in ordinary(4 * count, 1, seed=5) if task[1] == respond(task[0])][:count]
     correct += [(str(n), respond(str(n))) for n in range(count - len(correct))]
     # Spelled differently from their gold, so that they need algebra: text alone would be too easy a test.
     correct = [(f"\\sqrt{{{n * n + 1}}}", respond(f"\\sqrt{{1+{n}^2}}")) if n % 2 else t for n, t in enumerate(correct)]
     limit = 240.0
-    outcome = measure(settings, name, towers(front) + correct, front + count, limit, warm_up=correct[:2])
+    ahead = towers(front // 2) + sums(front // 2)
+    outcome = measure(settings, name, ahead + correct, front + count, limit, warm_up=correct[:2])
     right = sum(outcome.verdicts.get(front + i) is True for i in range(count))
     return {"right behind towers": f"{right}/{count}", "took s": round(outcome.wall_s, 1)}
 

@@ -1,237 +1,364 @@
-"""Equivalence of two answers, by math-verify.  Runs only inside a grading child: it may hang, crash or eat memory.
+"""Equivalence of two answers.  Runs only inside a grading child: it may hang, crash or eat memory.
 
-What is added to math-verify here: percent signs and scientific notation inside a box, number bases, lists whose order
-does not matter whatever their elements, and two guards against answers it takes for equal that are not (an equation's
-right-hand side alone; small numbers that agree only after rounding to six decimals).
+An answer is taken apart as far as its form says (choices, words, times, lists, tuples, named values, equations, ratios,
+sets of reals, units), and its values are compared exactly (``rewards.exact``).  What is left, equations in general,
+inequalities and functions, is asked of math-verify.
 """
 
 from __future__ import annotations
 
-import cmath
 import re
-from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from rewards.normalize import canonical, is_words, plain_number, qualifiers, tidy, words_verdict
-from rewards.symbols import rename_misread
+from math_verify import verify
+from sympy import Expr, MatrixBase, Rational, solve
+from sympy.core.relational import Eq, Relational
 
-_PERCENT = re.compile(r"(.*?)\s*(?:\\?%|\\(?:text|mathrm)\{\s*(?:%|\\%|percent|pct)\s*\}|(?<=\s)percent)", re.DOTALL)
+from rewards.choices import choice_content
+from rewards.exact import TooLarge, equal_expressions
+from rewards.forms import (
+    base_name,
+    is_name,
+    is_set,
+    split_brackets,
+    split_chain,
+    split_elements,
+    split_ratio,
+)
+from rewards.measures import split_percent, split_unit
+from rewards.normalize import plain_text, spelling, text_verdict, tidy
+from rewards.reading import read
+from rewards.regions import is_builder, may_be_region, open_builder, read_region, same_region
+from rewards.symbols import has_imaginary_unit
+from rewards.vocabulary import GREEK
+
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
-_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d{1,2})\}?")
-_LETTER_UNIT = re.compile(r"[\d}][a-zA-Z]$")
-# "2 hours 30 minutes": math-verify would drop the words and read 2.
-_MIXED_UNITS = re.compile(r"\d\s*\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}\s*\d")
-_AND = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
-# A name that an equation may give a value to: x, x_1, \\theta, AB, f(x), (x, y).
-_NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([^()=]*\))?|\([a-zA-Z_{}\d]+(?:,\s*[a-zA-Z_{}\d]+)+\)")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+# A decimal, with a power of ten or as hundredths; "0.5^{100}" is a number to compute with.
+_DECIMAL = re.compile(r"(?:\\frac\{)?[+-]? ?\d*\.\d+ ?(?:\\(?:times|cdot) ?10\^\{[+-]?\d+\}|\}\{100\})?", re.DOTALL)
+_BASE = re.compile(r"([0-9A-Z]+)_\{(\d{1,2})\}")
+_WITHOUT_COMMANDS = re.compile(r"\\text\{[^{}]*\}|\\[a-zA-Z]+")
+_GREEK_SYMBOL = re.compile(rf"\\(?:{'|'.join(GREEK - {'pi', 'infty'})})(?![a-zA-Z])")
+_MEMBER = re.compile(r"^[a-zA-Z](?: ?_\{\w+\})? ?\\in ?(?=\\\{)")  # x \in \{1, 2\}
 _MAX_ELEMENTS = 40
-# Points at which two expressions are compared numerically; any generic irrational-looking values do.
-_POINTS = (("0.7390851332151607", "0.1176470588235294"), ("1.3247179572447460", "0.0909090909090909"))
+_PLACES = re.compile(r"[+-]? ?\d+(?:\.(\d+))?")
+_NEAR = 0.01  # relative distance up to which "a \\approx b" is no contradiction where neither is a decimal
+Named = list[tuple[str, str]]
 
 
-@lru_cache(maxsize=2)
-def _targets(units: bool) -> tuple:
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig
+class _Comparison:
+    """One question: whether i is the imaginary unit in it, and what could not be read."""
 
-    normalization = NormalizationConfig(
-        basic_latex=True, units=units, malformed_operators=True, nits=True, boxed="all", equations=False
-    )
-    return (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
+    def __init__(self, imaginary: bool):
+        self.imaginary = imaginary
+        self.unread: list[str] = []
+        self.too_large = False
 
+    # --- lists ---
 
-def braces_match(text: str) -> bool:
-    """Whether every brace of ``text`` that is not escaped has its partner."""
-    depth = 0
-    for match in _BRACE.finditer(text):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-@lru_cache(maxsize=4096)
-def parse_answer(answer: str) -> tuple:
-    """Expressions math-verify reads from a tidied answer (LaTeX without delimiters), () where it reads none.
-
-    Only the whole answer is read: looking for "some number" inside a sentence would find right answers that are not.
-    A single letter directly after a number is a variable ("2t"), not a unit to drop.
-    """
-    from latex2sympy2_extended import normalize_latex
-    from math_verify import parse
-    from math_verify.parser import parse_latex_cached
-    from sympy import nan, zoo
-
-    if not braces_match(answer) or _MIXED_UNITS.search(answer):
-        return ()  # only its beginning would be read
-
-    targets = _targets(not _LETTER_UNIT.search(answer))
-    parsed = parse("\\boxed{" + answer + "}", targets, fallback_mode="no_fallback", parsing_timeout=None)
-    try:
-        # math-verify picks a fraction out of an answer that it cannot read as a whole: "1/2, or rather \\frac{2}{3}".
-        parse_latex_cached(normalize_latex(answer, targets[0].normalization_config))
-    except Exception:
-        return ()
-    return tuple(item for item in parsed if not item.has(zoo, nan))  # a misreading, never an answer
-
-
-def _numeric_values(expression: Any, other: Any) -> list[tuple[complex, complex]] | None:
-    """Values of two scalar expressions at fixed points (the same for a symbol of the same name in both), else None."""
-    from sympy import Expr, Float, Symbol
-
-    if not (isinstance(expression, Expr) and isinstance(other, Expr)):
-        return None
-    names = sorted({symbol.name for symbol in expression.free_symbols | other.free_symbols})
-    if isinstance(expression, Symbol) or isinstance(other, Symbol):
-        return None  # may be a word, which math-verify compares with a product of letters
-    values = []
-    for start, step in _POINTS[: 2 if names else 1]:
-        pair = []
-        for item in (expression, other):
-            point = {s: Float(start, 30) + names.index(s.name) * Float(step, 30) for s in item.free_symbols}
-            value = complex(item.evalf(20, subs=point) if point else item.evalf(20))
-            if not cmath.isfinite(value):
-                return None
-            pair.append(value)
-        values.append((pair[0], pair[1]))
-    return values
-
-
-def _screen(gold: Any, answer: Any) -> bool | None:
-    """False where numbers prove two expressions different, None where math-verify has to decide.
-
-    It spares the costly simplification of wrong answers, and corrects one habit of math-verify: rounding to six
-    decimals makes any two small numbers equal.
-    """
-    try:
-        values = _numeric_values(gold, answer)
-    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError):
-        return None
-    for left, right in values or ():
-        size = max(abs(left), abs(right))
-        if abs(left - right) > (1e-5 * max(1.0, size) if size > 1e-2 else 1e-3 * size):
-            return False
-    return None
-
-
-def _is_assignment(relation: Any) -> bool:
-    """Whether an equation names a value ("x = 3", "f(x) = x + 1", "AB = 5"), so that the value alone answers it."""
-    from sympy import Add, Eq, Number, Pow
-
-    return isinstance(relation, Eq) and not relation.lhs.has(Add, Pow, Number)
-
-
-def _math_equal(gold: str, answer: str, unread: list[str]) -> bool:
-    """Equality by math-verify; texts it cannot read are added to ``unread``."""
-    from math_verify import verify
-    from sympy import Set
-    from sympy.core.relational import Relational
-
-    gold_parsed, answer_parsed = parse_answer(gold), parse_answer(answer)
-    if not gold_parsed or not answer_parsed:
-        unread += [text for text, parsed in ((gold, gold_parsed), (answer, answer_parsed)) if not parsed]
-        return False
-    one_sided = isinstance(gold_parsed[0], Relational) and not isinstance(answer_parsed[0], Relational | Set)
-    if one_sided and not _is_assignment(gold_parsed[0]):
-        return False  # math-verify would take "5" for an answer to "x + y = 5"
-    if _screen(gold_parsed[0], answer_parsed[0]) is False:
-        return False
-    return bool(
-        verify(list(gold_parsed), list(answer_parsed), timeout_seconds=None)
-        or verify(list(answer_parsed), list(gold_parsed), timeout_seconds=None)
-    )
-
-
-def _split_top_level(text: str, separators: str) -> list[str]:
-    """Non-empty parts of ``text`` between separators (single characters) that stand outside all brackets."""
-    parts, depth, start = [], 0, 0
-    for index, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character in separators and depth == 0 and (index == 0 or text[index - 1] != "\\"):
-            parts.append(text[start:index].strip())
-            start = index + 1
-    return [part for part in [*parts, text[start:].strip()] if part]
-
-
-def split_brackets(text: str) -> tuple[str, list[str]] | None:
-    """("(]", elements) of a tuple, point or interval of at least two elements, None for anything else."""
-    if len(text) < 5 or text[0] not in "([" or text[-1] not in ")]":
-        return None
-    depth = 0
-    for index, character in enumerate(text):
-        depth += (character in "([") - (character in ")]")
-        if depth == 0 and index < len(text) - 1:
-            return None  # "(1,2),(3,4)"
-    elements = _split_top_level(text[1:-1], ",")
-    return (text[0] + text[-1], elements) if depth == 0 and len(elements) > 1 else None
-
-
-def split_elements(text: str) -> list[str]:
-    """Elements of a list or set written at top level: "1, 2 and 3", "\\{1, 2\\}"; a tuple or interval is one element.
-
-    ``a \\pm b`` with a single sign counts as two elements, and a union of intervals as its parts.
-    """
-    text = text.strip()
-    if text.startswith("\\{") and text.endswith("\\}") and text.count("\\{") == 1:
-        text = text[2:-2]
-    if plain_number(text):  # "1,234"
-        return [text]
-    elements = _split_top_level(_AND.sub(",", text), ",;")
-    if len(elements) == 1:
-        elements = [part.strip() for part in re.split(r"\\cup(?![a-zA-Z])", elements[0])]
-    signs = ("\\pm", "\\mp")
-    if len(elements) == 1 and sum(elements[0].count(sign) for sign in signs) == 1:
-        sign = signs[0] if signs[0] in elements[0] else signs[1]
-        elements = [elements[0].replace(sign, "+"), elements[0].replace(sign, "-")]
-    return elements
-
-
-def split_equation(text: str) -> tuple[str, str] | None:
-    """(left, right) of a text with exactly one equals sign that is no part of another relation, else None."""
-    left, sign, right = text.partition("=")
-    if not sign or "=" in right or left.endswith(("<", ">", "!", ":", "\\")) or not left.strip() or not right.strip():
-        return None
-    return left.strip(), right.strip()
-
-
-def _same(gold: str, answer: str, unread: list[str]) -> bool:
-    """Whether two tidied answers are equal, taken apart as far as their form allows.
-
-    Taking lists and tuples apart here is both surer than math-verify (which pairs a set's elements after sorting them)
-    and faster: its grammar needs 50 ms and more for a bracketed pair, and a few for each element.
-    """
-    if canonical(gold) == canonical(answer):
-        return True
-    gold_tuple, answer_tuple = split_brackets(gold), split_brackets(answer)
-    if gold_tuple and answer_tuple:
-        if gold_tuple[0] != answer_tuple[0] or len(gold_tuple[1]) != len(answer_tuple[1]):
-            return False
-        return all(_same(one, other, unread) for one, other in zip(gold_tuple[1], answer_tuple[1], strict=True))
-    gold_elements, answer_elements = split_elements(gold), split_elements(answer)
-    if len(gold_elements) == len(answer_elements) and 1 < len(gold_elements) <= _MAX_ELEMENTS:
-        left, unread_before = list(answer_elements), len(unread)
-        for element in gold_elements:  # greedy matching is enough, equality being transitive
-            match = next((other for other in left if _same(element, other, unread)), None)
-            if match is None:
-                break
-            left.remove(match)
-        else:
+    def same(self, gold: str, answer: str) -> bool:
+        """Whether two tidied answers are equal, taken apart as far as their form allows."""
+        if spelling(gold) == spelling(answer):
             return True
-        if len(unread) == unread_before:
+        if all(map(may_be_region, (gold, answer))) or any(map(is_builder, (gold, answer))):
+            verdict = self.same_regions(gold, answer)
+            if verdict is not None:
+                return verdict
+        gold, answer = (_MEMBER.sub("", open_builder(text)[0]) for text in (gold, answer))
+        named = _named_values(gold), _named_values(answer)
+        if named[0] or named[1]:
+            return self.same_named(gold, answer, *named)
+        tuples = split_brackets(gold), split_brackets(answer)
+        if tuples[0] and tuples[1]:
+            if tuples[0][0] != tuples[1][0]:
+                return False
+            return self.same_in_order(tuples[0][1], tuples[1][1])
+        elements = split_elements(gold), split_elements(answer)
+        for bracketed, other, listed in ((tuples[0], answer, elements[1]), (tuples[1], gold, elements[0])):
+            if bracketed and len(listed) > 1:
+                # A list without brackets may be a tuple, one in braces is a set.
+                if is_set(other) or bracketed[0] not in ("()", "[]") or (bracketed[0] == "[]" and len(listed) < 3):
+                    return False
+                return self.same_in_order(
+                    *((bracketed[1], listed) if bracketed is tuples[0] else (listed, bracketed[1]))
+                )
+        if len(elements[0]) > 1 or len(elements[1]) > 1:
+            return self.same_in_any_order(*elements)
+        if elements[0] and elements[1] and (elements[0][0], elements[1][0]) != (gold, answer):
+            return self.same(elements[0][0], elements[1][0])
+        return self.same_value(gold, answer)
+
+    def same_in_order(self, gold: list[str], answer: list[str]) -> bool:
+        return len(gold) == len(answer) and all(map(self.same, gold, answer))
+
+    def same_in_any_order(self, gold: list[str], answer: list[str]) -> bool:
+        if len(gold) != len(answer) or len(gold) > _MAX_ELEMENTS:
             return False
-    gold_sides, answer_sides = split_equation(gold), split_equation(answer)
-    if gold_sides and answer_sides and canonical(gold_sides[0]) == canonical(answer_sides[0]):
-        return _same(gold_sides[1], answer_sides[1], unread)
-    if gold_sides and not answer_sides and _NAME.fullmatch(gold_sides[0]):
-        return _same(gold_sides[1], answer, unread)
-    if answer_sides and not gold_sides and _NAME.fullmatch(answer_sides[0]):
-        return _same(gold, answer_sides[1], unread)
-    return _math_equal(gold, answer, unread)
+        left = list(answer)
+        for element in gold:  # greedy matching is enough, equality being transitive
+            match = next((other for other in left if self.same(element, other)), None)
+            if match is None:
+                return False
+            left.remove(match)
+        return True
+
+    def same_named(self, gold: str, answer: str, gold_named: Named | None, answer_named: Named | None) -> bool:
+        """Values with names, "x=1, y=2" or "(x,y)=(1,2)", against others with names, a tuple in their order, a list."""
+        if gold_named and answer_named:
+            names = [sorted(name for name, _ in named) for named in (gold_named, answer_named)]
+            if names[0] == names[1] and len(set(names[0])) == len(names[0]) and not _one_base(gold_named):
+                values = dict(answer_named)
+                return all(self.same_value(value, values[name]) for name, value in gold_named)
+            if _one_base(gold_named) != _one_base(answer_named) or not _one_base(gold_named):
+                return False
+            return self.same_in_any_order([value for _, value in gold_named], [value for _, value in answer_named])
+        named, other, swapped = (gold_named, answer, False) if gold_named else (answer_named, gold, True)
+        brackets = split_brackets(other)
+        listed = brackets[1] if brackets else split_elements(other)
+        in_order = [value for _, value in sorted(named, key=lambda pair: _name_order(pair[0]))]
+        sides = (listed, in_order) if swapped else (in_order, listed)
+        if _one_base(named):
+            return self.same_in_order(*sides) if brackets else self.same_in_any_order(*sides)
+        if is_set(other) or (brackets and brackets[0] != "()"):
+            return False
+        return self.same_in_order(*sides)
+
+    # --- regions, equations, ratios ---
+
+    def same_regions(self, gold: str, answer: str) -> bool | None:
+        brackets = split_brackets(gold), split_brackets(answer)
+        if brackets[0] and brackets[1]:
+            return None  # element by element: they may be points
+        regions = read_region(gold), read_region(answer)
+        if regions[0] is None or regions[1] is None:
+            return None
+        return same_region(regions[0], regions[1])
+
+    def same_value(self, gold: str, answer: str) -> bool:
+        """Equality of two single answers, equations among them."""
+        if spelling(gold) == spelling(answer):
+            return True
+        chains = split_chain(gold), split_chain(answer)
+        if chains[0] is None or chains[1] is None:
+            return self.by_math_verify(gold, answer)
+        if len(chains[0][0]) == len(chains[1][0]) == 1:
+            return self.same_ratio(gold, answer)
+        meanings = self.meaning(*chains[0]), self.meaning(*chains[1])
+        (gold_name, gold_values), (answer_name, answer_values) = meanings
+        if gold_values is None or answer_values is None:  # an equation that gives no value to a name
+            if len(chains[0][0]) != 2 or len(chains[1][0]) != 2:
+                return False
+            return self.by_math_verify(gold, answer)
+        if not gold_values or not answer_values:
+            return False  # a false equation
+        if _are_other_names(gold_name, answer_name):
+            symbolic = any(_symbols(value) for value in gold_values + answer_values)
+            return symbolic and len(chains[0][0]) == len(chains[1][0]) == 2 and self.by_math_verify(gold, answer)
+        return any(self.same(one, other) for one, other in product(gold_values, answer_values))
+
+    def meaning(self, sides: list[str], approximate: bool) -> tuple[str, list[str] | None]:
+        """(name, values) that a chain of equations gives: [] where it is false, None where it gives none.
+
+        The value is the last side (the first where the name stands last); of an approximate chain it is the first exact
+        side, and the decimal that this is rounded to is one, too.
+        """
+        if len(sides) == 1:
+            return "", sides
+        names, values = [], list(sides)
+        while len(values) > 1 and is_name(values[0]):
+            names.append(values.pop(0))
+        if not names and is_name(values[-1]):
+            names.append(values.pop())
+            values.reverse()
+        constants = [value for value in values if not _symbols(value)]
+        if not names and len(constants) < len(values):
+            return "", None
+        if any(not self.consistent(one, constants[-1], approximate) for one in constants[:-1]):
+            return "", []
+        if approximate:
+            exact = [value for value in values if not _PLACES.fullmatch(value)]
+            decimals = [value for value in values if _DECIMAL.fullmatch(value)]
+            values = exact[:1] + decimals[-1:] if exact else values[:1]
+        return (names[0] if names else ""), (values if approximate else values[-1:])
+
+    def consistent(self, one: str, other: str, approximate: bool) -> bool:
+        """Whether two sides of an equation in numbers agree; where it is approximate, one may be the other rounded."""
+        if not approximate:
+            return self.same(one, other)
+        one, other = split_unit(one, False), split_unit(other, False)
+        values = read(one, self.imaginary), read(other, self.imaginary)
+        if not all(isinstance(value, Expr) and not value.free_symbols for value in values):
+            return False
+        try:
+            first, second = (complex(value.evalf(15)) for value in values)
+        except (TypeError, ValueError, ArithmeticError):
+            return False
+        places = [len(match[1] or "") for match in map(_PLACES.fullmatch, (one, other)) if match]
+        near = 10.0 ** -min(places) if places else _NEAR * max(abs(first), abs(second))
+        return abs(first - second) <= near
+
+    def same_ratio(self, gold: str, answer: str) -> bool:
+        """Ratios term by term, or one of two terms against a fraction; other values as numbers with units."""
+        terms = split_ratio(gold), split_ratio(answer)
+        if len(terms[0]) > 1 and len(terms[1]) > 1:
+            if len(terms[0]) != len(terms[1]):
+                return False
+            crossed = [
+                (f"({one})\\cdot({other_next})", f"({other})\\cdot({one_next})")
+                for one, one_next, other, other_next in zip(
+                    terms[0], terms[0][1:], terms[1], terms[1][1:], strict=False
+                )
+            ]
+            return all(self.same_number(*pair) for pair in crossed)
+        if max(len(terms[0]), len(terms[1])) > 2:
+            return False
+        gold, answer = (f"\\frac{{{t[0]}}}{{{t[1]}}}" if len(t) == 2 else t[0] for t in terms)
+        return self.same_quantity(gold, answer)
+
+    # --- numbers ---
+
+    def same_quantity(self, gold: str, answer: str) -> bool:
+        """Numbers with units, which do not count, and percent signs: "50 %" answers both 50 and 0.5."""
+        bases = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
+        if any(bases):
+            digits = [base.group(1) if base else text for base, text in zip(bases, (gold, answer), strict=True)]
+            return digits[0] == digits[1] and (not all(bases) or bases[0].group(2) == bases[1].group(2))
+        gold, answer = (
+            split_unit(gold, not _symbols(answer), any_noun=True),
+            split_unit(answer, not _symbols(gold)),
+        )
+        if spelling(gold) == spelling(answer):
+            return True
+        (gold, gold_percent), (answer, answer_percent) = split_percent(gold), split_percent(answer)
+        golds, answers = _readings(gold), _readings(answer)
+        if gold_percent and not answer_percent:
+            golds += [f"\\frac{{{gold}}}{{100}}"]
+        if answer_percent and not gold_percent:
+            answers += [f"\\frac{{{answer}}}{{100}}"]
+        return any(self.same_number(one, other) for one, other in product(golds, answers))
+
+    def same_number(self, gold: str, answer: str) -> bool:
+        values = self.read(gold), self.read(answer)
+        if values[0] is None or values[1] is None:
+            return False
+        if isinstance(values[0], MatrixBase) and isinstance(values[1], MatrixBase):
+            rounded = "." in gold + answer
+            return values[0].shape == values[1].shape and all(
+                self.equal(one, other, rounded) is True
+                for one, other in zip(values[0].flat(), values[1].flat(), strict=True)
+            )
+        if isinstance(values[0], Expr) and isinstance(values[1], Expr):
+            rounded = any(_DECIMAL.fullmatch(text) for text in (gold, answer))
+            verdict = self.equal(values[0], values[1], rounded)
+            if verdict is not None:
+                return verdict
+        return _ask_math_verify(*values)
+
+    def by_math_verify(self, gold: str, answer: str) -> bool:
+        """Relations and equations: proportional ones are the same, of others math-verify knows more."""
+        values = self.read(gold), self.read(answer)
+        if values[0] is None or values[1] is None:
+            return False
+        if isinstance(values[0], Relational) != isinstance(values[1], Relational):
+            return False  # math-verify would take "5" for an answer to "x + y = 5"
+        if isinstance(values[0], Eq) and isinstance(values[1], Eq):
+            return self.same_equation(*values)
+        return _ask_math_verify(*values)
+
+    def same_equation(self, gold: Eq, answer: Eq) -> bool:
+        """Equations in the same symbols that are multiples of each other or, of one symbol, have the same solutions."""
+        symbols = gold.free_symbols
+        if {symbol.name for symbol in symbols} != {symbol.name for symbol in answer.free_symbols} or not symbols:
+            return False
+        if not all(isinstance(side, Expr) for equation in (gold, answer) for side in equation.args):
+            return _ask_math_verify(gold, answer)
+        zeros = [equation.lhs - equation.rhs for equation in (gold, answer)]
+        point = {symbol: Rational(3 + index, 1009) for index, symbol in enumerate(sorted(symbols, key=str))}
+        there = [zero.subs(point) for zero in zeros]
+        if all(value.is_number and value != 0 for value in there) and self.equal(
+            zeros[0] * there[1], zeros[1] * there[0]
+        ):
+            return True
+        if len(symbols) > 1:
+            return _ask_math_verify(gold, answer)
+        try:
+            roots = [solve(zero, *symbols) for zero in zeros]
+        except (NotImplementedError, ValueError, TypeError, ArithmeticError):  # sympy knows no method for one of them
+            return False
+        left = list(roots[1])
+        for root in roots[0]:
+            match = next((other for other in left if self.equal(root, other)), None)
+            if match is None:
+                return False
+            left.remove(match)
+        return bool(roots[0]) and not left
+
+    def equal(self, gold: Expr, answer: Expr, rounded: bool = False) -> bool | None:
+        try:
+            return equal_expressions(gold, answer, rounded)
+        except TooLarge:
+            self.too_large = True
+            return False
+
+    def read(self, text: str) -> Any:
+        value = read(text, self.imaginary)
+        if value is None:
+            self.unread.append(text)
+        return value
+
+
+def _ask_math_verify(gold: Any, answer: Any) -> bool:
+    """math-verify follows the form of its first argument, so both directions are tried."""
+    return bool(verify([gold], [answer], timeout_seconds=None) or verify([answer], [gold], timeout_seconds=None))
+
+
+def _symbols(text: str) -> bool:
+    """Whether a tidied text has a letter that may be a variable, e and i aside."""
+    letters = set(re.findall("[a-zA-Z]", _WITHOUT_COMMANDS.sub(" ", text)))
+    return bool(letters - {"e", "i"} or _GREEK_SYMBOL.search(text))
+
+
+def _are_other_names(one: str, other: str) -> bool:
+    """Whether two names cannot mean the same; a name in words may mean anything, as may none at all."""
+    return bool(one and other) and spelling(one) != spelling(other) and "\\text{" not in one + other
+
+
+def _named_values(text: str) -> Named | None:
+    """(name, value) of each of at least two named values: "x=1, y=2", "x=1 or 2", "(x,y)=(1,2)"; else None."""
+    chain = split_chain(text)
+    if chain and len(chain[0]) == 2:
+        names, values = split_brackets(chain[0][0]), split_brackets(chain[0][1])
+        if names and values and len(names[1]) == len(values[1]) and all(map(is_name, names[1])):
+            return list(zip(map(spelling, names[1]), values[1], strict=True))
+    elements = split_elements(text)
+    if len(elements) < 2:
+        return None
+    named: Named = []
+    for element in elements:
+        parts = split_chain(element)
+        if parts is None:
+            return None
+        sides = parts[0]
+        if len(sides) == 2 and is_name(sides[0]):
+            named.append((spelling(sides[0]), sides[1]))
+        elif len(sides) == 2 and is_name(sides[1]):
+            named.append((spelling(sides[1]), sides[0]))
+        elif len(sides) == 1 and named:
+            named.append((named[-1][0], sides[0]))
+        else:
+            return None
+    return named
+
+
+def _one_base(named: Named) -> bool:
+    """Whether all values are values of one quantity: x_1 and x_2, or x and x."""
+    return len({base_name(name) for name, _ in named}) == 1
+
+
+def _name_order(name: str) -> tuple:
+    """A sorting key: letters by the alphabet, Greek after Latin ones, subscripts by their number."""
+    parts = re.findall(r"\d+|\D", name)
+    return name.startswith("\\"), [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def _readings(text: str) -> list[str]:
@@ -240,36 +367,20 @@ def _readings(text: str) -> list[str]:
     return [text] if scientific == text else [scientific, text]
 
 
-def _split_percent(text: str) -> tuple[str, bool]:
-    match = _PERCENT.fullmatch(text)
-    return (match.group(1), True) if match and match.group(1) else (text, False)
-
-
 def equivalent(gold: str, answer: str) -> tuple[bool, str]:
     """Whether ``answer`` equals ``gold`` (LaTeX, delimiters allowed), and what decided.
 
-    The second value is "text", "math", or "unparsed" where math-verify could make nothing of one of them, so that only
-    their spelling was compared.  math-verify follows the form of its first argument, so both directions are tried.
+    The second value is "text", "math", "too large" where a number cannot be written out, or "unparsed" where nothing
+    could be made of one of them, so that only their spelling was compared.
     """
-    if canonical(gold) == canonical(answer):
-        return True, "text"
-    if is_words(gold):
-        return words_verdict(gold, answer), "text"
     gold, answer = tidy(gold), tidy(answer)
-    gold_base, answer_base = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
-    if gold_base and answer_base:
-        return gold_base.groups() == answer_base.groups(), "text"
-    if qualifiers(gold) != qualifiers(answer):
-        return False, "text"
-    (gold, gold_percent), (answer, answer_percent) = _split_percent(gold), _split_percent(answer)
-    golds, answers = _readings(gold), _readings(answer)
-    # "50 %" answers both 50 (the question asked for a percentage) and 0.5.
-    if gold_percent and not answer_percent:
-        golds += [f"\\frac{{{gold}}}{{100}}"]
-    if answer_percent and not gold_percent:
-        answers += [f"\\frac{{{answer}}}{{100}}"]
-    unread: list[str] = []
-    pairs = [rename_misread(one, other) for one, other in product(golds, answers)]
-    if any(_same(one, other, unread) for one, other in pairs):
+    verdict = text_verdict(gold, answer)
+    if verdict is not None:
+        return verdict, "text"
+    gold = choice_content(plain_text(gold)) or gold
+    comparison = _Comparison(has_imaginary_unit(gold, answer))
+    if comparison.same(gold, answer):
         return True, "math"
-    return False, "unparsed" if unread else "math"
+    if comparison.too_large:
+        return False, "too large"
+    return False, "unparsed" if comparison.unread else "math"

@@ -6,6 +6,7 @@ import logging
 from functools import lru_cache
 from typing import Any
 
+from rewards.extract import extract_answer
 from rewards.options import MixOptions
 
 logger = logging.getLogger(__name__)
@@ -14,18 +15,20 @@ MAX_EXTRACTED_CHARS = 1024  # of the text that goes into logs and dumps; the gra
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
-def format_component(solution_str: str, answer_found: bool) -> float:
-    """1.0 for a response that ends in an answer outside its thoughts, else 0.0.
+def format_component(solution_str: str, answer_found: bool, answer_line: bool = False) -> float:
+    """1.0 for a response that gives an answer outside its thoughts, else 0.0.
 
-    That is: an answer was found, and either there is no ``</think>``, or exactly one and a box after it.
+    That is: an answer was found, and where there is a thought, it is one, it ends, and an answer is found after it.
+
+    Args:
+        solution_str: the response.
+        answer_found: whether ``extract_answer`` finds an answer anywhere in it.
+        answer_line: as for ``extract_answer``.
     """
-    if not answer_found or solution_str.count("<think>") > 1:
+    thought, closing, after = solution_str.rpartition("</think>")
+    if not answer_found or "</think>" in thought or thought.count("<think>") > 1 or "<think>" in after:
         return 0.0
-    closings = solution_str.count("</think>")
-    if closings == 0:
-        return float("<think>" not in solution_str)
-    after = solution_str.rpartition("</think>")[2]
-    return float(closings == 1 and ("\\boxed" in after or "\\fbox" in after or "answer" in after.lower()))
+    return float(not closing or extract_answer(after, answer_line) is not None)
 
 
 def overlong_component(length: int, max_response_length: int, overlong_buffer: int) -> float:

@@ -47,4 +47,5 @@ def compute_score(
             options.deadline_s, options.cpu_s, options.children, options.memory_mb, options.cache_size
         )
         status = grader.grade(gold, answer).status
-    return mixed(status, answer, format_component(solution_str, answer is not None), solution_str, extra_info, options)
+    well_formed = format_component(solution_str, answer is not None, options.answer_line)
+    return mixed(status, answer, well_formed, solution_str, extra_info, options)

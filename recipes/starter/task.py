@@ -17,6 +17,8 @@ import random
 import re
 from dataclasses import dataclass, replace
 
+from rewards.boxes import last_box
+
 PROBLEM_PREFIX = "Evaluate strictly from left to right, reducing modulo 10 after each operation: "
 MARKERS = ("wait", "hmm", "alternatively")
 HABITS = ("careful", "revising", "hasty")
@@ -28,7 +30,6 @@ _OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "
 _OPERANDS = {"+": range(1, 10), "-": range(1, 10), "*": range(2, 10)}
 
 _CHAIN = re.compile(r"(\d)((?:[+\-*]\d)+)\s*$")
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _TOKEN = re.compile(
     r"(?P<careful>(?P<left>\d)(?P<op>[+\-*])(?P<right>\d)=(?P<value>\d))"
     r"|(?P<hasty>(?<![\d=])(?P<hop>[+\-*])(?P<hright>\d)>(?P<hvalue>\d))"
@@ -109,9 +110,9 @@ def boxed(value: int | str) -> str:
 
 
 def boxed_answer(response: str) -> str | None:
-    """The content of the last ``\\boxed{}`` of a response, or None."""
-    found = _BOXED.findall(response)
-    return found[-1].strip() if found else None
+    """The content of the last box of a response (`rewards.boxes`), or None."""
+    box = last_box(response)
+    return box.content if box else None
 
 
 def reference_solution(chain: Chain) -> str:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.grading import hostile, towers
+from benchmarks.grading import hostile, sums
 from rewards.extract import extract_answer
 from rewards.grader import Grader
 from rewards.math import compute_score
 
 ROOT = Path(__file__).resolve().parents[2]
-TOWERS = [(gold, extract_answer(response)) for gold, response in towers(8)]
+SUMS = [(gold, extract_answer(response)) for gold, response in sums(8)]  # they end at a limit only
 RIGHT = ("3\\sqrt{2}", "\\sqrt{18}")
 SLACK_S = 0.5
 
@@ -71,12 +71,12 @@ def test_every_hostile_answer_gets_a_verdict_in_time_and_never_a_reward(grader):
             verdict = verdict.result(timeout=60)
             assert verdict.status in ("timeout", "wrong", "error"), family
             assert verdict.seconds <= 0.5 + SLACK_S, family
-    assert small.counts["timeout"] >= 3  # towers, at least: else this test attacks nothing
+    assert small.counts["timeout"] >= 3  # endless sums, at least: else this test attacks nothing
     assert small.grade(*RIGHT).status == "correct"
 
 
-def test_a_tower_ends_at_its_cpu_limit(grader):
-    verdict = grader(deadline_s=60.0, cpu_s=0.5).grade(*TOWERS[0])
+def test_an_endless_sum_ends_at_its_cpu_limit(grader):
+    verdict = grader(deadline_s=60.0, cpu_s=0.5).grade(*SUMS[0])
     assert verdict.status == "timeout"
     assert 0.45 < verdict.seconds < 30.0
 
@@ -95,15 +95,15 @@ def test_a_busy_machine_is_no_reason_to_give_up(grader):
         assert future.result().status == "correct"
 
 
-def test_a_tower_is_a_timeout_not_a_wrong_answer():
-    result = compute_score("t", "\\boxed{8^{8^{8^{8^{8}}}}}", "6", deadline_s=0.5, timeout_value=-0.25)
+def test_an_endless_sum_is_a_timeout_not_a_wrong_answer():
+    result = compute_score("t", f"\\boxed{{{SUMS[0][1]}}}", "6", deadline_s=0.5, timeout_value=-0.25)
     assert (result["status"], result["timeout"], result["acc"], result["score"]) == ("timeout", 1.0, 0.0, -0.25)
 
 
-def test_waiting_behind_towers_costs_no_verdict(grader):
+def test_waiting_behind_endless_sums_costs_no_verdict(grader):
     one = grader(children=1)
     with ThreadPoolExecutor(8) as threads:
-        front = [threads.submit(one.grade, *tower) for tower in TOWERS[:3]]
+        front = [threads.submit(one.grade, *endless) for endless in SUMS[:3]]
         time.sleep(0.2)
         begin = time.monotonic()
         behind = [threads.submit(one.grade, f"\\sqrt{{{n}}}", f"\\frac{{{n}}}{{\\sqrt{{{n}}}}}") for n in (7, 11, 13)]
@@ -117,7 +117,7 @@ def test_the_same_question_at_the_same_time_is_computed_once(grader):
     one = grader(children=1, deadline_s=1.0)
     begin = time.monotonic()
     with ThreadPoolExecutor(8) as threads:
-        verdicts = list(threads.map(lambda _: one.grade(*TOWERS[0]), range(8)))
+        verdicts = list(threads.map(lambda _: one.grade(*SUMS[0]), range(8)))
     assert {verdict.status for verdict in verdicts} == {"timeout"}
     assert time.monotonic() - begin < 2.5
 
@@ -127,7 +127,7 @@ def test_a_timeout_is_remembered_the_second_time(grader):
     seconds = []
     for _ in range(3):
         begin = time.monotonic()
-        assert one.grade(*TOWERS[0]).status == "timeout"
+        assert one.grade(*SUMS[0]).status == "timeout"
         seconds.append(time.monotonic() - begin)
     assert seconds[0] >= 0.29 and seconds[1] >= 0.29 and seconds[2] < 0.1
 
@@ -158,7 +158,7 @@ def test_a_death_and_a_second_try_share_one_deadline(grader):
     child = processes_of(one)[1]
     killer = threading.Timer(1.0, os.kill, (child, signal.SIGKILL))
     killer.start()
-    verdict = one.grade(*TOWERS[0])
+    verdict = one.grade(*SUMS[0])
     killer.join()
     assert verdict.status == "timeout"
     assert 1.9 < verdict.seconds < 2.0 + SLACK_S
@@ -177,7 +177,7 @@ def test_a_child_that_dies_of_its_item_is_an_error_and_leaves_no_trace(grader):
     thread = threading.Thread(target=assassin)
     thread.start()
     try:
-        verdict = one.grade(*TOWERS[0])
+        verdict = one.grade(*SUMS[0])
     finally:
         done.set()
         thread.join()
@@ -204,11 +204,12 @@ def test_plain_answers_start_no_process():
 
 def test_nothing_is_left_when_the_parent_is_killed():
     code = (
+        f"endless = {SUMS[0]!r}\n"
         "import threading, time\n"
         "from rewards.grader import Grader\n"
         "g = Grader(deadline_s=60, cpu_s=60, children=2)\n"
         "g.grade('\\\\sqrt{3}', '\\\\sqrt{5}')\n"
-        "threading.Thread(target=g.grade, args=('6', '9^{9^{9^{9^9}}}')).start()\n"
+        "threading.Thread(target=g.grade, args=endless).start()\n"
         "time.sleep(0.5)\n"
         "print(g._pool._nursery._process.pid, flush=True)\n"
         "time.sleep(60)\n"
@@ -224,11 +225,12 @@ def test_nothing_is_left_when_the_parent_is_killed():
 
 def test_children_die_at_the_deadline_though_the_parent_is_stopped():
     code = (
+        f"endless = {SUMS[0]!r}\n"
         "import threading, time\n"
         "from rewards.grader import Grader\n"
         "g = Grader(deadline_s=2, children=2)\n"
         "g.grade('\\\\sqrt{3}', '\\\\sqrt{5}')\n"
-        "threading.Thread(target=g.grade, args=('6', '9^{9^{9^{9^9}}}')).start()\n"
+        "threading.Thread(target=g.grade, args=endless).start()\n"
         "time.sleep(0.3)\n"
         "print(g._pool._nursery._process.pid, flush=True)\n"
         "time.sleep(60)\n"
@@ -247,7 +249,7 @@ def test_children_die_at_the_deadline_though_the_parent_is_stopped():
 
 def test_a_fork_starts_its_own_children():
     options = {"children": 1, "deadline_s": 3.0}  # a grader whose only place is taken at the time of the fork
-    busy = threading.Thread(target=compute_score, args=("t", "\\boxed{7^{7^{7^{7^{7}}}}}", "6"), kwargs=options)
+    busy = threading.Thread(target=compute_score, args=("t", f"\\boxed{{{SUMS[0][1]}}}", "6"), kwargs=options)
     busy.start()
     time.sleep(0.5)
     read, write = os.pipe()
@@ -294,8 +296,8 @@ def test_inside_an_event_loop():
 def test_too_many_timeouts_are_warned_of(grader, caplog):
     one = grader(deadline_s=0.2)
     with caplog.at_level(logging.WARNING):
-        for tower in TOWERS[:3]:
-            one.grade(*tower)
+        for endless in SUMS[:3]:
+            one.grade(*endless)
         assert not caplog.records  # too few to tell
         for number in range(120):
             one.grade(str(number), str(number))
@@ -356,7 +358,7 @@ def test_inside_ray_as_verl_calls_it():
                 return await loop.run_in_executor(None, lambda: self.reward(extra_info={}, **call))
 
         worker = Worker.remote()
-        pairs = [("9^{9^{9^{9^9}}}", "6"), ("\\sqrt{18}", "3\\sqrt{2}"), ("6", "6"), ("\\sqrt{19}", "3\\sqrt{2}")]
+        pairs = [(SUMS[0][1], "6"), ("\\sqrt{18}", "3\\sqrt{2}"), ("6", "6"), ("\\sqrt{19}", "3\\sqrt{2}")]
         results = ray.get([worker.grade.remote(*pair) for pair in pairs], timeout=120)
         assert [result["status"] for result in results] == ["timeout", "correct", "correct", "wrong"]
     finally:

@@ -48,6 +48,7 @@ def score(answer: str, gold: object, **options) -> dict:
         (r"{ an open brace, then \boxed{3}", "3"),
         (r"a } closed brace, then \boxed{4}", "4"),
         (r"\\{\boxed{5}", "5"),
+        (r"first \boxed{1}, then $x=\boxed 2$.", "2"),
         ("no box", None),
         (r"\boxed{", None),
         (r"\boxed{ }", None),
@@ -65,6 +66,21 @@ def test_last_boxed(text, expected):
         ("answer : $\\frac{1}{2}$.", "\\frac{1}{2}"),
         ("Answer: 1\nmore\n**Answer:** 2", "2"),
         ("The Answer:\n", None),
+        ("**Answer**: 73", "73"),
+        ("so\n**Answer:** 73.", "73"),
+        ("**Answer: 73**", "73"),
+        ("*Answer*: **73**", "73"),
+        ("__Answer__: `73`", "73"),
+        ("### Final Answer: $73$", "73"),
+        ("**Final Answer**\n", None),
+        ("**Answer:**\n\n73", "73"),
+        ("\\textbf{Answer}: 73", "73"),
+        ("\\textbf{Answer:} 73", "73"),
+        ("Answer：73", "73"),
+        ("**Answer**: 5\n**Answer**:", "5"),  # the last that says something
+        ("Answer: x_", "x_"),
+        ("the answers are: 5", None),
+        ("unanswer: 5", None),
         ("nothing", None),
     ],
 )
@@ -166,6 +182,26 @@ def test_text_verdicts_never_fail(one, other):
         "\\text{1 ",
         "5^{\\text{th",
         "² ",
+        "(cm ",
+        "\\quad ab",
+        "\\begin{x}",
+        "\\begin{x}\\end{x}",
+        "{\\rm ",
+        "\\frac",
+        "sqrt(",
+        "\\text{a} ",
+        "\\textcolor{",
+        "A or ",
+        "(A)",
+        "1 1/2 ",
+        "½",
+        "和",
+        "1 000",
+        "^",
+        "\\left",
+        "\\over ",
+        "**",
+        "or ",
     ],
 )
 def test_text_verdicts_are_fast_on_anything(unit):
@@ -238,10 +274,25 @@ def test_overlong_is_dapos_soft_form():
         ("<think>\\boxed{1}</think> done", 0.0),
         ("<think>\\boxed{1}", 0.0),
         ("<think>a</think>b</think>\\boxed{1}", 0.0),
+        ("<think>\\boxed{1}</think> The answer is in my thoughts.", 0.0),
+        ("<think>\\boxed{1}</think> I put it into \\boxed{}.", 0.0),
+        ("<think>\\boxed{1}</think> as \\boxed says", 0.0),
+        ("<think>\\boxed{1}</think> so \\boxed{1", 0.0),  # cut at the length limit
+        ("<think>\\boxed{1}</think> so $\\boxed 1$", 1.0),
+        ("a</think><think>\\boxed{1}", 0.0),
+        ("<think>a</think><think>b</think>\\boxed{1}", 0.0),
+        ("</think>\\boxed{1}", 1.0),
     ],
 )
 def test_format(response, expected):
     assert compute_score("t", response, "1")["format"] == expected
+
+
+def test_format_of_answer_lines():
+    options = {"answer_line": True}
+    assert compute_score("t", "<think>a</think>\nAnswer: 1", "1", **options)["format"] == 1.0
+    assert compute_score("t", "<think>Answer: 1</think>\nno more", "1", **options)["format"] == 0.0
+    assert compute_score("t", "<think>a</think>\nAnswer: 1", "1")["format"] == 0.0  # not asked for
 
 
 @pytest.mark.parametrize(

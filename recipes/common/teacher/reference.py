@@ -5,8 +5,9 @@ then the answer, always.  α = 1 gives the reference back byte for byte (so ATES
 answer.
 
 What the paper leaves open, and our reading of it:
-* The answer is the last brace-matched \\boxed{…} of the solution; without one, the data set's answer column in a box;
-  with neither there is nothing to preserve, so the whole reference is shown and `info` says so.
+* The answer is the last box of the solution (`rewards.boxes`), the outermost of nested ones; without one, the data
+  set's answer column in a box; with neither there is nothing to preserve, so the whole reference is shown and `info`
+  says so.
 * What follows the box (a closing "$.", a remark) is neither reasoning nor answer: shown at α = 1 only.
 * Prefix and answer are joined by `separator`, empty by default, as in eq. 2.
 * The prefix is a substring of the solution wherever the tokenizer can tell offsets; a character that is split over
@@ -17,66 +18,31 @@ What the paper leaves open, and our reading of it:
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_BOX_OPEN = re.compile(r"\\boxed\s*\{")
+from rewards.boxes import last_box
+
 _REPLACEMENT = "\ufffd"
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the group whose content starts at `start`; escaped braces do not count."""
-    depth, i = 1, start
-    while i < len(text):
-        char = text[i]
-        if char == "\\":
-            i += 1  # \{, \} and \\ are commands, not groups
-        elif char == "{":
-            depth += 1
-        elif char == "}":
-            depth -= 1
-            if depth == 0:
-                return i
-        i += 1
-    return None
+def split_reference(solution: str, answer: Any) -> tuple[str, str | None, str | None]:
+    """(reason, boxed answer, "boxed" or "column") of a reference solution (ATESD §3.2).
 
-
-def _last_box(text: str) -> tuple[int, int] | None:
-    """(start, end) of the last \\boxed{…} that closes and is not empty; a box inside a box belongs to the outer one."""
-    found = None
-    match = _BOX_OPEN.search(text)
-    while match:
-        close = _closing_brace(text, match.end())
-        if close is not None and text[match.end() : close].strip():
-            found = (match.start(), close + 1)
-        match = _BOX_OPEN.search(text, match.end() if close is None else close + 1)
-    return found
-
-
-def _split(solution: str, answer: Any) -> tuple[str, str | None, str | None]:
-    """(reason, boxed answer, where the answer came from)."""
-    box = _last_box(solution)
+    The boxed answer is the solution's last box that is not empty, as written there; the reason is what precedes it.
+    Without one, the answer column (anything with a str()) is boxed and the whole solution is the reason; with neither
+    the boxed answer and where it came from are None.
+    """
+    box = last_box(solution)
     if box is not None:
-        return solution[: box[0]], solution[box[0] : box[1]], "boxed"
+        return solution[: box.start], solution[box.start : box.end], "boxed"
     column = "" if answer is None else str(answer).strip()
     if not column:
         return solution, None, None
-    inner = _last_box(column)
-    return solution, column[inner[0] : inner[1]] if inner else f"\\boxed{{{column}}}", "column"
-
-
-def split_reference(solution: str, answer: Any = None) -> tuple[str, str | None]:
-    """(reason, boxed answer) of a reference solution (ATESD §3.2).
-
-    The boxed answer is the last brace-matched, non-empty \\boxed{…} of the solution, as written there; the reason is
-    what precedes it.  Without one, the answer column (anything with a str()) is boxed and the whole solution is the
-    reason; with neither the boxed answer is None.
-    """
-    reason, boxed, _ = _split(solution, answer)
-    return reason, boxed
+    inner = last_box(column)
+    return solution, column[inner.start : inner.end] if inner else f"\\boxed{{{column}}}", "column"
 
 
 def _token_prefix(tokenizer: Any, text: str, exposure: float) -> tuple[str, int, int]:
@@ -141,7 +107,7 @@ def truncate_reference(
     Raises ValueError where α is outside [0, 1].
     """
     exposure = check_exposure(exposure)
-    reason, boxed, source = _split(solution, answer)
+    reason, boxed, source = split_reference(solution, answer)
     forced = boxed is None and exposure < 1.0
     info: dict[str, Any] = {
         "exposure": exposure,
