@@ -136,8 +136,8 @@ def common_ids(runs: Iterable[Evaluation]) -> list[str]:
 def summarize(evaluations: Sequence[Evaluation], trained: Iterable[str] = ()) -> dict[str, list[dict[str, Any]]]:
     """``metrics`` and ``differences`` as flat lists of records; the fields are in the README.
 
-    A difference is the first label's minus the second's, in the order of the evaluations, but trained − base where one of
-    a pair is among `trained`.
+    A difference is the first label's minus the second's, in the order of the evaluations, but trained − base where one
+    of a pair is among `trained`.
     """
     trained = set(trained)
     labels = list(dict.fromkeys(e.label for e in evaluations))

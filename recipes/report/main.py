@@ -16,7 +16,6 @@ from recipes.report.evaluation import find_evaluations
 from recipes.report.page import comparison_page, write_evaluation_report, write_page, write_report
 from recipes.report.run_data import NotARun, find_runs, load_run
 
-
 COMMAND = Command(
     module="recipes.report.main",
     what=(

@@ -132,7 +132,7 @@ class RunConsole:
                 self._warn_of_stall(stage)
 
     def _say_stage(self, stage: dict[str, Any]) -> None:
-        """Where there is no terminal: each stage as it begins, until the first step is done and has a line of its own."""
+        """Where there is no terminal: each stage as it begins, until the first step has a line of its own."""
         if not self.interactive and not self._trained and stage["stage"] != self._stage:
             self._stage = stage["stage"]
             self.console.print(f"{duration(time.time() - self._began):>7}  {escape(self._stage)}", style="dim")
