@@ -33,6 +33,9 @@ train: install
 compare: install
 	$(RUN) -m benchmarks.starter_sweep --steps 20
 
+# Ray lowers its workers' priority; beside the other half they would hardly run.
+test test-end-to-end test-others: export RAY_worker_niceness = 0
+
 # Two halves that take about the same time, side by side: what trains waits for processes to start more than it works.
 test: install
 	$(MAKE) --no-print-directory --jobs=2 --keep-going beside-end-to-end beside-others

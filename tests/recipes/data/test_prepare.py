@@ -17,11 +17,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from config import CONFIG_DIR
 from recipes.common.teacher.prompts import student_messages
 from recipes.data import store
 from recipes.data.contamination import Index, find, words
 from recipes.data.convert import clean_answer
-from recipes.data.prepare import CONFIG_DIR, prepare
+from recipes.data.prepare import prepare
 from recipes.data.sources import DataError, local_files
 from rewards.math import compute_score
 from tests.builders.hub import hub
