@@ -35,7 +35,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0  # root would get them back where it star
 """
 RUN = """
 import json, sys
-from rewards.code_pool import CodePool, Limits
+from rewards.code_pool import CodePool, IsolationError, Limits
 pool = CodePool(2, sys.argv[1])
 try:
     found = {"missing": pool.missing(), "verdicts": {}}
