@@ -57,7 +57,9 @@ def renamed_arguments(given: Sequence[str], renamed: Mapping[str, str]) -> list[
         for old, new in renamed.items():
             if "=" in old:
                 if key == old.split("=")[0] and old.split("=")[1] in choices:
-                    found.append(f"{argument}: {old} is called {new} now")
+                    found.append(
+                        f"{argument}: {old} is called {new} now" if argument != old else f"{old} is called {new} now"
+                    )
             elif key == old or key.startswith(f"{old}."):
                 found.append(f"{argument}: {key} is called {new}{key.removeprefix(old)} now")
     return found

@@ -50,7 +50,7 @@ def test_an_old_bundle_is_refused_with_the_new_name(tmp_path, old):
         [sys.executable, "-m", "recipes.atesd.main", f"method={old}", f"hydra.run.dir={tmp_path}/run"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 2 and f"method={old}: it is called method={old[:-3]}sampled now" in done.stderr
+    assert done.returncode == 2 and f"method={old} is called method={old[:-3]}sampled now" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
