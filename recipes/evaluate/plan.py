@@ -98,7 +98,8 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     sets: list[ProblemSet] = []
     members: list[Member] = []
     try:
-        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit, _prompts(cfg))
+        templates = {name: text for name, text in _prompts(cfg).items() if isinstance(text, str)}  # others: below
+        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit, templates)
         problems += prompt_problems(_prompts(cfg), sets)
     except SettingsError as error:
         problems += error.problems

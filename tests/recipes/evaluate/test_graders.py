@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 
+from config import CONFIG_DIR
 from recipes.evaluate import plan, summary
 from recipes.evaluate.console import tables
 from recipes.evaluate.results import ResultsFile, read_records
@@ -125,6 +127,13 @@ def test_programs_are_named_in_the_plan_and_their_options_checked(tmp_path, file
 
     Console().print(plan_table(made))
     assert "3 s of CPU, 1024 MiB each; isolated" in capsys.readouterr().out
+
+
+def test_a_prompt_that_is_no_text_is_refused_and_half_a_second_is_a_limit(tmp_path, files):
+    assert "prompts.choice=3: must be a text" in refusal(tmp_path, f"data=[{files['choice']}]", "prompts.choice=3")
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        usual = compose("evaluate", overrides=["preset=starter", "model=x"]).code
+    assert type(usual.wall_s) is type(usual.cpu_s) is float  # the command line takes whole numbers only for whole ones
 
 
 def test_an_evaluation_goes_on_only_with_its_own_prompts_and_limits(tmp_path, files):
