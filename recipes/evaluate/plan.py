@@ -98,8 +98,9 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     sets: list[ProblemSet] = []
     members: list[Member] = []
     try:
-        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit, _plain(cfg.prompts))
-        problems += prompt_problems(_plain(cfg.prompts), sets)
+        templates = {name: text for name, text in _prompts(cfg).items() if isinstance(text, str)}  # others: below
+        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit, templates)
+        problems += prompt_problems(_prompts(cfg), sets)
     except SettingsError as error:
         problems += error.problems
     for label, name in named_models(cfg.model):
@@ -115,7 +116,9 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     ]
     if problems:
         raise SettingsError(problems)
-    code = CodeOptions.from_kwargs({"children": min(GRADING_THREADS, os.cpu_count() or 1), **_plain(cfg.code)})
+    code = CodeOptions.from_kwargs(
+        {**_plain(cfg.code), "children": cfg.code.children or min(GRADING_THREADS, os.cpu_count() or 1)}
+    )
     if any(p.grader == "code" for s in sets for p in s.problems):
         try:
             code.pool.check()  # before hours of sampling, not after
@@ -129,7 +132,7 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
         "template_kwargs": _plain(cfg.template_kwargs),
         "reward_kwargs": _plain(cfg.reward_kwargs),
         "code": {key: value for key, value in _plain(cfg.code).items() if key != "children"},
-        "prompts": _plain(cfg.prompts),
+        "prompts": _prompts(cfg),
         "engine": engine,
         "dtype": cfg.dtype if cfg.dtype != "auto" or gpus else "float32",
     }
@@ -181,6 +184,10 @@ def _texts(value: Any) -> list[str]:
 def _plain(node: DictConfig | None) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(node, resolve=True) if node else {}
     return dict(plain)
+
+
+def _prompts(cfg: DictConfig) -> dict[str, Any]:
+    return {name: template for name, template in _plain(cfg.prompts).items() if template is not None}
 
 
 def _value_problems(cfg: DictConfig, gpus: int) -> Iterator[str]:
@@ -264,12 +271,11 @@ def _differs_from_before(plan: Plan) -> Iterator[str]:
     before = read_settings(plan.directory)
     if before is None:
         return
-    for key, value in plan.settings.items():
-        if before["settings"].get(key) != value:
-            yield (
-                f"{key}={value}, but {plan.directory} was begun with {before['settings'].get(key)}; go on with that, "
-                "or choose another hydra.run.dir"
-            )
+    for key in changed_settings(plan, before):
+        yield (
+            f"{key}={plan.settings[key]}, but {plan.directory} was begun with {before['settings'].get(key)}; go on "
+            "with that, or choose another hydra.run.dir"
+        )
     for problem_set in plan.sets:
         known = before["data"].get(problem_set.name)
         if known and known["sha256"] != problem_set.sha256:
@@ -282,12 +288,14 @@ def _differs_from_before(plan: Plan) -> Iterator[str]:
 def read_settings(directory: Path) -> dict[str, Any] | None:
     """What an evaluation directory was begun with, or None where there is none."""
     path = directory / SETTINGS
-    if not path.exists():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text())
-    for key in ("code", "prompts"):  # directories from before there were these
-        content["settings"].setdefault(key, {})
-    return content
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def changed_settings(plan: Plan, before: dict[str, Any]) -> list[str]:
+    """Settings of a plan that an earlier evaluation was not begun with."""
+    # Evaluations from before there were these asked with the prepared prompts, and ran no program.
+    known = {"prompts": {}, "code": plan.settings.get("code"), **before["settings"]}
+    return [key for key, value in plan.settings.items() if known.get(key) != value]
 
 
 def write_settings(plan: Plan) -> None:

@@ -24,7 +24,7 @@ from recipes.evaluate.metrics import (
     ratio,
     sample_std,
 )
-from recipes.evaluate.plan import Plan, read_settings, result_key
+from recipes.evaluate.plan import Plan, changed_settings, read_settings, result_key
 from recipes.evaluate.results import RESULTS, STEPS, read_records
 from recipes.starter.corpus import DATA_SOURCE as STARTER_SOURCE
 
@@ -335,9 +335,7 @@ def _compared(
         entry |= {"label": label, "directory": str(place)}
         if record["seed"] not in entry["seeds"]:
             entry["seeds"].append(record["seed"])
-    differing = sorted(
-        key for key, value in plan.settings.items() if before["settings"].get(key) != value and key != "engine"
-    )
+    differing = sorted(key for key in changed_settings(plan, before) if key != "engine")
     notes = [
         f"{place} was sampled with {key}={before['settings'].get(key)}, not {plan.settings[key]}: its differences are "
         "not those of the models alone"
@@ -367,7 +365,7 @@ def _warnings(
             named = ", ".join(f"{v} {number}" for v, number in stopped.items() if number)
             found.append(
                 f"{where}: {sum(stopped.values())} of {row['responses']} programs reached a limit ({named}) and count "
-                "as wrong; code={wall_s, cpu_s, memory_mb, output_kb} sets them"
+                "as wrong; code.wall_s, cpu_s, memory_mb and output_kb set them"
             )
         if row.get("truncated", 0) > 0.05 * row["responses"]:
             found.append(

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 
+from config import CONFIG_DIR
 from recipes.evaluate import plan, summary
 from recipes.evaluate.console import tables
 from recipes.evaluate.results import ResultsFile, read_records
@@ -62,7 +64,7 @@ def evaluated(made: plan.Plan, answers: dict[str, list[str]]) -> dict:
 
 def test_each_set_is_graded_in_its_own_way(tmp_path, files):
     made = planned(tmp_path, "samples=4", f"data=[{files['code']},{files['choice']},{files['knights']}]",
-                   "+code.cpu_s=1", "+code.wall_s=30")  # fmt: skip
+                   "code.cpu_s=1", "code.wall_s=30")  # fmt: skip
     answers = {
         "programs": ["```python\ndef f(x):\n    return x * x\n```", "```python\ndef f(x):\n    return x\n```",
                      "```python\nwhile True:\n    pass\n```", "I do not know."],
@@ -114,16 +116,24 @@ def test_many_difficulties_are_rounded_down():
 
 
 def test_programs_are_named_in_the_plan_and_their_options_checked(tmp_path, files, capsys):
-    assert "wall_s=0" in refusal(tmp_path, f"data=[{files['code']}]", "+code.wall_s=0")
+    assert "wall_s=0" in refusal(tmp_path, f"data=[{files['code']}]", "code.wall_s=0")
     assert "unknown reward option(s) ['nonsense']" in refusal(tmp_path, f"data=[{files['code']}]", "+code.nonsense=1")
-    said = refusal(tmp_path, f"data=[{files['code']}]", "+prompts.sums='{problem}'", "+prompts.code=x")
+    said = refusal(tmp_path, f"data=[{files['code']}]", "+prompts.sums='{problem}'", "prompts.code=x")
     assert "prompts.sums: neither a set (programs) nor a grader" in said and "prompts.code='x'" in said
-    made = planned(tmp_path, f"data=[{files['code']}]", "+code.children=1", "+code.cpu_s=3")
-    assert made.settings["code"] == {"cpu_s": 3}  # how many run at a time changes no result
+    made = planned(tmp_path, f"data=[{files['code']}]", "code.children=1", "code.cpu_s=3")
+    assert made.settings["code"]["cpu_s"] == 3 and "children" not in made.settings["code"]  # which changes no result
+    assert made.code.children == 1 and planned(tmp_path, f"data=[{files['code']}]").code.children >= 1
     from recipes.evaluate.console import plan_table
 
     Console().print(plan_table(made))
     assert "3 s of CPU, 1024 MiB each; isolated" in capsys.readouterr().out
+
+
+def test_a_prompt_that_is_no_text_is_refused_and_half_a_second_is_a_limit(tmp_path, files):
+    assert "prompts.choice=3: must be a text" in refusal(tmp_path, f"data=[{files['choice']}]", "prompts.choice=3")
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        usual = compose("evaluate", overrides=["preset=starter", "model=x"]).code
+    assert type(usual.wall_s) is type(usual.cpu_s) is float  # the command line takes whole numbers only for whole ones
 
 
 def test_an_evaluation_goes_on_only_with_its_own_prompts_and_limits(tmp_path, files):
@@ -133,8 +143,10 @@ def test_an_evaluation_goes_on_only_with_its_own_prompts_and_limits(tmp_path, fi
     del content["settings"]["code"], content["settings"]["prompts"]  # as before there were these
     (tmp_path / plan.SETTINGS).write_text(json.dumps(content))
     assert planned(tmp_path, "samples=4", f"data=[{files['choice']}]").samples == 4
-    said = refusal(tmp_path, "samples=4", f"data=[{files['choice']}]", "+prompts.choice='{problem}?'")
-    assert "prompts=" in said and "was begun with {}" in said
+    said = refusal(tmp_path, "samples=4", f"data=[{files['choice']}]", "prompts.choice='{problem}?'")
+    assert "prompts={'choice': '{problem}?'}" in said and "was begun with None" in said
+    plan.write_settings(first)
+    assert "code=" in refusal(tmp_path, "samples=4", f"data=[{files['choice']}]", "code.cpu_s=3")
 
 
 def test_without_isolation_an_evaluation_of_programs_is_not_started(tmp_path, files):
@@ -146,7 +158,7 @@ def test_without_isolation_an_evaluation_of_programs_is_not_started(tmp_path, fi
         f"    return make_plan(configured('preset=starter', *words), Path({str(tmp_path)!r}), 0)\n"
         f"planned('data=[{files['choice']}]')\n"
         f"try:\n    planned('data=[{files['code']}]')\nexcept SettingsError as error:\n    print('refused:', error)\n"
-        f"made = planned('data=[{files['code']}]', '+code.isolation=available')\n"
+        f"made = planned('data=[{files['code']}]', 'code.isolation=available')\n"
         "print(len(made.code.pool.missing()), 'open')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
