@@ -112,7 +112,7 @@ REFUSED = {
     "teacher context": (["self_distill.teacher.context=hints"], "teacher.context=hints", "solution"),
     "greedy training": (["actor_rollout_ref.rollout.temperature=0"], "temperature=0", "above 0"),
     "no patience": (["self_distill.stall_minutes=0"], "stall_minutes=0", "above 0"),
-    "negative budget": (["self_distill.max_skipped_updates=-1"], "max_skipped_updates=-1", "or more"),
+    "negative budget": (["self_distill.max_skipped_updates=-1"], "max_skipped_updates=-1", "at least 0"),
     "no checkpoint": (["self_distill.keep_checkpoints=0"], "keep_checkpoints=0", "at least 1"),
     "model path": (["actor_rollout_ref.model.path=/nowhere/model"], "model.path=/nowhere/model", "no such folder"),
     "data path": (["data.train_files=/nowhere/train.parquet"], "/nowhere/train.parquet does not exist", "prepare"),
