@@ -2,9 +2,10 @@
 
 A run directory holds ``config.yaml`` (resolved), ``metrics.jsonl`` (one record a step), ``samples.jsonl`` (a few
 responses with their token credit), ``train.log`` (everything that Ray and verl print), ``checkpoints/``, ``stage.json``
-(what the run does right now, or how it ended), ``wandb_id`` where it logs to Weights & Biases, and ``report.html``.  The
-trainer, deep inside Ray, writes; the console, in the user's process, reads.  Files survive both, so a run can be watched
-or resumed from elsewhere.
+(what the run does right now, or how it ended), ``wandb_id`` where it logs to Weights & Biases, and ``report.html``.
+
+The trainer, deep inside Ray, writes; the console, in the user's process, reads.  Files survive both, so a run can be
+watched or resumed from elsewhere.
 """
 
 from __future__ import annotations
