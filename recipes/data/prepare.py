@@ -400,7 +400,6 @@ COMMAND = Command(
         ("dataset=local file=mine.jsonl", "a file of your own (docs/own_data.md)"),
         ("dataset=math_500 source=downloads/math500", "from a local file or folder, without a network"),
         ("dataset=dapo_math_17k limit=1000 out=try", "only the first rows, elsewhere"),
-        ("dataset=openthoughts_math_30k contamination.remove=true", "without copies of evaluation problems"),
     ),
     groups=("dataset",),
     keys=(

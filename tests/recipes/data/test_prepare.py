@@ -470,7 +470,7 @@ def test_validation_passes_what_prepare_makes(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "file=<a prepared parquet file"),
+        ([], "file=: must be given, a prepared parquet file"),
         (["file=/nowhere.parquet"], "no parquet file there"),
         ([f"file={ROOT / 'setup.py'}"], "cannot be read as parquet"),
         (["file=/nowhere.parquet", "max_prompt_length=5"], "needs tokenizer="),
