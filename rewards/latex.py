@@ -54,6 +54,7 @@ _CHARACTERS = {
     "lt": "<", "gt": ">", "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "\\|", "lVert": "\\|",
     "rVert": "\\|", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")",
     "colon": ":", "ratio": ":", "prime": "'", "coloneqq": "=", "imath": "i", "jmath": "j", "lg": "\\log_{10} ",
+    **dict.fromkeys(("lor", "vee"), "\\text{or}"), **dict.fromkeys(("land", "wedge"), "\\text{and}"),
     "ohm": "\\Omega ", "percent": "\\%",
     **dict.fromkeys(("degree", "degrees", "textdegree"), "^{\\circ}"),
     **{letter: f"\\mathbb{{{letter}}}" for letter in "RZNQ"},
