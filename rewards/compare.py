@@ -25,11 +25,12 @@ from rewards.forms import (
     split_chain,
     split_elements,
     split_ratio,
+    without_label,
 )
 from rewards.measures import split_percent, split_unit
 from rewards.normalize import plain_text, spelling, text_verdict, tidy
 from rewards.reading import read
-from rewards.regions import is_builder, may_be_region, open_builder, read_region, same_region
+from rewards.regions import ascending, is_builder, may_be_region, open_builder, read_region, same_region
 from rewards.symbols import has_imaginary_unit
 from rewards.vocabulary import GREEK
 
@@ -64,7 +65,7 @@ class _Comparison:
             verdict = self.same_regions(gold, answer)
             if verdict is not None:
                 return verdict
-        gold, answer = (_MEMBER.sub("", open_builder(text)[0]) for text in (gold, answer))
+        gold, answer = (_MEMBER.sub("", without_label(open_builder(text)[0])) for text in (gold, answer))
         named = _named_values(gold), _named_values(answer)
         if named[0] or named[1]:
             return self.same_named(gold, answer, *named)
@@ -256,7 +257,7 @@ class _Comparison:
 
     def by_math_verify(self, gold: str, answer: str) -> bool:
         """Relations and equations: proportional ones are the same, of others math-verify knows more."""
-        values = self.read(gold), self.read(answer)
+        values = self.read(ascending(gold)), self.read(ascending(answer))
         if values[0] is None or values[1] is None:
             return False
         if isinstance(values[0], Relational) != isinstance(values[1], Relational):

@@ -60,8 +60,10 @@ def _bounded(bits: float) -> None:
 def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
     if exponent.denominator != 1:
         return None
+    if base == 0 and exponent <= 0:
+        raise ZeroDivisionError
     if base in (0, 1):
-        return base**exponent.numerator
+        return base
     _bounded(_bits(base) * abs(exponent))
     return base ** int(exponent)
 

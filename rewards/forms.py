@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from rewards.normalize import plain_number
-from rewards.vocabulary import GREEK
+from rewards.vocabulary import GREEK, is_unit
 
 _CONNECTIVE = re.compile(r"\s*,?\s*\\text\{(?:and|or)\}\s*")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
@@ -23,6 +23,7 @@ _ARGUMENTS = r"(?:\^\{-1\})? ?(?:\((?P<arguments>[^()]*(?:\([^()]*\)[^()]*)*)\)|
 _NAME = re.compile(rf"(?:{_OPERATOR})*(?P<symbol>{_SYMBOL})?(?:{_ARGUMENTS})?")
 _FUNCTION_LETTERS = frozenset("fghFGHPQERSTVNAuvwpq")
 _MEASURED = re.compile(
+    rf"[a-zA-Z]+(?: ?: ?[a-zA-Z]+)+|"
     rf"\\\|.+\\\||\|(?:[A-Z]+|z|{_ACCENT})(?:{_SCRIPTS})\||\[[A-Z]{{3,}}\]|{_ACCENT} ?\\(?:cdot|times) ?{_ACCENT}|"
     rf"\\frac\{{(?:\\text\{{[^{{}}]*\}}|[a-zA-Z]+|{_ACCENT})\}}\{{(?:\\text\{{[^{{}}]*\}}|[a-zA-Z]+|{_ACCENT})\}}|"
     r"\\lim(?![a-zA-Z]).*"
@@ -30,6 +31,7 @@ _MEASURED = re.compile(
 _RELATION = re.compile(
     r"\\(?:le|ge|ne|in|notin|subset|subseteq|equiv|to|Rightarrow|sim|cong)(?![a-zA-Z])|[<>]|\\approx(?![a-zA-Z])|="
 )
+_LABEL = re.compile(r"\\text\{(?P<words>[^{}]*)\} ?: ?(?=[^:]*$)")
 _OPENING, _CLOSING = "([{", ")]}"
 
 
@@ -133,6 +135,16 @@ def is_name(text: str) -> bool:
     if arguments is not None and len(symbol) == 1 and symbol not in _FUNCTION_LETTERS:
         return bool(re.fullmatch(r" ?(?:[a-zA-Z]|-?\d+) ?", arguments))  # "x(x+1)" is a product
     return True
+
+
+def without_label(text: str) -> str:
+    """A tidied answer without a label in words, "Area: 5"; a word that judges or counts is none."""
+    label = _LABEL.match(text)
+    return (
+        text[label.end() :]
+        if label and is_unit(label["words"].lower().removesuffix("answer") + " units", True)
+        else text
+    )
 
 
 def base_name(name: str) -> str:

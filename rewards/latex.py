@@ -10,63 +10,26 @@ from __future__ import annotations
 
 import re
 
-from rewards.vocabulary import ALIASES, CURRENCIES, FUNCTIONS, GREEK, is_bare_word, words
+from rewards.commands import (
+    ACCENTS,
+    ALIGNED,
+    CHARACTERS,
+    COLOURED,
+    FRACTIONS,
+    NAMES,
+    NOTHING,
+    SILENT,
+    SIZES,
+    STYLED,
+    TEXT,
+)
+from rewards.vocabulary import ALIASES, CURRENCIES, FUNCTIONS, GREEK, is_bare_word
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\d+(?:\.\d+)?|\s+|[a-zA-Z]+|.", re.DOTALL)
 MAX_DEPTH = 40
 # Stand in for spacing until it is known whether digits around it are one number: a wide space, ``\\!``, ``{,}``.
 _WIDE, _TIGHT, _GROUPING = "\x00", "\x01", "\x02"
 _SPACING = " \x00\x01"
-_STYLED = words(
-    """mathbf mathit mathsf mathtt mathnormal mathcal mathscr mathfrak boldsymbol bm pmb bold underline ensuremath
-    mathop mathrel mathbin mathord smash boxed fbox framebox emph"""
-)
-_TEXT = words(
-    "text textrm textbf textit textsf texttt textnormal textup textmd textsl textsc mathrm mbox hbox vbox operatorname"
-)
-# Commands whose arguments say nothing, with how many there are; and before the argument that is shown.
-_SILENT = {
-    "color": 1, "tag": 1, "label": 1, "phantom": 1, "hphantom": 1, "vphantom": 1, "hspace": 1, "vspace": 1, "mspace": 1,
-    "rule": 2,
-}  # fmt: skip
-_COLOURED = {"textcolor": 1, "mathcolor": 1, "colorbox": 1, "fcolorbox": 2, "bbox": 0, "style": 1, "class": 1}
-_SIZES = words(
-    """left right middle big Big bigg Bigg bigl bigr bigm Bigl Bigr Bigm biggl biggr biggm Biggl Biggr Biggm mleft
-    mright"""
-)
-_NOTHING = words(
-    """displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits bf it sf tt cal sl em bfseries itshape
-    rmfamily normalfont boldmath large Large LARGE huge Huge small normalsize tiny footnotesize scriptsize strut
-    mathstrut null relax protect nonumber notag noindent centering par hfill hfil quad qquad enspace enskip thinspace
-    medspace thickspace negthinspace allowbreak therefore"""
-)
-_NAMES = {
-    "leq": "le", "leqslant": "le", "leqq": "le", "geq": "ge", "geqslant": "ge", "geqq": "ge", "neq": "ne",
-    "simeq": "approx", "approxeq": "approx", "doteq": "approx", "rightarrow": "to", "implies": "Rightarrow",
-    "dots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "cdots": "ldots", "varnothing": "emptyset",
-    "smallsetminus": "setminus", "backslash": "setminus", "bmod": "mod", "ast": "cdot", "cdotp": "cdot",
-    "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta", "varrho": "rho",
-    "bar": "overline", "leftarrow": "gets",
-    **dict.fromkeys(("square", "Box", "qed", "qedsymbol", "qedhere", "checkmark", "bigstar"), "blacksquare"),
-    **ALIASES,
-}  # fmt: skip
-_CHARACTERS = {
-    "lt": "<", "gt": ">", "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "\\|", "lVert": "\\|",
-    "rVert": "\\|", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")",
-    "colon": ":", "ratio": ":", "prime": "'", "coloneqq": "=", "imath": "i", "jmath": "j", "lg": "\\log_{10} ",
-    "ohm": "\\Omega ", "percent": "\\%",
-    **dict.fromkeys(("degree", "degrees", "textdegree"), "^{\\circ}"),
-    **{letter: f"\\mathbb{{{letter}}}" for letter in "RZNQ"},
-    **dict.fromkeys(("euro", "texteuro"), "\\text{EUR}"), **dict.fromkeys(("pounds", "textsterling"), "\\text{GBP}"),
-    **dict.fromkeys(("textdollar", "$"), "\\text{USD}"), **dict.fromkeys(("yen", "textyen"), "\\text{CNY}"),
-    **dict.fromkeys(("cent", "textcent"), "\\text{cents}"), "rupee": "\\text{INR}",
-}  # fmt: skip
-_ALIGNED = words("aligned align align* alignat gathered gather gather* equation equation* split multline")
-_FRACTIONS = {
-    **dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac", "sfrac", "nicefrac", "xfrac"), "frac"),
-    **dict.fromkeys(("binom", "dbinom", "tbinom"), "binom"),
-}
-_ACCENTS = words("dot overline vec hat tilde widehat widetilde overrightarrow")
 _PARTNER = {"(": ")", "[": "]"}
 _INFIX = {"\\over": "frac", "\\choose": "binom"}
 _RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\leq", "\\geq", "\\approx", "\\ne", "\\neq"])
@@ -353,34 +316,34 @@ class _Reader:
         """A command (without its backslash) with what belongs to it."""
         star = "*" if name in ("tag", "hspace", "vspace", "operatorname") and self.peek() == "*" else ""
         self.at += len(star)
-        if name in _SIZES:
+        if name in SIZES:
             self.skip_space()
             self.at += self.peek() == "."
             return []
-        if name in _NOTHING:
+        if name in NOTHING:
             return [_WIDE]
         if name == "rm":
             return [self.sequence_of_words()]
-        if name in _STYLED:
+        if name in STYLED:
             self.option()
             return [_WIDE, self.argument(), _WIDE] if not in_text else [self.shown_text()]
-        if name in _TEXT:
+        if name in TEXT:
             return [self.text()]
-        if name in _SILENT:
+        if name in SILENT:
             self.option()
-            for _ in range(_SILENT[name]):
+            for _ in range(SILENT[name]):
                 self.raw()
             return [_WIDE]
-        if name in _COLOURED:
-            for _ in range(_COLOURED[name]):
+        if name in COLOURED:
+            for _ in range(COLOURED[name]):
                 self.option()
                 self.raw()
             self.option()
             return [_WIDE, self.argument(), _WIDE]
-        if name in _FRACTIONS:
+        if name in FRACTIONS:
             above = self.argument(digits=False, brackets=True)
             below = self.argument(digits=False, brackets=True)
-            return [f"\\{_FRACTIONS[name]}{{{above}}}{{{below}}}"]
+            return [f"\\{FRACTIONS[name]}{{{above}}}{{{below}}}"]
         if name == "sqrt":
             return [self.root()]
         if name == "begin":
@@ -392,8 +355,8 @@ class _Reader:
         if name == "not":
             self.skip_space()
             return ["\\ne "] if self.peek() == "=" and self.take() else ["\\not "]
-        if name in _CHARACTERS:
-            return [_CHARACTERS[name]]
+        if name in CHARACTERS:
+            return [CHARACTERS[name]]
         if name == "\\":
             return [","]
         if name == "&":
@@ -406,8 +369,8 @@ class _Reader:
             return [f"\\{name}"]
         if len(name) == 1 and not name.isalpha():
             return [" ", name] if name == "." else ["\\", name]
-        name = _NAMES.get(name, name)
-        if name in _ACCENTS:
+        name = NAMES.get(name, name)
+        if name in ACCENTS:
             return [f"\\{name}{{{self.argument()}}}"]
         return [f"\\{name} "]
 
@@ -450,7 +413,7 @@ class _Reader:
         rows = self.tokens[start:end]
         inner = _Reader("")
         inner.depth = self.depth + 1
-        if name in _ALIGNED or (name in ("cases", "array") and "&" not in rows):
+        if name in ALIGNED or (name in ("cases", "array") and "&" not in rows):
             inner.tokens = rows
             return f"{_WIDE}{inner.sequence('')}{_WIDE}"
         lines = []

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from antlr4 import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
-from sympy import Basic, MatrixBase, Number, Rational, nan, zoo
+from sympy import Basic, MatrixBase, Mul, Number, Pow, Rational, nan, zoo
 
 from rewards.measures import TRIGONOMETRY
 from rewards.symbols import rename_misread
@@ -119,6 +119,13 @@ def _explicit_products(text: str) -> str:
     return "".join(out)
 
 
+def _is_odd_root(expression: Basic) -> bool:
+    """Whether an expression is an odd root of a negative number, which is real where symbols are."""
+    if not isinstance(expression, Pow) or not isinstance(expression.exp, Rational) or expression.exp.p != 1:
+        return False
+    return bool(expression.exp.q % 2 and expression.exp.q > 1 and expression.base.is_negative)
+
+
 class _Parser(_Latex2Sympy):
     """math-verify's parser with a choice of ANTLR's prediction: SLL is several times as fast, and fails on more."""
 
@@ -166,4 +173,6 @@ def read(text: str, imaginary: bool) -> Basic | MatrixBase | None:
     parsed = _parse(_explicit_products(text), imaginary)
     if not isinstance(parsed, Basic | MatrixBase):
         return None
+    if "\\sqrt[" in text and not imaginary:
+        parsed = parsed.replace(_is_odd_root, lambda root: Mul(-1, Pow(-root.base, root.exp), evaluate=False))
     return None if parsed.has(nan, zoo) else parsed

@@ -21,6 +21,8 @@ _BUILDER = re.compile(
     r"(?: ?\\in ?(?P<domain>\\mathbb\{[RZN]\}|R|\([^|:]*\)|\[[^|:]*\]))? ?[|:] ?(?P<condition>.*)\\\}",
     re.DOTALL,
 )
+_LESS = re.compile(r"\\setminus(?![a-zA-Z])|(?<=\}) ?- ?(?=\\\{)")
+_CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _REAL = re.compile(r",? ?[a-zA-Z] ?\\in ?\\mathbb\{R\}")
 _MEMBER = re.compile(r"(?P<name>[^<>=()\[\]{}]{1,20}) ?\\in ?(?P<set>.*)", re.DOTALL)
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
@@ -44,14 +46,24 @@ def may_be_region(text: str) -> bool:
     return bool(_HINT.search(text)) or bool(_INTERVAL.fullmatch(text))
 
 
+def _builder(text: str) -> re.Match | None:
+    """The parts of a text that is one set in set-builder notation."""
+    match = _BUILDER.fullmatch(text)
+    if not match:
+        return None
+    opened = match["condition"].find("\\{")
+    closed = match["condition"].find("\\}")
+    return match if closed < 0 or 0 <= opened < closed else None  # else "\\{…\\} \\cup \\{…\\}"
+
+
 def is_builder(text: str) -> bool:
     """Whether a tidied text is in set-builder notation."""
-    return bool(_BUILDER.fullmatch(text))
+    return bool(_builder(text))
 
 
 def open_builder(text: str) -> tuple[str, bool]:
     """(condition, True) of ``\\{x \\mid condition\\}`` over the reals, (text, False) of anything else."""
-    match = _BUILDER.fullmatch(text)
+    match = _builder(text)
     if not match or _discrete(match):
         return text, False
     condition = match["condition"].strip()
@@ -105,10 +117,17 @@ def _interval(text: str) -> Set | None:
 
 
 def _written_set(text: str) -> Set | None:
-    """Unions, and sets less another, of intervals."""
-    whole, *taken = re.split(r"\\setminus(?![a-zA-Z])", text)
-    parts = [_interval(part) for part in re.split(r"\\cup(?![a-zA-Z])", whole)]
-    if None in parts or len(parts) > _MAX_PARTS:
+    """Unions, and sets less another, of intervals and of sets in set-builder notation."""
+    whole, *taken = _LESS.split(text)
+    pieces = [part.strip() for part in _CUP.split(whole)]
+    if len(pieces) > _MAX_PARTS:
+        return None
+    parts = [_interval(part) for part in pieces]
+    for index, part in enumerate(pieces):
+        if parts[index] is None and len(pieces) > 1 and is_builder(part):
+            found = read_region(part)
+            parts[index] = found.set if found else None
+    if None in parts:
         return None
     region = Union(*parts)
     for text in taken:
@@ -153,8 +172,19 @@ def _solution(relation: Relational) -> tuple[Set, bool] | None:
     return Interval(bound, oo, left_open=kind is StrictGreaterThan), False
 
 
+def ascending(text: str) -> str:
+    """A chain of inequalities "b > a \\ge 0" read from its small end, other texts as they are."""
+    signs = _RELATION.findall(text)
+    if not signs or any(sign not in (">", "\\ge") for sign in signs) or "=" in text:
+        return text
+    sides = [side.strip() for side in _RELATION.split(text)]
+    turned = ["<" if sign == ">" else "\\le " for sign in reversed(signs)]
+    return "".join(part for pair in zip(reversed(sides), [*turned, ""], strict=True) for part in pair)
+
+
 def _chain(text: str) -> tuple[str, Set, bool] | None:
     """(variable, set, solved) of "1 < x \\le 2"."""
+    text = ascending(text)
     signs = _RELATION.findall(text)
     sides = [side.strip() for side in _RELATION.split(text)]
     if not signs or not all(sides) or len(signs) > 2:
@@ -163,6 +193,10 @@ def _chain(text: str) -> tuple[str, Set, bool] | None:
     expressions = [_number(side) for side in sides]
     if None in expressions:
         return None
+    if len(sides) == 3 and isinstance(expressions[1], Symbol) and set(signs) <= {"<", "\\le"}:
+        low, symbol, high = expressions
+        if not (low.has(symbol) or high.has(symbol)):
+            return str(symbol), Interval(low.doit(), high.doit(), signs[0] == "<", signs[1] == "<"), False
     plain = [side for side in sides if is_name(side)]
     for sign, left, right in zip(signs, expressions, expressions[1:], strict=False):
         relation = _RELATIONS[sign](left, right, evaluate=False)
@@ -186,10 +220,15 @@ def _condition(text: str) -> Region | None:
     joined = [(pieces[0], "")] + [(pieces[i + 1], pieces[i]) for i in range(1, len(pieces) - 1, 2)]
     parts: list[tuple[str, str]] = []
     for piece, word in joined:
-        inside = split_top_level(piece, ",;") if not _MEMBER.fullmatch(piece) and not _interval(piece) else [piece]
+        inside = split_top_level(piece, ",;") if not _interval(piece) else [piece]
         if not inside:
             return None
-        parts += [(part, word if index == 0 else ",") for index, part in enumerate(inside)]
+        for index, part in enumerate(inside):
+            joined_by = word if index == 0 else ","
+            if "\\ne" in part and part.count("\\pm") == 1:
+                parts += [(part.replace("\\pm", "+"), joined_by), (part.replace("\\pm", "-"), "and")]
+            else:
+                parts.append((part, joined_by))
     name, region, solved = "", None, False
     for part, word in parts[:_MAX_PARTS]:
         member = _MEMBER.fullmatch(part)
@@ -220,7 +259,7 @@ def _condition(text: str) -> Region | None:
 def read_region(text: str) -> Region | None:
     """The set of real numbers that a tidied text describes, None where it is none."""
     try:
-        builder = _BUILDER.fullmatch(text)
+        builder = _builder(text)
         if builder and _discrete(builder):
             return _whole_numbers(builder)
         condition, bound = open_builder(text)

@@ -55,8 +55,8 @@ def test_both_verdicts_of_every_kind_are_tested():
 
 
 # What a gold answer and an answer mean depends on which is which only in these kinds: a gold choice is trusted to be
-# one letter, and "4:30" as a gold answer is a time.
-DIRECTED = ("assorted", "choices", "ratios, dates, times")
+# one letter, "4:30" as a gold answer is a time, and an answer has to be solved.
+DIRECTED = ("assorted", "choices", "ratios, dates, times", "unsolved inequalities")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DIRECTED])
