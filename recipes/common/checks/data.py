@@ -68,8 +68,24 @@ def _file_problems(cfg: DictConfig, method: Method, key: str, files: list[str]) 
                 "data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size to at most "
                 f"{used}, or prepare more data"
             )
+        elif batch:
+            yield from _epoch_problems(cfg, used // batch)
     if not found:
         yield from _length_problems(cfg, key, paths, rows)
+
+
+def _epoch_problems(cfg: DictConfig, steps: int) -> Iterator[str]:
+    """verl ends with the last epoch, and takes only a last step for one: it is saved and validated.
+
+    steps: of one epoch.
+    """
+    wanted, epochs = cfg.trainer.total_training_steps, cfg.trainer.total_epochs
+    if isinstance(wanted, int) and isinstance(epochs, int) and wanted > steps * epochs:
+        yield (
+            f"trainer.total_epochs={epochs}: the data are {steps} steps an epoch, so the run would end after "
+            f"{steps * epochs} of trainer.total_training_steps={wanted}, without its last checkpoint and validation; "
+            f"set trainer.total_epochs to at least {-(-wanted // steps)}"
+        )
 
 
 def _batch(cfg: DictConfig) -> int:

@@ -163,6 +163,19 @@ def test_fewer_rows_than_a_batch(cfg, tmp_path):
     assert list(data_problems(cfg)) == []  # validation takes what there is
 
 
+def test_epochs_that_end_before_the_steps(cfg, tmp_path):
+    """verl would end there without a last checkpoint."""
+    cfg.data.train_files = written(tmp_path / "few.parquet", items(47))  # two steps of 16
+    assert list(data_problems(cfg)) == []  # 30 steps: the data begin anew
+    cfg.trainer.total_epochs = 14
+    said = only(list(data_problems(cfg)))
+    assert "total_epochs=14: the data are 2 steps an epoch" in said and "after 28 of" in said and "at least 15" in said
+    cfg.trainer.total_epochs = 15
+    assert list(data_problems(cfg)) == []
+    cfg.trainer.total_epochs, cfg.trainer.total_training_steps = 1, None
+    assert list(data_problems(cfg)) == []  # as many steps as there are
+
+
 # --- columns ---
 
 
