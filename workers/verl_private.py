@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils import torch_functional
 
 # Rollout adapters have a table but no function that adds to it.
@@ -20,12 +19,9 @@ __all__ = [
     "ENGINE_MEMBERS",
     "OVERRIDDEN_STAGES",
     "ROLLOUT_ADAPTERS",
-    "AgentLoopWorkerTQ",
+    "agent_loop_worker",
     "has_exact_log_probs",
 ]
-
-# The class under its @ray.remote, which cannot be extended.
-AgentLoopWorkerTQ: type = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
 
 # Method of verl's PPOTrainer -> its parameters. We override these and call them through super().
 OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
@@ -81,3 +77,14 @@ def has_exact_log_probs() -> bool:
     """Whether verl takes log-probs of 16-bit logits in fp32: by flash-attn's cross-entropy, where it may."""
     found = torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE
     return found and os.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1"
+
+
+def agent_loop_worker() -> type:
+    """verl's `AgentLoopWorkerTQ`: the class under its `@ray.remote`, which cannot be extended.
+
+    Importing that module needs Ray's decorators and the transfer queue; the training engine, which also imports from
+    here, runs without them.
+    """
+    from verl.trainer.ppo.v1 import agent_loop_tq
+
+    return agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__

@@ -14,20 +14,17 @@ SHORT = ("trainer.total_training_steps=2", "trainer.save_freq=-1")
 # Entry, overrides, and what its records must hold beside what every step's do.
 RUNS = {
     "hepo": ("hepo", [], ["credit/entropy_threshold"]),
-    "rlsd": ("rlsd", ["self_distill.teacher.snapshot_every=1"], ["credit/weight/clipped_share", "teacher/tokens"]),
-    "rlsd_contrast": ("rlsd", ["method=rlsd_contrast"], ["teacher/contrasted/mean", "teacher/contrast_gap/abs_mean"]),
+    "rlsd_contrast": (
+        "rlsd",
+        ["method=rlsd_contrast", "self_distill.teacher.snapshot_every=1"],
+        ["credit/weight/clipped_share", "teacher/contrasted/mean", "teacher/contrast_gap/abs_mean"],
+    ),
     "reopold": ("reopold", ["algorithm.reopold.switch_step=1"], ["credit/kept_share"]),
     "rlcsd": ("rlcsd", ["trainer.n_gpus_per_node=2"], ["credit/kept_share", "teacher/contrasted/mean"]),
-    "opsd_sampled_contrast": ("opsd", ["method=opsd_sampled_contrast"], ["teacher/contrasted/mean"]),
     "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
     "sft": ("sft", [], ["actor/pg_loss"]),
-    "attraction": ("dasd", ["method=attraction"], ["credit/correction_ratio"]),
-    "novelty": ("dasd", ["method=novelty"], ["credit/correction_ratio"]),
-    "dasd_raw": ("dasd", ["method=dasd_raw"], ["credit/correction_ratio"]),
     "sibling": ("dasd", ["self_distill.teacher.context=sibling"], ["teacher/tokens"]),
     "sibling in the loss": ("opsd", ["self_distill.teacher.context=sibling"], ["divergence/mean"]),
-    "none": ("dasd", ["self_distill.teacher.context=none"], ["teacher/tokens"]),
-    "other_problem": ("dasd", ["self_distill.teacher.context=other_problem"], ["teacher/tokens"]),
 }
 
 

@@ -25,8 +25,10 @@ from workers.verl_private import (
     ENGINE_MEMBERS,
     OVERRIDDEN_STAGES,
     ROLLOUT_ADAPTERS,
-    AgentLoopWorkerTQ,
+    agent_loop_worker,
 )
+
+AgentLoopWorkerTQ = agent_loop_worker()
 
 
 def source(function) -> str:

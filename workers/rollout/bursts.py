@@ -38,7 +38,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from workers.rollout.agent_loop import NAME, SeededSingleTurnAgentLoop
 from workers.rollout.server import NAME as TRANSFORMERS
 from workers.rollout.server import server_name
-from workers.verl_private import AgentLoopWorkerTQ
+from workers.verl_private import agent_loop_worker
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ class Rollout:
     def stored_columns(self) -> dict[str, Any]:
         """What verl stores of the row with each response."""
         return {**self.row, "session_id": self.session}
+
+
+AgentLoopWorkerTQ: type = agent_loop_worker()
 
 
 class BurstAgentLoopWorker(AgentLoopWorkerTQ):
