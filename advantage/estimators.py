@@ -258,7 +258,8 @@ def masked_signal(inputs: CreditInputs, name: str) -> torch.Tensor:
 def masked_gap(inputs: CreditInputs, name: str = "log_prob_gap") -> torch.Tensor:
     """delta_t as fp32, zero outside the mask and in responses without a teacher: (B, T).
 
-    name: "log_prob_gap", or "contrast_gap".  Raises as `masked_signal`.
+    Args:
+        name: "log_prob_gap", or "contrast_gap".  Raises as `masked_signal`.
     """
     return masked_signal(inputs, name).mul_(inputs.taught(inputs.response_mask))
 

@@ -121,7 +121,9 @@ def plain(
 ) -> dict[str, Any]:
     """Loss and gradients with transformers alone, one sequence after the other; what follows the logits is fp64.
 
-    students, teachers: parameters by name, over those of the model's files.  dtype: of the models.
+    Args:
+        students, teachers: parameters by name, over those of the model's files.  dtype: of the models.
+
     Beside `loss` and `gradients`, of the valid tokens in order: the divergences as `values`, the student's `entropy`
     and `log_prob` at the divergence's temperature.
     """

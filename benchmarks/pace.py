@@ -45,7 +45,8 @@ def training_command(method: str, steps: int, directory: Path) -> list[str]:
 def cpu_seconds(root: psutil.Process, seen: dict[int, tuple[str, float]]) -> dict[str, float]:
     """Seconds of CPU by kind of process, of a process and all below it; those that have ended keep what they had.
 
-    seen: by process id, its kind and seconds; brought up to date.
+    Args:
+        seen: by process id, its kind and seconds; brought up to date.
     """
     for process in [root, *root.children(recursive=True)]:
         try:

@@ -283,7 +283,8 @@ def published_note(spec: DatasetSpec, source: dict[str, Any]) -> str:
 def how_to_train(folder: Path, splits: dict[str, list[Any]], solved: int, grader: str) -> Iterator[str]:
     """What a training command has to be told of a prepared set.
 
-    solved: how many of its rows have a solution.  grader: of the set.
+    Args:
+        solved: how many of its rows have a solution.  grader: of the set.
     """
     total = sum(map(len, splits.values()))
     words = [f"data.train_files={folder}/train.parquet"]

@@ -244,7 +244,8 @@ def _parquet_rows(
 def refuse_narrow_floats(schema: Any, wanted: Sequence[str], where: str) -> None:
     """Raise DataError for a column of 16- or 32-bit floats: 0.1 would become 0.10000000149011612.
 
-    schema: pyarrow's.  wanted: as in `rows_of`; one that is not there is passed over.
+    Args:
+        schema: pyarrow's.  wanted: as in `rows_of`; one that is not there is passed over.
     """
     import pyarrow as pa
 

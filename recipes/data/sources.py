@@ -214,9 +214,12 @@ def read_rows(
 ) -> Iterator[tuple[Place, Row]]:
     """Rows of the dataset in order, with their places.
 
-    source: a local file or folder in place of the hub.  answers: whether a set without any column for an answer is
-    refused.
-    Raises DataError where the dataset cannot be had (naming the local-file option), or lacks a column.
+    Args:
+        source: a local file or folder in place of the hub.  answers: whether a set without any column for an answer is
+            refused.
+
+    Raises:
+        DataError: the dataset cannot be had (naming the local-file option), or lacks a column.
     """
     wanted = list(spec.columns.values())
     if source is not None:
@@ -255,7 +258,8 @@ def _from_hub(spec: DatasetSpec, revision: str | None) -> Any:
 def check_columns(present: Sequence[str], spec: DatasetSpec, where: str, answers: bool = True) -> None:
     """Raise DataError where a set's columns are not all ``present``; names those there are and the closest.
 
-    where: the file, for the message.  answers: as in `read_rows`.
+    Args:
+        where: the file, for the message.  answers: as in `read_rows`.
     """
 
     def there(column: str) -> bool:

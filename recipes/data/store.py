@@ -82,7 +82,8 @@ def sync(path: Path) -> None:
 def refuse_foreign_files(folder: Path, sources: Iterable[Path]) -> None:
     """Raise DataError where writing a dataset to ``folder`` would take away a file that is not one of ours.
 
-    sources: the files that the dataset is made from.
+    Args:
+        sources: the files that the dataset is made from.
     """
     inside = [path for path in sources if folder.resolve() in path.resolve().parents]
     if inside:

@@ -55,7 +55,8 @@ def draw(log_probs: Tensor, uniform: float) -> int:
 def truncated_entropy(logits: Tensor, allowed: Tensor, k: int) -> Tensor:
     """Entropy of the k most likely allowed tokens, renormalised over them, (N,) nats (PW-OPSD, App. A, phases B, C).
 
-    allowed: (V,) bool.  Renormalising is ours: the paper says "top-k valid-token truncated entropy".
+    Args:
+        allowed: (V,) bool.  Renormalising is ours: the paper says "top-k valid-token truncated entropy".
     """
     kept = logits.float().masked_fill(~allowed, float("-inf"))
     return Categorical(logits=kept.topk(min(k, int(allowed.sum())), -1).values).entropy()

@@ -194,8 +194,9 @@ def sample(
 ) -> list[list[int]]:
     """One continuation of each prompt, as ids with the stop token if it came.
 
-    identities: what names each request (seed, problem, …); its random numbers are a function of it alone.
-    limits: the longest continuation of each request, at least 1; ``params.max_tokens`` for all by default.
+    Args:
+        identities: what names each request (seed, problem, …); its random numbers are a function of it alone.
+        limits: the longest continuation of each request, at least 1; ``params.max_tokens`` for all by default.
     """
     limits = list(limits) if limits is not None else [params.max_tokens] * len(prompts)
     # Long ones together, so that a batch ends early; results come back in the caller's order.
@@ -257,7 +258,8 @@ def response_logits(
 ) -> list[Tensor]:
     """Logits over each response, a (L_i, V) fp32 tensor each, from one forward pass.
 
-    forward: what is called in the model's place, with the same arguments.
+    Args:
+        forward: what is called in the model's place, with the same arguments.
 
     Left-padded, so that all responses end in the same column and only their rows need logits.  Carries gradients where
     the caller enabled them.

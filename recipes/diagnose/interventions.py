@@ -38,7 +38,8 @@ class Site:
 def bucket_positions(entropy: Tensor) -> dict[str, list[int]]:
     """Positions by bucket: ``low`` has H_t < τ, ``high`` H_t ≥ τ, with τ the rollout's own median; ``random`` all.
 
-    entropy: (L,).  The median interpolates, as numpy's does.  A rollout of equal entropies has an empty ``low``.
+    Args:
+        entropy: (L,).  The median interpolates, as numpy's does.  A rollout of equal entropies has an empty ``low``.
     """
     values = entropy.double().numpy()
     low = values < np.median(values)
@@ -89,7 +90,8 @@ def finish(
 ) -> list[list[dict[str, list[int]]]]:
     """The whole response for every site and kind: lists by rollout and site of {kind: ids}.
 
-    prompts, responses, sites, identities: one entry a rollout.  Equal tokens at a site are continued once.
+    Args:
+        prompts, responses, sites, identities: one entry a rollout.  Equal tokens at a site are continued once.
     """
     branches: dict[tuple[int, int, int], list[int]] = {}
     for rollout, found in enumerate(sites):

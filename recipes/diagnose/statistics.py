@@ -34,7 +34,11 @@ class Interval:
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """P(score of a positive > score of a negative), ties counting a half: the Mann-Whitney form with mid-ranks.
 
-    scores: (N,) floats.  positive: (N,) bool.  NaN without both classes.  Raises ValueError on NaN scores.
+    Args:
+        scores: (N,) floats.  positive: (N,) bool.  NaN without both classes.
+
+    Raises:
+        ValueError: a score is NaN.
     """
     positive = np.asarray(positive, dtype=bool)
     if np.isnan(scores).any():
@@ -119,7 +123,8 @@ def _percentiles(value: float, draws: np.ndarray) -> Interval:
 def ratios(sums: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Σ sums / Σ counts over some rows (one a problem), (Q,); NaN where nothing was counted.
 
-    sums, counts: (C, Q), each problem's sum of a quantity and number of things it is summed over.
+    Args:
+        sums, counts: (C, Q), each problem's sum of a quantity and number of things it is summed over.
     """
     total = counts[rows].sum(0)
     return np.divide(sums[rows].sum(0), total, out=np.full(total.shape, nan), where=total > 0)

@@ -50,7 +50,8 @@ def labelled(records: Records, cfg: DictConfig) -> list[dict[str, Any]]:
 def discrimination(candidates: list[dict[str, Any]], *, residual: bool, resamples: int, seed: int) -> dict[str, Any]:
     """AUROC and AUPRC of every score for real-uncertain against diversity, with intervals; by score's name.
 
-    residual: centre each score within its problem first, over the labelled candidates (phase G).
+    Args:
+        residual: centre each score within its problem first, over the labelled candidates (phase G).
     """
     pool = [c for c in candidates if c["label"] != GRAY]
     positive = np.array([c["label"] == REAL_UNCERTAIN for c in pool])

@@ -87,10 +87,11 @@ def curves(
 ) -> Markup:
     """Lines over steps.
 
-    percent: y is a share, shown in per cent.
-    limit: a dashed level across the figure, shown only if the curves come near it.
-    from_zero: the axis begins at zero.
-    doubling: the x that get a tick, on an axis where each doubling is as long as the next; empty: an even axis.
+    Args:
+        percent: y is a share, shown in per cent.
+        limit: a dashed level across the figure, shown only if the curves come near it.
+        from_zero: the axis begins at zero.
+        doubling: the x that get a tick, on an axis where each doubling is as long as the next; empty: an even axis.
     """
     with matplotlib.rc_context(_STYLE):
         axes = _axes()
@@ -121,7 +122,8 @@ def curves(
 def stacked_bars(steps: Sequence[int], parts: Mapping[int, np.ndarray], *, most: int = 60) -> Markup:
     """The parts of each step on top of one another; of many steps, means over groups of neighbours.
 
-    parts: index of the colour, from 0, to one value a step; from the bottom up.
+    Args:
+        parts: index of the colour, from 0, to one value a step; from the bottom up.
     """
     groups = np.array_split(np.arange(len(steps)), min(most, len(steps)))
     with matplotlib.rc_context(_STYLE):

@@ -288,9 +288,11 @@ def test_rows_may_lack_a_hint_but_not_all_of_them(compose_config, tmp_path):
     assert found["some"] == [] and len(found["none"]) == 1 and "empty hint in every row" in found["none"][0]
 
 
-def test_feedback_may_come_from_another_reward_function(compose_config):
+def test_feedback_may_come_from_another_reward_function(compose_config, tmp_path):
     cfg = compose_config("method=dasd", "experiment=starter", "self_distill.teacher.context=feedback")
-    cfg.reward.custom_reward_function.path = "my_rewards.py"
+    path = tmp_path / "my_rewards.py"
+    path.write_text("def compute_score(**parts):\n    return 0.0\n")
+    cfg.reward.custom_reward_function.path = str(path)
     assert problems(cfg) == []
 
 

@@ -280,20 +280,25 @@ def logits_divergence(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Per-token divergence (N,) of student logits that are in the graph, and statistics of the same pass.
 
-    student_logits: (T, V), or (1, T, V) as verl's logits hook passes it, any floating dtype.  The gradient goes here.
-    teacher_logits: (N, V), or a function (start, stop) -> (stop − start, V) called once per chunk, in order, whose
-        result is dropped after use: a teacher whose logits are made chunk by chunk from its hidden states, or popped
-        from a list, is never held whole.
-    rows: (N,) indices of the scored rows of student_logits; None scores all.  Passing them here rather than indexing
-        the logits beforehand saves a copy of (N, V).
-    token_ids: (N,) sampled tokens, for the log-probability statistics.
-    stats: names from `STATS`; each comes back as (N,), detached.
-    chunk_size: tokens per chunk; None chooses by device and vocabulary.  The result does not depend on it.
-    consume_teacher: overwrite teacher_logits (a tensor) with the gradient where dtypes agree, and scale the kept
-        gradient in place in the backward pass, which can then run once.  Peak memory above the two logits: none.
+    Args:
+        student_logits: (T, V), or (1, T, V) as verl's logits hook passes it, any floating dtype.  The gradient goes
+            here.
+        teacher_logits: (N, V), or a function (start, stop) -> (stop − start, V) called once per chunk, in order, whose
+            result is dropped after use: a teacher whose logits are made chunk by chunk from its hidden states, or
+            popped from a list, is never held whole.
+        rows: (N,) indices of the scored rows of student_logits; None scores all.  Passing them here rather than
+            indexing the logits beforehand saves a copy of (N, V).
+        token_ids: (N,) sampled tokens, for the log-probability statistics.
+        stats: names from `STATS`; each comes back as (N,), detached.
+        chunk_size: tokens per chunk; None chooses by device and vocabulary.  The result does not depend on it.
+        consume_teacher: overwrite teacher_logits (a tensor) with the gradient where dtypes agree, and scale the kept
+            gradient in place in the backward pass, which can then run once.  Peak memory above the two logits: none.
 
     Arithmetic is fp32 (fp64 for fp64 inputs), results have that dtype; the gradient has the student's dtype.  A logit
-    of −inf counts as probability zero.  Raises ValueError on mismatched shapes or settings.
+    of −inf counts as probability zero.
+
+    Raises:
+        ValueError: shapes do not match, or a setting is not allowed.
     """
     if student_logits.dim() == 3 and student_logits.shape[0] == 1:
         student_logits = student_logits.squeeze(0)  # its backward is a view, that of [0] another (T, V) buffer
@@ -341,8 +346,13 @@ def token_divergence(
 ) -> Tensor:
     """Divergence of each token over the full vocabulary, (N,); differentiable in the student only.
 
-    student_logits, teacher_logits: (N, V), any floating dtype; arithmetic and result are fp32 (fp64 for fp64 inputs).
-    kind, jsd_beta, clip, clip_mode, temperature: see `DivergenceSpec`.  Raises ValueError on shapes or settings.
+    Args:
+        student_logits, teacher_logits: (N, V), any floating dtype; arithmetic and result are fp32 (fp64 for fp64
+            inputs).
+        kind, jsd_beta, clip, clip_mode, temperature: see `DivergenceSpec`.
+
+    Raises:
+        ValueError: shapes do not match, or a setting is not allowed.
     """
     if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -461,12 +471,19 @@ def hidden_divergence(
     student_hidden (N, h), student_head (V, h): gradients go to whichever of them requires one.  A frozen head costs
     three matrix products per chunk (two logits, one gradient), a trained one four; nothing is recomputed.
     teacher_hidden (N, h'), teacher_head (V, h') or None for the student's head: taken as constants.
-    weights: (N,) constants, e.g. from `reduction_weights`.  token_ids, stats, chunk_size: as in `logits_divergence`.
 
-    Returns the scalar loss, to be backpropagated once, and {"divergence": (N,), **stats}, detached.  Logits have the
-    dtype of the inputs, as the model's own head would give them; everything after them is fp32 (fp64 for fp64 inputs),
-    the head's gradient is accumulated over chunks in that dtype and cast once.  Heads with a bias or a soft cap are not
-    covered: use `logits_divergence`.  Raises ValueError on mismatched shapes, dtypes or settings.
+    Args:
+        weights: (N,) constants, e.g. from `reduction_weights`.  token_ids, stats, chunk_size: as in
+            `logits_divergence`.
+
+    Returns:
+        The scalar loss, to be backpropagated once, and {"divergence": (N,), **stats}, detached.  Logits have the dtype
+        of the inputs, as the model's own head would give them; everything after them is fp32 (fp64 for fp64 inputs),
+        the head's gradient is accumulated over chunks in that dtype and cast once.  Heads with a bias or a soft cap are
+        not covered: use `logits_divergence`.
+
+    Raises:
+        ValueError: shapes or dtypes do not match, or a setting is not allowed.
     """
     teacher_head = student_head if teacher_head is None else teacher_head
     count = student_hidden.shape[0]
@@ -527,7 +544,10 @@ def hidden_statistics(
 
     hidden: (N, h); head: (V, h), of the same dtype; token_ids: (N,).  Logits are fp32 (fp64 for fp64 inputs) even where
     hidden states and head are 16-bit: rounded to bf16, logits of 22 to 25 err by up to 0.06, and log p by as much.
-    temperature: divides the logits.  Raises ValueError on shapes.
+    temperature: divides the logits.
+
+    Raises:
+        ValueError: shapes do not match.
     """
     if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} must be (N, h) and (V, h)")

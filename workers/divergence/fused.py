@@ -160,8 +160,9 @@ def score_rows(
 ) -> list[Tensor]:
     """`full._score_rows` in one launch: [(c,)] * (1 + len(stats)), fp32; ∂ℓ/∂z without 1/τ into grad_out (c, V).
 
-    student, teacher: (c, V) logits, rows contiguous, 16-bit or fp32; either may be grad_out.
-    ids: (c,) tokens for the log-probs among stats.  The names of stats are checked by the caller.
+    Args:
+        student, teacher: (c, V) logits, rows contiguous, 16-bit or fp32; either may be grad_out.
+        ids: (c,) tokens for the log-probs among stats.  The names of stats are checked by the caller.
     """
     rows, vocabulary = student.shape
     found = torch.empty(rows, COLUMNS, dtype=torch.float32, device=student.device)

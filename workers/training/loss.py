@@ -64,12 +64,13 @@ class SelfDistillLoss:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Divergence (N,) in the student's graph, and the statistics named in `stats`, (N,) each, detached.
 
-        student_logits: (1, T, V) or (T, V), packed.
-        teacher_logits: (N, V) raw; overwritten.
-        rows: (N,) rows of the student's logits that the teacher's belong to.
-        rollout_temperature: of both sides, where `params.temperature` is None.
-        divided_by: what verl has divided the student's logits by already.
-        token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
+        Args:
+            student_logits: (1, T, V) or (T, V), packed.
+            teacher_logits: (N, V) raw; overwritten.
+            rows: (N,) rows of the student's logits that the teacher's belong to.
+            rollout_temperature: of both sides, where `params.temperature` is None.
+            divided_by: what verl has divided the student's logits by already.
+            token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
         """
         if self.params.top_k is not None:
             return self._score_top_k(student_logits, teacher_logits, rows, rollout_temperature, divided_by)
@@ -122,8 +123,9 @@ class SelfDistillLoss:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The micro-batch's share of the mean, a scalar in the graph, and {"divergence", *stats}, (N,), detached.
 
-        hidden, teacher_hidden: (N, h) of the scored rows; head, teacher_head: (V, h), None for the student's.
-        data: as in `__call__`.
+        Args:
+            hidden, teacher_hidden: (N, h) of the scored rows; head, teacher_head: (V, h), None for the student's.
+            data: as in `__call__`.
         """
         return hidden_divergence(
             hidden,

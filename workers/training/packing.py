@@ -16,9 +16,10 @@ WEIGHTS = "distill_weights"
 def response_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
     """Packed rows whose logits predict the response tokens, (Σ response_i,) int64, in row order.
 
-    sequence_offsets: (B + 1,) offsets of the packed (prompt + response) sequences, whatever their prompts: the rows
-        come from each sequence's end, so student and teacher share this function and, token by token, its order.
-    response_offsets: (B + 1,) offsets of the responses.
+    Args:
+        sequence_offsets: (B + 1,) offsets of the packed (prompt + response) sequences, whatever their prompts: the rows
+            come from each sequence's end, so student and teacher share this function and, token by token, its order.
+        response_offsets: (B + 1,) offsets of the responses.
     """
     lengths = response_offsets.diff()
     first = sequence_offsets[1:] - lengths - 1  # the token before the response predicts its first token
@@ -34,7 +35,8 @@ def scored_rows(sequence_offsets: Tensor, response_mask: Tensor) -> Tensor:
 def passes_within(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
     """Rows in order, cut into runs of at most `budget` tokens; a longer row is a run of its own, None cuts nothing.
 
-    lengths: tokens of each row.  Returns the runs' row numbers.
+    Args:
+        lengths: tokens of each row.  Returns the runs' row numbers.
     """
     runs: list[list[int]] = []
     tokens = 0
@@ -50,7 +52,8 @@ def passes_within(lengths: Sequence[int], budget: int | None) -> list[list[int]]
 def relative_positions(response_mask: Tensor) -> Tensor:
     """u = (t − 0.5) / L of each valid token, (N,) fp32, in row order; t counts from 1 among the row's own valid tokens.
 
-    response_mask: jagged (B, response_i), 0/1.
+    Args:
+        response_mask: jagged (B, response_i), 0/1.
     """
     mask = response_mask.to_padded_tensor(0).bool()
     count = mask.cumsum(-1).float()

@@ -107,7 +107,8 @@ class LossParams:
     def spec(self, *, rollout_temperature: float, divided_by: float = 1.0) -> DivergenceSpec:
         """The divergence; its temperature is the rollout's where `temperature` is None.
 
-        divided_by: what the student's logits, and they alone, were divided by before.
+        Args:
+            divided_by: what the student's logits, and they alone, were divided by before.
         """
         wanted = rollout_temperature if self.temperature is None else self.temperature
         return DivergenceSpec(

@@ -41,8 +41,9 @@ class SelfDistillTrainingWorker(TrainingWorker):
 def count_teacher(metrics: dict[str, Any], flops_counter: Any, seconds: float) -> None:
     """Add the teacher's passes to `mfu`, which verl counts from the student's tokens; changes metrics in place.
 
-    metrics: of verl's `train_batch`, with all ranks' `TEACHER_LENGTHS`, which this takes out.
-    flops_counter: verl's; it counts three passes (forward, and two for backward) where the teacher makes one.
+    Args:
+        metrics: of verl's `train_batch`, with all ranks' `TEACHER_LENGTHS`, which this takes out.
+        flops_counter: verl's; it counts three passes (forward, and two for backward) where the teacher makes one.
     """
     lengths = [length for rank in metrics.pop(TEACHER_LENGTHS, []) for length in rank]
     if lengths and "mfu" in metrics:

@@ -17,7 +17,9 @@ from recipes.common.record.console import duration, plan, two_columns
 def show(cfg: DictConfig, method: Method, *, computable: bool = True) -> None:
     """Print what a resolved configuration would do; starts and refuses nothing.
 
-    computable: whether its values can be computed with; where not, the plan is shown as given, without the forecast.
+    Args:
+        computable: whether its values can be computed with; where not, the plan is shown as given, without the
+            forecast.
     """
     console = Console(highlight=False)
     console.print(plan(cfg, method, Path(cfg.self_distill.run_dir)))

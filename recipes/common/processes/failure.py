@@ -31,7 +31,8 @@ class Failure:
 def first_of_workers(log: Path, offset: int = 0) -> Failure | None:
     """The first traceback that a worker printed after a place in the log, or None.
 
-    offset: in bytes; what stands before it is of an earlier start of the run.
+    Args:
+        offset: in bytes; what stands before it is of an earlier start of the run.
     """
     begun: dict[str, int] = {}  # process -> line of a traceback that has not come to its exception
     found: Failure | None = None

@@ -101,7 +101,8 @@ def reason(error: Exception) -> str:
 def disagreements(before: Any, cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
     """(key, then, now) where a run differs in what a checkpoint is tied to.
 
-    before: a fingerprint's keys, or the configuration of the run that wrote the checkpoint.
+    Args:
+        before: a fingerprint's keys, or the configuration of the run that wrote the checkpoint.
     """
     for key in BOUND_TO:
         was = before.get(key) if isinstance(before, dict) else OmegaConf.select(before, key)

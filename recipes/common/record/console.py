@@ -234,7 +234,8 @@ class RunConsole:
 def progress_numbers(record: dict[str, Any], metrics: Sequence[Metric] = ()) -> str:
     """Reward, entropy, response length and speed of a step, then what its method shows, for the progress line.
 
-    metrics: the method's own; those that every method may have come by themselves.
+    Args:
+        metrics: the method's own; those that every method may have come by themselves.
     """
     parts = [
         ("reward", record.get(names.REWARD), "{:.3f}"),

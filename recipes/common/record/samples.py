@@ -41,7 +41,8 @@ FIELDS = (
 def due(trainer: Any, step: int, last: int) -> bool:
     """Whether a step's samples are kept: the first, the last, and those with a validation or a checkpoint.
 
-    trainer: the configuration's node; ``test_freq`` and ``save_freq``, where 0 and below mean never.
+    Args:
+        trainer: the configuration's node; ``test_freq`` and ``save_freq``, where 0 and below mean never.
     """
     return step in (1, last) or any(every > 0 and step % every == 0 for every in (trainer.test_freq, trainer.save_freq))
 
@@ -49,7 +50,8 @@ def due(trainer: Any, step: int, last: int) -> bool:
 def choose(scores: Sequence[float], groups: Sequence[Any], count: int = COUNT) -> list[int]:
     """Rows to keep: of problems whose responses differ in reward, a best and a worst one; then others in order.
 
-    scores: (B,) rewards.  groups: (B,) label of each row's problem.
+    Args:
+        scores: (B,) rewards.  groups: (B,) label of each row's problem.
     """
     rows_of: dict[Any, list[int]] = {}
     for row, group in enumerate(groups):
@@ -76,8 +78,9 @@ def append(
 ) -> None:
     """Add a step's samples to the run's file, after its advantages were written to TransferQueue.
 
-    rewards, groups: (B,) reward of each row and label of its problem.
-    fields: name to (B, T), padded: what is known of the tokens.
+    Args:
+        rewards, groups: (B,) reward of each row and label of its problem.
+        fields: name to (B, T), padded: what is known of the tokens.
     """
     import transfer_queue as tq
 
@@ -117,8 +120,10 @@ def sample(
 ) -> dict[str, Any]:
     """One response as it stands in the file.
 
-    tokens, mask: (L,).  fields: name to at least L numbers; those of masked tokens, and what is not finite, become
-        null.
+    Args:
+        tokens, mask: (L,).  fields: name to at least L numbers; those of masked tokens, and what is not finite, become
+            null.
+
     Of more than HEAD + TAIL tokens those in the middle are left out and counted in ``omitted``.
     """
     length = len(tokens)

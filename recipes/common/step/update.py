@@ -47,8 +47,9 @@ class Update:
 def take_update(metrics: dict[str, Any]) -> Update:
     """The update that a step's metrics tell of.
 
-    metrics: of verl's `_update_actor`, changed in place: numbers of the divergence lose the workers' prefix, and the
-        count of skipped updates is taken out, for `SkipBudget` writes it with the run's total.
+    Args:
+        metrics: of verl's `_update_actor`, changed in place: numbers of the divergence lose the workers' prefix, and
+            the count of skipped updates is taken out, for `SkipBudget` writes it with the run's total.
     """
     for name in [name for name in metrics if name.startswith(f"{_FROM_WORKERS}divergence/")]:
         metrics[name.removeprefix(_FROM_WORKERS)] = metrics.pop(name)

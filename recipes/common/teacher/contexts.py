@@ -172,7 +172,8 @@ def _any_reference(row: dict[str, Any]) -> str:
 def strip_thinking(text: str, *, opened: bool = False) -> str:
     """What a response says after its thinking; "" where that never ended, for then there is nothing but thinking.
 
-    opened: the prompt ended inside of it.
+    Args:
+        opened: the prompt ended inside of it.
     """
     _, closed, answer = text.rpartition("</think>")
     if not closed and (opened or "<think>" in text):
@@ -201,7 +202,8 @@ class PrivilegedPrompts:
     def showing(self, kind: str, row: dict[str, Any], text: str, exposure: float = 1.0) -> PrivilegedPrompt:
         """The prompt for a row's problem that shows a text under the template of a kind of context.
 
-        exposure: as above; of solutions only, other texts are shown whole.
+        Args:
+            exposure: as above; of solutions only, other texts are shown whole.
         """
         problem = problem_of(row)
         key = (kind, problem, text, exposure)

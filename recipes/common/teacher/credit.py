@@ -16,9 +16,10 @@ def lookahead_reward(
 ) -> tuple[float, float | None]:
     """(G_lp, G_gt) of eq. 8 for one decision.
 
-    losses: ℓ_{t0} … ℓ_{t0+L} (L + 1 values), grounded: g_{t0+1} … g_{t0+L}; None where not measured.  A loss that is
-    missing is skipped, so its progress falls to the next one measured; G_gt averages over what was measured and is None
-    where nothing was.
+    Args:
+        losses: ℓ_{t0} … ℓ_{t0+L} (L + 1 values), grounded: g_{t0+1} … g_{t0+L}; None where not measured.  A loss that
+            is missing is skipped, so its progress falls to the next one measured; G_gt averages over what was measured
+            and is None where nothing was.
     """
     progress, previous = 0.0, losses[0]
     for i, loss in enumerate(losses[1:]):

@@ -74,7 +74,8 @@ def exposure_params(self_distill: Any) -> ExposureParams:
 def controller_config(self_distill: Any, params: ExposureParams) -> ControllerConfig:
     """`self_distill.exposure.controller`, checked, for a run of one step; `dataclasses.replace` sets `total_steps`.
 
-    params: of the same configuration; its mode must not be "full".  Raises ValueError.
+    Args:
+        params: of the same configuration; its mode must not be "full".  Raises ValueError.
     """
     given = {"total_steps": 1, "mode": params.mode, "fixed_exposure": params.fixed_exposure}
     node = self_distill.exposure.get("controller") or {}
@@ -97,7 +98,8 @@ class ExposureLoop:
     def of_responses(self, scores: torch.Tensor, groups: Sequence[Any]) -> list[float]:
         """α of each response, from its problem's mean reward where exposure is conditioned on difficulty.
 
-        scores: (B,) rewards.  groups: label of each response's problem.
+        Args:
+            scores: (B,) rewards.  groups: label of each response's problem.
         """
         alpha = self.current()
         if self.params.difficulty_strength == 0.0:

@@ -59,8 +59,11 @@ def load_probe(
 ) -> Probe:
     """The first `size` rows with a solution of a prepared parquet file.
 
-    max_tokens: longest reference; longer ones are cut, and counted.
-    Raises ValueError where no row has a solution.
+    Args:
+        max_tokens: longest reference; longer ones are cut, and counted.
+
+    Raises:
+        ValueError: no row has a solution.
     """
     import pandas as pd
 
@@ -89,9 +92,10 @@ def measure(
 ) -> Measured:
     """Score the probe with the weights of this moment.
 
-    exposure: α at which the grounded score is taken.  teacher_weights: as in `sequence_log_probs`.
-    workers: data-parallel workers; rows are repeated to a multiple of them, and not counted.
-    fixed_exposure: measure ℓ at full exposure too.
+    Args:
+        exposure: α at which the grounded score is taken.  teacher_weights: as in `sequence_log_probs`.
+        workers: data-parallel workers; rows are repeated to a multiple of them, and not counted.
+        fixed_exposure: measure ℓ at full exposure too.
     """
 
     def score(prompts: Sequence[Sequence[int]], weights: str) -> float:

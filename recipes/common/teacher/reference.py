@@ -95,16 +95,18 @@ def truncate_reference(
 ) -> tuple[str, dict[str, Any]]:
     """The reference as the teacher sees it at exposure α (ATESD eq. 2), and what was done.
 
-    tokenizer: a transformers tokenizer (fast ones give exact substrings), a tokenizers.Tokenizer, or anything with
-        encode(text, add_special_tokens=False) -> ids and decode(ids); without offsets the prefix is decoded, so a
-        tokenizer that normalises text shows the normalised form.
-    solution, answer: the data set's columns.  exposure: α in [0, 1].
-    separator: between a non-empty prefix and the answer, for α < 1 only; "\\n" keeps the answer off a cut formula.
+    Args:
+        tokenizer: a transformers tokenizer (fast ones give exact substrings), a tokenizers.Tokenizer, or anything with
+            encode(text, add_special_tokens=False) -> ids and decode(ids); without offsets the prefix is decoded, so a
+            tokenizer that normalises text shows the normalised form.
+        solution, answer: the data set's columns.  exposure: α in [0, 1].
+        separator: between a non-empty prefix and the answer, for α < 1 only; "\\n" keeps the answer off a cut formula.
 
-    Returns (text, info): info has exposure (as asked), effective_exposure, reason_tokens, shown_tokens, answer_source
-    ("boxed", "column" or None) and forced_full: True where no answer was found, so that α was taken as 1 (to be
-    counted by the caller).  reason_tokens and shown_tokens are None where nothing had to be tokenised.
-    Raises ValueError where α is outside [0, 1].
+    Returns:
+        (text, info): info has exposure (as asked), effective_exposure, reason_tokens, shown_tokens, answer_source
+        ("boxed", "column" or None) and forced_full: True where no answer was found, so that α was taken as 1 (to be
+        counted by the caller).  reason_tokens and shown_tokens are None where nothing had to be tokenised. Raises
+        ValueError where α is outside [0, 1].
     """
     exposure = check_exposure(exposure)
     reason, boxed, source = split_reference(solution, answer)
@@ -138,7 +140,11 @@ def difficulty_exposures(
     prefer full exposure, hard ones the lowest tested).  strength 0, or equal difficulties, is the paper's single α;
     α = 0 and α = 1 stay themselves.
 
-    difficulty: (B,), any scale; 1 − the prompt's mean reward is the natural one.  Raises ValueError on settings.
+    Args:
+        difficulty: (B,), any scale; 1 − the prompt's mean reward is the natural one.
+
+    Raises:
+        ValueError: a setting is not allowed.
     """
     exposure = check_exposure(exposure)
     if not math.isfinite(strength):

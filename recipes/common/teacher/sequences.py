@@ -167,8 +167,9 @@ def response_text(
 ) -> str:
     """A response as another one's context: its text without thinking and special tokens.
 
-    response, mask: (response_i,) ids and their validity.  prompt: (prompt_i,) the student's, which may end in an open
-    thinking block.
+    Args:
+        response, mask: (response_i,) ids and their validity.  prompt: (prompt_i,) the student's, which may end in an
+            open thinking block.
     """
     thinking = {"<think>", "</think>"}
     special = {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in thinking}
@@ -197,8 +198,9 @@ def teacher_log_probs(
 ) -> TeacherLogProbs:
     """Score every prompt of every response in one batch, and mix those of a context: log (1/K) Σ_k p_T(o_t | k).
 
-    weights, temperature: as in `sequence_log_probs`.  workers: data-parallel workers; the first sequence is repeated to
-    a multiple of them.
+    Args:
+        weights, temperature: as in `sequence_log_probs`.  workers: data-parallel workers; the first sequence is
+            repeated to a multiple of them.
     """
     answers, masks = teacher.responses, teacher.response_mask.unbind()
     places = [

@@ -105,7 +105,14 @@ def test_a_run_that_fails_still_shows_its_samples_and_why(tmp_path):
     directory = tmp_path / "run"
     (directory / files.CHECKPOINTS).mkdir(parents=True)
     (directory / files.CHECKPOINTS / "global_step_2").write_text("in the way")
-    run = train("pw_opsd", directory, "method=pw_opsd_sampled", "trainer.total_training_steps=3", "trainer.save_freq=2", timeout=600)
+    run = train(
+        "pw_opsd",
+        directory,
+        "method=pw_opsd_sampled",
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=2",
+        timeout=600,
+    )
     assert run.code == 1 and list(run.steps) == [1], run.console + run.log[-2000:]
     assert f"report: {directory / files.REPORT}" in run.console.replace("\n", "")
     page = Page((directory / files.REPORT).read_text())
