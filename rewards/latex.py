@@ -37,11 +37,11 @@ _ABBREVIATION = re.compile(r"(?<![a-zA-Z])(?:[a-zA-Z]\.)+[a-zA-Z]?(?![a-zA-Z])")
 _ORDINALS = frozenset(("\\text{st}", "\\text{nd}", "\\text{rd}", "\\text{th}"))
 
 
-# ASCII functions that have brackets of their own in LaTeX, and functions with their letter glued on ("sinx").
+# ASCII functions that have brackets of their own in LaTeX, and functions with letters glued on ("xsinx").
 _BRACKET_FUNCTIONS = {
     "abs": ("|", "|"), "floor": ("\\lfloor ", "\\rfloor "), "ceil": ("\\lceil ", "\\rceil "), "factorial": ("(", ")!"),
 }  # fmt: skip
-_GLUED = re.compile(r"(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)([xyz])")
+_GLUED = re.compile(r"([xyztn]?)(sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|arcsin|arccos|arctan)([xyzn]?)")
 
 
 class Unreadable(ValueError):
@@ -282,7 +282,7 @@ class _Reader:
         glued = _GLUED.fullmatch(token)
         if glued:
             self.at -= 1
-            self.tokens[self.at : self.at + 1] = [glued[1], glued[2]]
+            self.tokens[self.at : self.at + 1] = [part for part in glued.groups() if part]
             return []
         if is_bare_word(token, after_number, spaced, divided):
             if self.peek() == "." and (token in CURRENCIES or self.peek(1) in ("", "$", "}") or self.peek(1).isspace()):
