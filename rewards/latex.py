@@ -280,7 +280,7 @@ class _Reader:
         if name == "mod":
             return ["\\text{mod}"]
         glued = _GLUED.fullmatch(token)
-        if glued:
+        if glued and (glued[1] or glued[3]):
             self.at -= 1
             self.tokens[self.at : self.at + 1] = [part for part in glued.groups() if part]
             return []
