@@ -430,7 +430,7 @@ def test_kwargs_that_a_function_of_ones_own_does_not_take(cfg, tmp_path):
         ("pkg://rewards.maths", "f", None, "ModuleNotFoundError"),
         ("pkg://rewards.math", "compute_scor", None, "is it compute_score?"),
         ("pkg://rewards.math", None, None, "name=None: must be the name"),
-        ("pkg://rewards.math", "MAX_EXTRACTED_CHARS", None, "of type int"),
+        ("pkg://rewards.components", "MAX_EXTRACTED_CHARS", None, "of type int"),
         (7, "f", None, "path=7: must be a Python file"),
         ("", "f", None, "path=: must be a Python file"),
         ("pkg://rewards.math", "compute_score", "cpu_s", "reward_kwargs=cpu_s: must be names and values"),
