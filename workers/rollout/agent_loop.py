@@ -85,11 +85,13 @@ class ReferenceAgentLoop(SingleTurnAgentLoop):
         # The end of the turn is learned too; of a solution that is cut there is none.
         response = [*self.tokenizer.encode(solution, add_special_tokens=False), self.tokenizer.eos_token_id]
         response = response[: self.response_length]
+        step = int(kwargs["global_steps"])
+        steps = {"global_steps": step, "min_global_steps": step, "max_global_steps": step}  # verl counts staleness by them
         return AgentLoopOutput(
             prompt_ids=list(prompt),
             response_ids=response,
             response_mask=[1] * len(response),
             num_turns=2,
             metrics=AgentLoopMetrics(),
-            extra_fields={"global_steps": int(kwargs["global_steps"]), "turn_scores": [], "tool_rewards": []},
+            extra_fields={**steps, "turn_scores": [], "tool_rewards": []},
         )
