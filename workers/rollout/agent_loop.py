@@ -86,7 +86,8 @@ class ReferenceAgentLoop(SingleTurnAgentLoop):
         response = [*self.tokenizer.encode(solution, add_special_tokens=False), self.tokenizer.eos_token_id]
         response = response[: self.response_length]
         step = int(kwargs["global_steps"])
-        steps = {"global_steps": step, "min_global_steps": step, "max_global_steps": step}  # verl counts staleness by them
+        # verl counts a response's staleness by the last two.
+        steps = {"global_steps": step, "min_global_steps": step, "max_global_steps": step}
         return AgentLoopOutput(
             prompt_ids=list(prompt),
             response_ids=response,
