@@ -21,11 +21,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.common.method import Method
+if TYPE_CHECKING:
+    from recipes.common.method import Method
 
 KEY = "reward.custom_reward_function"
 SECONDS = 120.0  # for importing the user's module: it may import torch on a busy machine
@@ -61,7 +62,7 @@ def _judged_elsewhere(path: str, name: str, kwargs: dict[str, Any]) -> list[str]
         question.write_text(json.dumps([path, name, kwargs]))
         with said.open("wb") as output:  # a file: a pipe would stay open as long as anything that the module started
             process = subprocess.Popen(
-                [sys.executable, "-m", "recipes.common.checks.reward", str(question), str(verdict)],
+                [sys.executable, __file__, str(question), str(verdict)],  # by its path: the package would import torch
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -184,6 +185,7 @@ def _in_words(kind: Any) -> str:
 
 
 def _main(question: str, verdict: str) -> None:
+    sys.path[0] = os.getcwd()  # as in the command; this folder's modules are called data and model
     found = judge(*json.loads(Path(question).read_text()))
     Path(verdict).write_text(json.dumps(found))
     os._exit(0)  # threads that the module has started do not keep it alive

@@ -582,3 +582,12 @@ def test_the_command_that_a_refusal_names_works(cfg, tmp_path):
     named = said[said.index("python -m ") :].split()[1:]
     subprocess.run([sys.executable, *named], cwd=tmp_path, check=True, capture_output=True)
     assert list(data_problems(changed(cfg, data__train_files=f"{tmp_path}/data/mine/train.parquet"))) == []
+
+
+def test_a_module_beside_the_command_is_found_and_ours_do_not_stand_in_for_it(cfg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rewards.py").write_text("import data\n" + GOOD)
+    assert "No module named 'data'" in only(reward(cfg, "pkg://my_rewards"))
+    (tmp_path / "data.py").write_text("")
+    assert reward(cfg, "pkg://my_rewards") == []
+    assert reward(cfg, str(tmp_path / "my_rewards.py")) == []
