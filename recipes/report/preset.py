@@ -25,6 +25,8 @@ _PLACES = (
     *("self_distill.about", "self_distill.run_dir", "trainer.default_local_dir", "ray_kwargs.ray_init", "dry_run"),
     *("model", "data_dir", "compare", "workers"),  # of an evaluation
 )
+_MODEL_LENGTH = "actor_rollout_ref.rollout.max_model_len"
+_LENGTHS = ("data.max_prompt_length", "data.max_response_length")
 _SECRET = re.compile(r"(api_?key|secret|password|passwd|(^|_)token)$")
 MISSING, NOT_SHOWN = "–", "(not shown)"
 
@@ -68,6 +70,8 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
     values = flat(config)
     chosen = {group: choices[group] for group in ("method", "experiment")}
     preset = _composed("train", chosen, values, started_in)
+    if preset.get(_MODEL_LENGTH) is None and values.get(_MODEL_LENGTH) == sum(values.get(key) or 0 for key in _LENGTHS):
+        values[_MODEL_LENGTH] = None  # the start of the run filled it in (`recipes.entry.resolve`)
     bundle = sourced_values("protocol", choices["protocol"]) if "protocol" in choices else {}
     bundle |= sourced_values("method", choices["method"])
     return _comparison(chosen, preset, values, bundle)
