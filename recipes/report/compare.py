@@ -38,7 +38,7 @@ _INCIDENTAL = (
 # copies of other keys. They are in a label only where nothing else differs.
 _TELLS_LITTLE = ("self_distill.about.", "self_distill.method")
 _COPIES = re.compile(
-    r"^(critic|reward\.reward_model|actor_rollout_ref\.ref)\.|\.(rollout_n|prompt_length|response_length|n_gpus_per_node)$"
+    r"^(critic|reward\.reward_model|actor_rollout_ref\.ref)\.|\.(rollout_n|prompt_length|response_length|n_gpus_per_node|max_model_len)$"
     r"|\.(log_prob_use_dynamic_bsz|log_prob_max_token_len_per_gpu|load_contents)$|\.profiler\."
 )
 LAST_STEPS = 3  # training rewards are averaged over the last few
