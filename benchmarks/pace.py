@@ -87,7 +87,6 @@ def ours(method: str, steps: int, folder: Path) -> dict[str, float]:
         name: statistics.median(record.get(f"timing_s/{stage}", 0.0) for record in measured)
         for stage, name in STAGES.items()
     }
-    # The last step's ends with the validation.
     result["step"] = statistics.median(record["timing_s/step"] for record in measured)
     result["validation"] = records[-1]["timing_s/testing"]
     result["start and first step"] = first_step or 0.0
