@@ -236,7 +236,11 @@ def materialize(model: Located, folder: Path) -> str:
 def _merge_shards(model: Located, folder: Path) -> None:
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
-    FSDPModelMerger(_merger_config(model, folder)).merge_and_save()
+    merger = FSDPModelMerger(_merger_config(model, folder))
+    # The attention that training chose is the machine's affair: another may not know it.
+    merger.model_config._attn_implementation = None
+    vars(merger.model_config).pop("attn_implementation", None)
+    merger.merge_and_save()
     adapter = folder / LORA_FOLDER
     if adapter.exists():  # trained with LoRA: the merger keeps base and adapter apart
         lora_alpha(model)
