@@ -302,7 +302,7 @@ def _job(cfg: DictConfig) -> int:
 def main() -> None:
     """The command line."""
     # No outputs/ folder for a command that only looks.
-    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
     run(COMMAND, _job, "validate", defaults=quiet, stored=True)
 
 
