@@ -15,10 +15,10 @@ WEIGHTS = "distill_weights"
 
 
 def without_row_objects(data: TensorDict) -> TensorDict:
-    """A batch's tensors and what holds for all of its rows, without the rows' Python objects (questions, answers, names).
+    """A batch's tensors and what holds for all of its rows, without the rows' Python objects (questions, names).
 
-    No pass of a model reads those, and each micro-batch would copy them, at the price of the pass itself where the model
-    is small.  Inputs of other modalities stay where a row has any.
+    No pass of a model reads those, and each micro-batch would copy them, at the price of the pass itself where the
+    model is small.  Inputs of other modalities stay where a row has any.
 
     Args:
         data: verl's batch, (B, ...); it is left as it is.
@@ -28,7 +28,7 @@ def without_row_objects(data: TensorDict) -> TensorDict:
         value = data.get(name)
         return not isinstance(value, NonTensorStack) or (name == "multi_modal_inputs" and any(value.tolist()))
 
-    return data.select(*(name for name in data.keys() if needed(name)))
+    return data.select(*filter(needed, list(data.keys())))
 
 
 def response_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:

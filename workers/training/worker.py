@@ -81,8 +81,8 @@ class SelfDistillWorker(ActorRolloutRefWorker):
         super().init_model()
         if self.actor is not None and self.self_distill_loss.active:
             self.actor.set_loss_fn(SelfDistillLoss(self.self_distill_loss, policy_loss=self.loss_fn))
-        # What is there now (modules of torch, transformers and verl, a million objects) stays. Python's collector would walk
-        # all of it at moments of its own choosing, a third of a second each time and about once a stage.
+        # What is there now (modules of torch, transformers and verl, a million objects) stays. Python's collector would
+        # walk all of it at moments of its own choosing, a third of a second each time and about once a stage.
         gc.collect()
         gc.freeze()
 
