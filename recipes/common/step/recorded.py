@@ -64,8 +64,8 @@ class RecordedTrainer(PPOTrainerSync):
     def on_sample_begin(self) -> None:
         super().on_sample_begin()
         self.stage("rollout")
-        # verl looks for finished prompts every `poll_seconds`; a manager that can say when they all are saves half of that
-        # in every step.
+        # verl looks for finished prompts every `poll_seconds`; a manager that can say when they all are saves half
+        # of that in every step.
         if hasattr(self.agent_loop_manager, "wait"):
             self.agent_loop_manager.wait()
 
