@@ -230,7 +230,7 @@ def attention_problems(model_config: Any, attn_implementation: str, device: str)
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     key = f"attn_implementation={attn_implementation}"
-    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    known = {"eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name)}  # not the paged ones
     if attn_implementation not in known and "/" not in attn_implementation:  # a slash: a kernel of the hub
         yield f"{key}: must be an attention of transformers or this package's {NAME!r}; set one of {sorted(known)}"
         return

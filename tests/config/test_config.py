@@ -137,6 +137,11 @@ REFUSED = {
     "negative budget": (["self_distill.max_skipped_updates=-1"], "max_skipped_updates=-1", "at least 0"),
     "no checkpoint": (["self_distill.keep_checkpoints=0"], "keep_checkpoints=0", "at least 1"),
     "model path": (["actor_rollout_ref.model.path=/nowhere/model"], "model.path=/nowhere/model", "no such folder"),
+    "attention": (
+        ["actor_rollout_ref.model.override_config.attn_implementation=varlen"],
+        "attn_implementation=varlen",
+        "'packed'",
+    ),
     "data path": (["data.train_files=/nowhere/train.parquet"], "/nowhere/train.parquet does not exist", "prepare"),
 }
 

@@ -107,8 +107,14 @@ def disagreements(before: Any, cfg: DictConfig) -> Iterator[tuple[str, Any, Any]
     for key in BOUND_TO:
         was = before.get(key) if isinstance(before, dict) else OmegaConf.select(before, key)
         now = OmegaConf.select(cfg, key)
-        if was is not None and was != now:
+        if was is not None and was != now and not (key == "actor_rollout_ref.model.path" and _same_folder(was, now)):
             yield key, was, now
+
+
+def _same_folder(one: str, other: str) -> bool:
+    """Whether two spellings (relative, with ~, through a link) name one folder of this machine."""
+    folders = [Path(name).expanduser() for name in (one, other)]
+    return all(folder.is_dir() for folder in folders) and folders[0].samefile(folders[1])
 
 
 def fingerprint(folder: Path) -> dict[str, Any] | None:
