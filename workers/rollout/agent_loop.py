@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.workers.rollout.replica import TokenOutput
@@ -31,8 +32,14 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         return await super().run({**sampling_params, "seed": self.seed(kwargs)}, priority=priority, **kwargs)
 
-    def seed(self, row: Mapping[str, Any]) -> int:
-        """The response's own: ``row`` is the dataset's, with ``global_steps`` and ``session_id``."""
+    def seed(self, row: Mapping[str, Any]) -> int | None:
+        """The response's own, or None where `self_distill.seeded_rollouts` is false.
+
+        Args:
+            row: the dataset's, with ``global_steps`` and ``session_id``.
+        """
+        if not OmegaConf.select(self.config, "self_distill.seeded_rollouts", default=True):
+            return None
         return response_seed(
             self.rollout_config.seed,
             int(row["global_steps"]),

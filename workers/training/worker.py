@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import socket
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +87,14 @@ class SelfDistillWorker(ActorRolloutRefWorker):
         # walk all of it at moments of its own choosing, a third of a second each time and about once a stage.
         gc.collect()
         gc.freeze()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def read_here(self, path: str) -> tuple[str, str | None]:
+        """This node's name, and what a text file holds here; None where it cannot be read."""
+        try:
+            return socket.gethostname(), Path(path).read_text(encoding="utf-8")
+        except OSError:
+            return socket.gethostname(), None
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict | None:

@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,28 @@ def wandb_id(run_dir: Path) -> str:
     if not path.exists():
         write_atomically(path, f"{secrets.token_hex(4)}\n")
     return path.read_text().strip()
+
+
+def require_shared(run_dir: Path, read: Callable[[str], Sequence[tuple[str, str | None]]]) -> None:
+    """Refuse a run whose nodes do not see one run directory: each would keep its own part of every checkpoint.
+
+    Args:
+        read: asks every worker for a file's text, by its path: (the worker's node, the text or None).
+
+    Raises:
+        RuntimeError: a node has another folder, or none, at that path.
+    """
+    path, token = run_dir / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
+    path.write_text(token, encoding="utf-8")
+    try:
+        strangers = sorted({node for node, text in read(str(path)) if text != token})
+    finally:
+        path.unlink()
+    if strangers:
+        raise RuntimeError(
+            f"hydra.run.dir={run_dir} is not the same folder on {', '.join(strangers)}: each node would keep its own "
+            "part of a checkpoint, and none could be resumed; set hydra.run.dir to a file system that all nodes share"
+        )
 
 
 def checkpointed_step(run_dir: Path) -> int | None:
