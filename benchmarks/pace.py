@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.divergence import TRL_FOLDER, find_trl
-from recipes.common import run_dir as files
+from recipes.common.record import run_dir as files
 
 PROMPTS, ROLLOUTS, LIMIT, RATE = 16, 8, 96, 5e-5  # experiment=starter's
 STARTER = Path(__file__).resolve().parents[1] / "recipes" / "starter"

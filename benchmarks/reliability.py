@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.common.record import run_dir as files
-from tests.conftest import COMPARED, SMALL, same_number
+from tests.builders.processes import COMPARED, SMALL, same_number
 
 # What is killed, and the title that Ray gives its process; the command itself is the one that was started.
 TARGETS = {

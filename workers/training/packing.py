@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from tensordict import NonTensorStack, TensorDict
 from torch import Tensor
 
 # Fields of the batch that hold the teacher's sequences, jagged (B, privileged prompt_i + response_i).
 TEACHER_IDS, TEACHER_POSITIONS = "teacher_input_ids", "teacher_position_ids"
 # Factors of the tokens' divergences, jagged (B, response_i); absent means one everywhere.
 WEIGHTS = "distill_weights"
+
+
+def without_row_objects(data: TensorDict) -> TensorDict:
+    """A batch's tensors and what holds for all of its rows, without the rows' Python objects (questions, names).
+
+    No pass of a model reads those, and each micro-batch would copy them, at the price of the pass itself where the
+    model is small.  Inputs of other modalities stay where a row has any.
+
+    Args:
+        data: verl's batch, (B, ...); it is left as it is.
+    """
+
+    def needed(name: str) -> bool:
+        value = data.get(name)
+        return not isinstance(value, NonTensorStack) or (name == "multi_modal_inputs" and any(value.tolist()))
+
+    return data.select(*filter(needed, list(data.keys())))
 
 
 def response_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:

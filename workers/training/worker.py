@@ -7,6 +7,7 @@ With FSDP2 the actor's engine is ours (`workers.training.engine`).  Where the lo
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from workers.training.engine import MODEL_TYPE, TEACHER_LENGTHS
 from workers.training.loss import SelfDistillLoss
+from workers.training.packing import without_row_objects
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 from workers.training.skipped_updates import count_skipped
 
@@ -79,17 +81,25 @@ class SelfDistillWorker(ActorRolloutRefWorker):
         super().init_model()
         if self.actor is not None and self.self_distill_loss.active:
             self.actor.set_loss_fn(SelfDistillLoss(self.self_distill_loss, policy_loss=self.loss_fn))
+        # What is there now (modules of torch, transformers and verl, a million objects) stays. Python's collector would
+        # walk all of it at moments of its own choosing, a third of a second each time and about once a stage.
+        gc.collect()
+        gc.freeze()
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict | None:
-        output = super().update_actor(data)
+        output = super().update_actor(without_row_objects(data))
         if output is not None:
             count_skipped(output["metrics"])
         return output
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
+        return super().compute_log_prob(without_row_objects(data))
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_teacher_log_prob(self, data: TensorDict) -> TensorDict | None:
         """`compute_log_prob` with the weights of the teacher that the engine keeps."""
         with self.actor.engine.as_teacher():
-            output = self.actor.infer_batch(data)
+            output = self.actor.infer_batch(without_row_objects(data))
         return output.cpu() if output is not None else None

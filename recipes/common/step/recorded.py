@@ -64,6 +64,10 @@ class RecordedTrainer(PPOTrainerSync):
     def on_sample_begin(self) -> None:
         super().on_sample_begin()
         self.stage("rollout")
+        # verl looks for finished prompts every `poll_seconds`; a manager that can say when they all are saves half
+        # of that in every step.
+        if hasattr(self.agent_loop_manager, "wait"):
+            self.agent_loop_manager.wait()
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         batch = super().step(metrics, timing_raw)
