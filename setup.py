@@ -58,7 +58,7 @@ setup(
     packages=find_packages(include=["recipes*", "workers*", "advantage*", "rewards*", "config*"]),
     package_data={
         "config": ["**/*.yaml"],
-        "recipes.starter": ["model/*", "data/*"],
+        "recipes.starter": ["model/*", "data/*", "shortcut/model/*", "shortcut/data/*"],
         "recipes.report": ["templates/*"],
     },
     install_requires=INSTALL,

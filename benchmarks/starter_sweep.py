@@ -91,6 +91,7 @@ class Job:
     seed: int
     steps: int
     out: Path
+    experiment: str = "starter"
 
     @property
     def name(self) -> str:
@@ -105,7 +106,7 @@ class Job:
             sys.executable,
             "-m",
             "recipes.dasd.main",  # any entry does: the setting names its method
-            "experiment=starter",
+            f"experiment={self.experiment}",
             *SETTINGS[self.setting],
             f"hydra.run.dir={self.directory}",
             f"trainer.total_training_steps={self.steps}",
@@ -295,15 +296,17 @@ def main() -> int:
     parser.add_argument(
         "--settings", nargs="+", choices=SETTINGS, default=METHODS, metavar="NAME", help=f"of {', '.join(SETTINGS)}"
     )
+    parser.add_argument("--experiment", choices=("starter", "starter_shortcut"), default="starter", help="the world")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("outputs/starter_sweep"))
+    parser.add_argument("--out", type=Path, help="outputs/<experiment>_sweep")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time; step times mean something with 1 only")
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
     parser.add_argument("--report", action="store_true", help="only report on what is complete")
     options = parser.parse_args()
-    out = options.out.resolve()
-    jobs = [Job(name, seed, options.steps, out) for seed in options.seeds for name in options.settings]
+    out = (options.out or Path("outputs") / f"{options.experiment}_sweep").resolve()
+    pairs = [(name, seed) for seed in options.seeds for name in options.settings]
+    jobs = [Job(name, seed, options.steps, out, options.experiment) for name, seed in pairs]
     if not options.report:
         sweep(jobs, parallel=options.parallel, overrides=options.overrides)
     print(report(options.settings, options.seeds, options.steps, out))

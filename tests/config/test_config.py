@@ -21,7 +21,7 @@ from workers.training.params import LossParams, TeacherWeights, loss_params
 
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
 # One of each kind; tests/config/test_presets.py has the others.
-EXPERIMENTS = ("starter", "starter_vllm", "qwen3_1_7b_dapo", "qwen3_1_7b_openthoughts")
+EXPERIMENTS = ("starter", "starter_shortcut", "starter_vllm", "qwen3_1_7b_dapo", "qwen3_1_7b_openthoughts")
 # What a GPU node has and this machine may lack: judged apart from the rest.
 ABOUT_THE_MACHINE = (
     "data.train_files",
@@ -53,7 +53,7 @@ def test_shipped_configurations_pass_the_checks(compose_config, method, experime
         assert [p.split(":")[0] for p in found if "no reasoning" in p] and len(found) <= 2
         return
     assert found == []
-    if experiment == "starter":
+    if experiment in ("starter", "starter_shortcut"):
         assert problems(cfg) == []
 
 
