@@ -39,9 +39,16 @@ def _verls_estimators() -> set[str]:
 
 def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
     """What the teacher is shown, and groups that A_G can compare."""
+    contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
+    if "has_teacher" in method.signals and not (method.uses_teacher and contexts.may_be_missing):
+        which = f"self_distill.teacher.teaches={contexts.teaches}, so each has one"
+        yield (
+            f"algorithm.adv_estimator={method.credit}: it trains the responses that a teacher does not, but "
+            + (which if method.uses_teacher else f"self_distill.loss.kind={method.loss.kind}, so there is no teacher")
+            + "; choose a divergence, and set self_distill.teacher.teaches=failed"
+        )
     if not method.uses_teacher:
         return
-    contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
     for kind in contexts.named:
         key = "context" if kind in contexts.kinds else "fallback"
         if kind == "problem":
@@ -66,11 +73,6 @@ def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
         yield (
             f"self_distill.teacher.context=[{','.join(shown)}]: nothing in algorithm.adv_estimator={method.credit} or "
             f"in the loss contrasts them; name one, as in self_distill.teacher.context={shown[0]}"
-        )
-    if "has_teacher" in method.signals and not contexts.may_be_missing:
-        yield (
-            f"self_distill.teacher.teaches={contexts.teaches}: algorithm.adv_estimator={method.credit} trains the "
-            "responses without a teacher, and each has one; set self_distill.teacher.teaches=failed"
         )
     if method.loss.active and method.context == "wrong_sibling" and contexts.wrong_siblings > 1:
         yield (

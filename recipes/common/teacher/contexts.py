@@ -119,6 +119,11 @@ class Response:
     feedback: str = ""
 
 
+def taught(responses: Sequence[Response], params: ContextParams) -> list[bool]:
+    """Whether each response is to have a teacher; whether there is anything to show it is another question."""
+    return [params.teaches == "all" or not response.correct for response in responses]
+
+
 def shown_texts(kind: str, responses: Sequence[Response], params: ContextParams, *, step: int = 0) -> list[list[str]]:
     """The texts that the teacher of each response is shown under one kind of context: (B) lists, empty for none usable.
 

@@ -29,6 +29,7 @@ from recipes.common.teacher.contexts import (
     Response,
     shown_texts,
     strip_thinking,
+    taught,
 )
 from recipes.common.teacher.prompts import PrivilegedPrompt
 
@@ -128,9 +129,9 @@ def teacher_batch(
 
     shown: list[list[list[list[int]]]] = [[] for _ in batch.tags]
     made: list[PrivilegedPrompt] = []
-    taught = [contexts.teaches == "all" or not response.correct for response in responses]
+    asked = taught(responses, contexts)
     for n, (i, response) in enumerate(zip(real, responses, strict=True)):
-        if not taught[n]:
+        if not asked[n]:
             continue
         kinds = list(contexts.kinds)
         if contexts.fallback and not texts[kinds[0]][n]:
@@ -147,7 +148,7 @@ def teacher_batch(
     metrics = {
         PROMPT_TRUNCATED: sum(prompt.truncated for prompt in made) / max(len(made), 1),
         PROMPT_TOKENS: sum(len(prompt.token_ids) for prompt in made) / max(len(made), 1),
-        WITHOUT_CONTEXT: (sum(taught) - sum(map(bool, shown))) / max(sum(taught), 1),
+        WITHOUT_CONTEXT: (sum(asked) - sum(map(bool, shown))) / max(sum(asked), 1),
     }
     if len(contexts.kinds) > 1:
         counts = [sum(map(len, of_row[1:])) for of_row in shown if of_row]
