@@ -41,6 +41,8 @@ class Signals:
         log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), (B, T) nats, both at the rollout's weights.
         contrast_gap: log p_T(o_t) minus the log of the mean probability of o_t under other contexts of the teacher
             (RLCSD's e_t: a right hint against wrong ones), (B, T) nats.
+        teacher_entropy: H_T of the teacher over the full vocabulary at the same temperature, (B, T) nats, at the
+            rollout's weights; 0 in responses without a teacher.
         has_teacher: (B,) bool, rows that the teacher had something to be shown for; None: all. Gaps of others are 0.
         token_ids: (B, T) the responses' token ids.
         router_signal: (B, T) any quantity to route on instead of entropy (`router=external`).
@@ -52,6 +54,7 @@ class Signals:
     entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     log_prob_gap: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     contrast_gap: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    teacher_entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     has_teacher: torch.Tensor | None = None
     token_ids: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     router_signal: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)

@@ -112,7 +112,7 @@ class Method:
     @property
     def scores_with_teacher(self) -> bool:
         """Whether the teacher scores the sampled tokens in a pass of its own."""
-        return not {"log_prob_gap", "contrast_gap"}.isdisjoint(self.signals)
+        return not {"log_prob_gap", "contrast_gap", "teacher_entropy"}.isdisjoint(self.signals)
 
     @property
     def trains_references(self) -> bool:
@@ -130,7 +130,8 @@ class Method:
 
         A divergence over the whole vocabulary that is trained alone measures both in its own pass.
         """
-        return self.loss.ppo or bool(self.signals) or self.loss.top_k is not None
+        loss = self.loss
+        return loss.ppo or bool(self.signals) or loss.top_k is not None or loss.importance_clip is not None
 
     @property
     def compares_groups(self) -> bool:
@@ -152,7 +153,8 @@ class Method:
         """Where the scoring pass finds the teacher's weights; see `recipes.common.teacher.sequences`."""
         if self.weights.weights == "current":
             return "current"
-        return "engine_copy" if self.weights.needs_copy(lora=self.lora) else "frozen_adapter"
+        in_engine = self.weights.passes > 1 or self.weights.needs_copy(lora=self.lora)
+        return "engine_copy" if in_engine else "frozen_adapter"
 
     @property
     def token_fields(self) -> tuple[TokenField, ...]:
@@ -186,10 +188,20 @@ class Method:
         if loss:
             kind, clip, ppo = (self._given(f"loss.{name}") for name in ("kind", "clip", "ppo"))
             clipped = "" if clip is None else f", entries clipped at {clip}"
+            bound = self._given("loss.importance_clip")
+            clipped += "" if bound is None else f", × importance ratio of at most {bound}"
             beside = f"PPO clip + {self._given('loss.coefficient')} × " if ppo else ""
             weighting, reduction = self._given("loss.weighting"), self._given("loss.reduction")
-            rows.append(("loss", f"{beside}{kind}, full vocabulary{clipped}, {weighting} weights, {reduction}"))
+            rows.append(("loss", f"{beside}{kind}, {self._compared()}{clipped}, {weighting} weights, {reduction}"))
         return rows
+
+    def _compared(self) -> str:
+        """Over which tokens the divergence is."""
+        count = self._given("loss.top_k")
+        if count is None:
+            return "full vocabulary"
+        by = self._given("loss.top_k_by")
+        return f"the {by}'s top {count}" + (" and a bucket of the others" if by == "student" else "")
 
     def _given(self, key: str) -> Any:
         value = self.given.get(key)

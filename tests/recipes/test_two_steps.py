@@ -11,6 +11,8 @@ from tests.builders.processes import train
 pytestmark = pytest.mark.slow
 
 SHORT = ("trainer.total_training_steps=2", "trainer.save_freq=-1")
+TOKEN_MEAN = "actor_rollout_ref.actor.loss_agg_mode=token-mean"
+SIBLINGS = ("rlcsd", "sdpo", "srpo")  # a response may have nothing to show its teacher
 # Entry, overrides, and what its records must hold beside what every step's do.
 RUNS = {
     "hepo": ("hepo", [], ["credit/entropy_threshold"]),
@@ -21,6 +23,17 @@ RUNS = {
     ),
     "reopold": ("reopold", ["algorithm.reopold.switch_step=1"], ["credit/kept_share"]),
     "rlcsd": ("rlcsd", ["trainer.n_gpus_per_node=2"], ["credit/kept_share", "teacher/contrasted/mean"]),
+    "sdpo": (
+        "sdpo",
+        [],
+        ["divergence/mean", "divergence/weight/mean", "divergence/importance_clipped", "teacher/without_context"],
+    ),
+    "srpo": (
+        "srpo",
+        [TOKEN_MEAN, "trainer.n_gpus_per_node=2", "self_distill.teacher.weights=trust_region"],
+        ["divergence/mean", "credit/distilled_share", "teacher/entropy/mean", "teacher/without_context"],
+    ),
+    "eopd": ("eopd", [TOKEN_MEAN], ["divergence/mean", "divergence/weight/mean", "teacher/entropy/mean"]),
     "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
     "sft": ("sft", [], ["actor/pg_loss"]),
     "sibling": ("dasd", ["self_distill.teacher.context=sibling"], ["teacher/tokens"]),
@@ -40,6 +53,6 @@ def test_two_steps(name, tmp_path):
         assert record["training/skipped_updates"] == 0
         without = record.get("teacher/without_context", 0.0)
         assert 0.0 <= without <= 1.0
-        if not any("sibling" in part or "contrast" in part for part in (name, *overrides)) and name != "rlcsd":
+        if not any("sibling" in part or "contrast" in part for part in (name, *overrides)) and name not in SIBLINGS:
             assert without == 0.0
     assert any(record["actor/grad_norm"] > 0 for record in run.steps.values())

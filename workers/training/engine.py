@@ -1,11 +1,11 @@
 """verl's FSDP2 engine with the privileged teacher in it, and with log-probs and entropies that are exact.
 
 For every micro-batch the teacher reads the response under the privileged prompt, without gradient, just before
-the student's own pass.  Where the loss and the model's head allow it, both passes end at the head's inputs, and the
-divergence is computed from those inside the student's pass (`workers.training.head`); else the two sets of
-full-vocabulary logits meet in verl's logits hook.  Neither ever leaves the GPU.  The teacher's sequences travel with
-the batch as `teacher_input_ids` and `teacher_position_ids`, under the same keys, so that mini- and micro-batches carry
-the right ones.
+the student's own pass; a trust-region teacher reads it twice, as the initial policy and as the current one.  Where the
+loss and the model's head allow it, both passes end at the head's inputs, and the divergence is computed from those
+inside the student's pass (`workers.training.head`); else the two sets of full-vocabulary logits meet in verl's logits
+hook.  Neither ever leaves the GPU.  The teacher's sequences travel with the batch as `teacher_input_ids` and
+`teacher_position_ids`, under the same keys, so that mini- and micro-batches carry the right ones.
 
 No method of the engine is replaced: each is called through super(), with the teacher before it or statistics after it.
 The one exception is the pass that only scores tokens, which needs no logits either.  Log-probs are fp32 also where
@@ -14,10 +14,10 @@ flash-attn's cross-entropy, verl's way to that, is not installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -48,6 +48,20 @@ MODEL_TYPE = "self_distill_language_model"
 TEACHER_LENGTHS = "teacher_lengths"
 
 
+class Voice(NamedTuple):
+    """A forward pass that a distribution's logits are made of.
+
+    Attributes:
+        module: the model.
+        adapter: a context for its pass, in which an adapter may be switched off.
+        share: factor of its logits.
+    """
+
+    module: nn.Module
+    adapter: Callable[[], AbstractContextManager[Any]]
+    share: float
+
+
 @EngineRegistry.register(model_type=MODEL_TYPE, backend="fsdp2", device=["cuda", "cpu"])
 class SelfDistillEngine(FSDPEngineWithLMHead):
     """A language-model engine that can also train a divergence from a privileged teacher.
@@ -62,6 +76,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self.loss_settings = LossParams()
         self.teacher_settings = TeacherWeights()
         self.teacher: TeacherCopy | None = None
+        self._mixed: list[Voice] = []  # of whom a mixed teacher's scores are made, within `as_teacher`
         self.needs_logits: str | None = None  # why the divergence is computed from logits; None: from hidden states
         self._head_obstacle: str | None = None
         self._scored: dict[str, list[Tensor]] = {}
@@ -78,6 +93,11 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         super().initialize()
         self._head_obstacle = head_obstacle(self.module)
         self.needs_logits = self.loss_settings.logits_because or self._head_obstacle
+        if self.teacher_settings.passes > 1 and self._head_obstacle is not None:
+            raise ValueError(
+                f"self_distill.teacher.weights={self.teacher_settings.weights} mixes logits of two passes, and this "
+                f"model's cannot be scored from its hidden states ({self._head_obstacle}); choose ema or frozen"
+            )
         if self.loss_settings.active and self.rank == 0:
             source = "hidden states" if self.needs_logits is None else f"logits, since {self.needs_logits}"
             print(f"the divergence is computed from {source}")
@@ -138,6 +158,15 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
         """Within the block the engine's log-probability passes use the teacher's weights."""
+        if self.teacher_settings.passes > 1:
+            if self.teacher is not None and self._is_offload_param:  # verl moves the student alone
+                self._move_copy(get_device_name())
+            self._mixed = self._voices()
+            try:
+                yield
+            finally:
+                self._mixed = []
+            return
         if self.teacher is None:
             with self._adapter_off():
                 yield
@@ -149,8 +178,17 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             self.module = student
 
     def _adapter_off(self) -> Any:
-        off = self.teacher_settings.weights == "frozen" and self._is_lora
+        off = self.teacher_settings.keeps_initial and self._is_lora
         return self.disable_adapter() if off else nullcontext()
+
+    def _voices(self) -> list[Voice]:
+        """The passes that the teacher's logits are made of: one, or those of the initial and the current policy."""
+        settings = self.teacher_settings
+        own = (self.module, self._adapter_off) if self.teacher is None else (self.teacher.module, nullcontext)
+        if settings.passes == 1:
+            return [Voice(*own, 1.0)]
+        mix = settings.trust_region_mix
+        return [Voice(*own, 1.0 - mix), Voice(self.module, nullcontext, mix)]
 
     # ------------------------------------------------------------------ a mini-batch
 
@@ -186,6 +224,10 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Callable | None, forward_only: bool) -> Any:
         micro_batch = micro_batch.to(get_device_id()).copy()
+        if self._mixed and not (forward_only and loss_function is None and self._packs_plainly(micro_batch)):
+            raise RuntimeError(
+                f"self_distill.teacher.weights={self.teacher_settings.weights} scores packed sequences without a loss"
+            )
         if forward_only:
             if loss_function is None and self._head_obstacle is None and self._packs_plainly(micro_batch):
                 return self._score_tokens(micro_batch)
@@ -235,6 +277,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         """Teacher, student and loss of a micro-batch; what the metrics need is kept aside."""
         rollout_temperature = float(micro_batch["temperature"])
         with_ppo = self.loss_settings.ppo
+        compares = with_ppo or self.loss_settings.importance_clip is not None
         # verl divides logits in their own 16 bits, into another tensor of that size; ours divides in fp32, both sides
         # alike. It must be verl where verl computes the entropy that PPO may reward.
         verls_own = with_ppo and tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False)
@@ -280,7 +323,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             )
             self._keep({"divergence": value.detach(), **stats})
             outputs = {DIVERGENCE: scatter_tokens(value, rows, student_logits.shape[-2])}
-            if with_ppo and not verls_own:
+            if compares and not verls_own:
                 labels = torch.roll(ids.values(), -1)
                 outputs["log_probs"] = token_log_probs(student_logits[0], labels, temperature=rollout_temperature)
             return outputs
@@ -325,7 +368,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             batch_size=micro_batch.batch_size,
         )
         lengths = batch["input_ids"].offsets().diff().tolist()
-        self._teacher_lengths += lengths
+        self._teacher_lengths += lengths * self.teacher_settings.passes
         budget = None
         if tu.get_non_tensor_data(micro_batch, "use_dynamic_bsz", default=True):
             budget = int(micro_batch["max_token_len_per_gpu"])
@@ -351,21 +394,45 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     def _teacher_rows(self, batch: TensorDict, head: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One pass of the teacher: logits or hidden states of its scored rows; `head` or, if unset, the copy's."""
         rows = scored_rows(batch["input_ids"].offsets(), batch["response_mask"])
-        module = self.module if self.teacher is None else self.teacher.module
-        heads = [head]
+        voices = self._voices()
+        if self.needs_logits is None:
+            return self._hidden_states(voices, batch, rows, head)
+        found = None
+        for module, adapter, share in voices:
+            with adapter():
+                # The head is applied to the scored rows only: prompts, references included, cost no logits.
+                logits = self._forward(module, batch, rows)
+            found = logits if found is None else found.lerp_(logits, share)
+        return found, None
 
-        def hidden_states(hidden: Tensor, weight: Tensor) -> Tensor:
-            if self.teacher is not None and heads[0] is None:
-                heads[0] = weight.clone()  # it is whole only now
+    def _hidden_states(
+        self, voices: Sequence[Voice], batch: TensorDict, rows: Tensor, head: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The head's inputs for those packed rows, (N, h), and the head (V, h) where it is not the student's.
+
+        Logits are linear in both, so those of several passes are mixed by laying inputs and heads side by side:
+        Σ_i share_i · h_i W_iᵀ = (N, Σh) (V, Σh)ᵀ; with one head for all (an adapter leaves it alone) inputs add up.
+
+        Args:
+            head: what an earlier call returned; it is not copied again.
+        """
+        states: list[Tensor] = []
+        heads: list[Tensor] = []
+
+        def keep(hidden: Tensor, weight: Tensor) -> Tensor:
+            if self.teacher is not None and head is None:
+                heads.append(weight.clone())  # it is whole only now
             return hidden.to(weight.dtype)
 
-        with (
-            self._adapter_off() if self.teacher is None else nullcontext(),
-            head_computes(module, hidden_states) if self.needs_logits is None else nullcontext(),
-        ):
-            # The head is applied to the scored rows only: prompts, references included, cost no logits.
-            found = self._forward(module, batch, rows)
-        return found, heads[0]
+        for module, adapter, share in voices:
+            with adapter(), head_computes(module, keep):
+                found = self._forward(module, batch, rows)
+            states.append(found if share == 1.0 else found * share)
+        if self.teacher is None:
+            return (states[0] if len(states) == 1 else torch.stack(states).sum(0)), None
+        if head is None:
+            head = heads[0] if len(heads) == 1 else torch.cat(heads, -1)
+        return (states[0] if len(states) == 1 else torch.cat(states, -1)), head
 
     def _forward(self, module: nn.Module, batch: TensorDict, rows: Tensor) -> Tensor:
         """A forward pass for those packed rows (N,) alone, (N, V): without dropout and gradient checkpointing."""
@@ -422,13 +489,21 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         rows = response_rows(ids.offsets(), micro_batch["loss_mask"].offsets())
         token_ids, total = ids.values()[rows + 1], ids.values().shape[0]
 
+        batch = micro_batch.select("input_ids", "position_ids")
+        *earlier, (module, adapter, share) = self._mixed or [Voice(self.module, nullcontext, 1.0)]
+        others, their_head = self._hidden_states(earlier, batch, rows) if earlier else (None, None)
+
         def statistics(hidden: Tensor, head: Tensor) -> Tensor:
-            found = hidden_statistics(hidden[0].to(head.dtype), head, token_ids, temperature=temperature)
+            states = hidden[0].to(head.dtype)
+            if others is not None:
+                states = states * share
+                states = others + states if their_head is None else torch.cat([others, states], -1)
+                head = head if their_head is None else torch.cat([their_head, head], -1)
+            found = hidden_statistics(states, head, token_ids, temperature=temperature)
             return torch.stack(found, -1)[None]
 
-        batch = micro_batch.select("input_ids", "position_ids")
-        with head_computes(self.module, statistics):
-            log_probs, entropy = self._forward(self.module, batch, rows).unbind(-1)
+        with adapter(), head_computes(module, statistics):
+            log_probs, entropy = self._forward(module, batch, rows).unbind(-1)
         values = {"log_probs": log_probs}
         if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
             values["entropy"] = entropy

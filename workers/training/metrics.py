@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Names of what is measured here and in the loss; the trainer writes them as they are.
 LOSS, MEAN, DISAGREEMENT = "divergence/loss", "divergence/mean", "divergence/top1_disagreement"
+IMPORTANCE_CLIPPED = "divergence/importance_clipped"  # share of tokens whose importance ratio is held at its bound
 STUDENT_ENTROPY, STUDENT_LOG_PROB = "divergence/student_entropy", "divergence/student_logprob"
 
 POSITION_BINS = 10

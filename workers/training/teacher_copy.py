@@ -1,7 +1,8 @@
 """A teacher with weights of its own: a second, sharded copy of the policy that is never trained.
 
 Needed where the teacher is neither the policy itself nor the policy without its LoRA adapter: the frozen initial
-policy in full fine-tuning (OPSD's default teacher), the moving average (SDPO), the snapshot of every N steps (RLSD).
+policy in full fine-tuning (OPSD's default teacher, and a part of SDPO's trust region), the moving average (SDPO), the
+snapshot of every N steps (RLSD).
 It costs one more set of parameters, sharded like the student's.  Averages live in fp32: in bfloat16 an update of
 (1 − decay) · difference is below the rounding of the average and is lost.
 """
@@ -75,7 +76,7 @@ class TeacherCopy:
             self._copy(student)
 
     def save(self, folder: Path, *, rank: int, world_size: int) -> None:
-        """Write this rank's shards; nothing for a frozen teacher, which the model's own files restore."""
+        """Write this rank's shards; nothing for the initial policy, which the model's own files restore."""
         if self.settings.weights not in TRAILING_WEIGHTS:
             return
         file = _file(folder, rank, world_size)

@@ -39,9 +39,16 @@ def _verls_estimators() -> set[str]:
 
 def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
     """What the teacher is shown, and groups that A_G can compare."""
+    contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
+    if "has_teacher" in method.signals and not (method.uses_teacher and contexts.may_be_missing):
+        which = f"self_distill.teacher.teaches={contexts.teaches}, so each has one"
+        yield (
+            f"algorithm.adv_estimator={method.credit}: it trains the responses that a teacher does not, but "
+            + (which if method.uses_teacher else f"self_distill.loss.kind={method.loss.kind}, so there is no teacher")
+            + "; choose a divergence, and set self_distill.teacher.teaches=failed"
+        )
     if not method.uses_teacher:
         return
-    contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
     for kind in contexts.named:
         key = "context" if kind in contexts.kinds else "fallback"
         if kind == "problem":
@@ -107,6 +114,13 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
         yield (
             f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no "
             "divergence to weigh; choose a kind, or weighting=uniform"
+        )
+    rollouts = cfg.actor_rollout_ref.rollout.temperature
+    if "teacher_entropy" in method.signals and loss.temperature not in (None, rollouts):
+        yield (
+            f"self_distill.loss.temperature={loss.temperature:g} with weighting={loss.weighting}: the teacher's "
+            f"entropy is that of its scores, at the rollouts' temperature of {rollouts}, and it weighs a "
+            "divergence at the same; set it to null"
         )
     if not (loss.active or method.teacher_copy):
         return
@@ -184,9 +198,24 @@ def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
 
 
+# The reduction of a divergence that averages as the PPO clip does.
+SAME_MEAN = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean"}
+
+
+def two_denominators(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """A warning: a divergence that is averaged otherwise than the PPO clip beside it."""
+    mode, reduction = cfg.actor_rollout_ref.actor.loss_agg_mode, method.loss.reduction
+    if method.loss.active and method.loss.ppo and SAME_MEAN.get(mode) != reduction:
+        fix = next((name for name, own in SAME_MEAN.items() if own == reduction), mode)
+        yield (
+            f"self_distill.loss.reduction={reduction} beside actor_rollout_ref.actor.loss_agg_mode={mode}: the two "
+            f"terms are averaged differently; actor_rollout_ref.actor.loss_agg_mode={fix} gives them one denominator"
+        )
+
+
 def precision(cfg: DictConfig, method: Method) -> Iterator[str]:
     """What teachers and entropies need to be exact; a method may read entropies without a teacher."""
-    reads_entropy = "entropy" in method.signals
+    reads_entropy = not {"entropy", "teacher_entropy"}.isdisjoint(method.signals)
     if not (method.uses_teacher or reads_entropy):
         return
     arr = cfg.actor_rollout_ref

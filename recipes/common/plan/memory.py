@@ -91,6 +91,7 @@ class Job:
     policy_loss: bool
     from_hidden: bool  # the divergence, without logits
     teacher_copy: bool
+    teacher_passes: int  # that its logits take
     teacher_prompt: int
     teacher_budget: int  # tokens of the teacher's passes in the loss
 
@@ -167,6 +168,7 @@ def job_of(cfg: DictConfig, method: Method, gpu: Gpu | None) -> Job | None:
         policy_loss=loss.ppo,
         from_hidden=loss.logits_because is None,
         teacher_copy=method.teacher_copy,
+        teacher_passes=method.weights.passes,
         teacher_prompt=method.max_prompt_length,
         teacher_budget=(
             actor.ppo_max_token_len_per_gpu
@@ -314,7 +316,7 @@ def _update(job: Job, interior: float) -> dict[str, float]:
         return parts | {"divergence": hidden_divergence_bytes(job, rows)}
     # Beside the clip the gradients of both terms, before they are added.
     parts["logits"] = logits_bytes(job, tokens, 3 if job.policy_loss else 1)
-    parts["teacher logits"] = divergence_bytes(job, rows)
+    parts["teacher logits"] = divergence_bytes(job, rows) + logits_bytes(job, rows, job.teacher_passes - 1)
     return parts
 
 
@@ -336,8 +338,8 @@ def hidden_divergence_bytes(job: Job, rows: int) -> float:
     m = job.model
     head = m.vocab * m.hidden
     gradient = 0 if job.lora_rank else head * (4 + job.compute_bytes)
-    copied = head * job.compute_bytes if job.teacher_copy else 0
-    states = rows * m.hidden * (2 * job.compute_bytes + 4)
+    copied = head * job.compute_bytes * job.teacher_passes if job.teacher_copy else 0
+    states = rows * m.hidden * ((1 + job.teacher_passes) * job.compute_bytes + 4)
     return (
         states + logits_bytes(job, _chunk(job, rows), 2) + _working_buffers(job, _chunk(job, rows)) + gradient + copied
     )
@@ -364,12 +366,12 @@ def seconds(job: Job) -> dict[str, float]:
 
     stages = {"rollout": _decoding(job, job.gpu), "student log-probs": forward(job.sequence)}
     if job.scored:
-        stages["teacher log-probs"] = forward(job.teacher_sequence)
+        stages["teacher log-probs"] = job.teacher_passes * forward(job.teacher_sequence)
     # Backward: products for the inputs and, in full fine-tuning, the weights; checkpointing repeats the forward pass.
     passes = 1 + job.checkpointing + (1 if job.lora_rank else 2)
     stages["update"] = passes * forward(job.sequence)
     if job.divergence:
-        stages["update"] += forward(job.teacher_sequence)
+        stages["update"] += job.teacher_passes * forward(job.teacher_sequence)
     return stages
 
 

@@ -34,6 +34,7 @@ FIELDS = (
     ),
     TokenField("divergence_weight", "w", "factor of the token's divergence from the teacher"),
     TokenField("advantage", "Â", "the advantage that the PPO clip trains on"),
+    TokenField("teacher_entropy", "HT", "entropy of the teacher's next token, nats"),
     TokenField("entropy", "H", "entropy of the student's next token, nats"),
 )
 

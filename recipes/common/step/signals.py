@@ -79,6 +79,7 @@ class Scores:
         student: log p_S(o_t), nats, fp32; None where no pass was made for it.
         entropy: H_t of the student, nats, fp32; None likewise.
         teacher: log p_T(o_t), nats, fp32; None where no teacher scores.
+        teacher_entropy: H_T of the teacher, nats, fp32; None where it was not asked for.
         contrast: log of the mean probability of o_t under the contexts that the teacher's is contrasted with, nats,
             fp32; None without them.
         has_teacher: (B,) bool; None where every row has one. The gaps of the others are 0.
@@ -90,6 +91,7 @@ class Scores:
     student: torch.Tensor | None
     entropy: torch.Tensor | None
     teacher: torch.Tensor | None
+    teacher_entropy: torch.Tensor | None = None
     contrast: torch.Tensor | None = None
     has_teacher: torch.Tensor | None = None
 
@@ -141,6 +143,8 @@ class Scores:
         if self.teacher is not None:
             found[names.TEACHER_LOG_PROB] = _mean(self.teacher[self.taught])
             found |= {names.GAP: self.gap_mean, names.GAP_SIZE: self.gap_abs_mean}
+        if self.teacher_entropy is not None:
+            found[names.TEACHER_ENTROPY] = _mean(self.teacher_entropy[self.taught])
         if self.contrast_gap is not None:
             found[names.CONTRAST_SIZE] = _mean(self.contrast_gap[self.taught].abs())
         return found
@@ -151,6 +155,7 @@ class Scores:
             "student log-probs": self.student,
             "entropy": self.entropy,
             "teacher log-probs": self.teacher,
+            "entropy of the teacher": self.teacher_entropy,
             "log-probs of the contrast": self.contrast,
         }
         check_tokens(
@@ -191,15 +196,19 @@ def fetch_scores(
         raise RuntimeError(f"verl did not provide {absent}, of which advantages and metrics are made")
     padded = nested.to_padded_tensor()
     shape = (len(batch), padded["response_mask"].shape[1])
-    own, contrast = (teacher.own, teacher.contrast) if teacher else (None, None)
+
+    def of_teacher(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.to_padded_tensor(0.0, shape)
+
     return Scores(
         nested_mask=nested["response_mask"],
         mask=padded["response_mask"].bool(),
         token_ids=padded["responses"],
         student=padded["old_log_probs"] if student else None,
         entropy=padded["entropy"] if student else None,
-        teacher=None if own is None else own.to_padded_tensor(0.0, shape),
-        contrast=None if contrast is None else contrast.to_padded_tensor(0.0, shape),
+        teacher=of_teacher(teacher.own) if teacher else None,
+        teacher_entropy=of_teacher(teacher.entropy) if teacher else None,
+        contrast=of_teacher(teacher.contrast) if teacher else None,
         has_teacher=has_teacher,
     )
 

@@ -112,6 +112,7 @@ class TeacherStage:
             weights=method.scoring_weights,
             workers=cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes,
             temperature=cfg.actor_rollout_ref.rollout.temperature,
+            entropy="teacher_entropy" in method.signals,
         )
         return Scored(scored, has_teacher, {**teacher.metrics, TEACHER_TOKENS: scored.tokens})
 

@@ -147,6 +147,7 @@ class SelfDistillTrainer(RecordedTrainer):
             entropy=scores.entropy,
             log_prob_gap=scores.gap,
             contrast_gap=scores.contrast_gap,
+            teacher_entropy=scores.teacher_entropy,
             has_teacher=scores.has_teacher,
             token_ids=scores.token_ids,
             token_counts=self._token_counts if "token_counts" in self.method.signals else None,
@@ -159,7 +160,7 @@ class SelfDistillTrainer(RecordedTrainer):
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
         if self._samples_due():
-            known = {"entropy": scores.entropy, "delta": scores.gap}
+            known = {"entropy": scores.entropy, "teacher_entropy": scores.teacher_entropy, "delta": scores.gap}
             fields |= {name: values for name, values in known.items() if values is not None}
             samples.append(
                 self.run_dir,

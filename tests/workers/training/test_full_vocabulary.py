@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.engine_cases import CASES, OPSD, PW_OPSD, plain, relative_error, write_material
+from benchmarks.engine_cases import CASES, OPSD, PW_OPSD, SDPO, plain, relative_error, write_material
 from tests.builders.configs import ROOT
 
 
@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_plain_transformers(material, engine_results, na
     world, case = CASES[name]
     results = engine_results[name]
     students = results[0]["initial"]
-    base = {} if case.get("teacher", {}).get("weights") == "frozen" else students
+    base = {} if case.get("teacher", {}).get("weights") in ("frozen", "trust_region") else students
     reference = plain(material, case, students, base)
     assert relative_error(results[0], reference) < 1e-6
     # each rank's share is scaled by their number, since gradients are averaged over ranks
@@ -125,6 +125,19 @@ def test_the_cases_exercise_what_they_name(material, engine_results):
         students = engine_results[name][0]["initial"]
         other = plain(material, {**case, **change}, students, students)
         assert relative_error(engine_results[name][0], other) > 1e-3, name
+    for name, change in (
+        ("sdpo", {"loss": {**SDPO, "importance_clip": None}}),
+        ("sdpo", {"loss": {**SDPO, "importance_clip": 1e9}}),
+        ("srpo, two workers", {"loss": {**SDPO, "ppo": False}}),
+        ("eopd", {"weights_minus": 0.0}),
+        ("eopd", {"loss": {"kind": "forward_kl", "top_k": 5, "ppo": True}}),
+        ("trust region", {"teacher": {"weights": "trust_region", "trust_region_mix": 0.0}}),
+        ("trust region, lora", {"teacher": {"weights": "trust_region", "trust_region_mix": 0.0}}),
+    ):
+        case = CASES[name][1]
+        students = engine_results[name][0]["initial"]
+        other = plain(material, {**case, **change}, students, {} if "teacher" in case else students)
+        assert relative_error(engine_results[name][0], other) > 1e-3, (name, change)
     for name in ("frozen copy, two workers", "lora, adapter off, two workers"):
         students = engine_results[name][0]["initial"]
         current = plain(material, CASES[name][1], students, students)
@@ -241,6 +254,29 @@ SCORES = {
     "scores": (1, {"loss": OPSD, "rollout_temperature": 1.3}),
     "scores without a divergence, two workers": (2, {"loss": {}, "rollout_temperature": 0.8, "micro": 1}),
     "scores of a copy, two workers": (2, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "micro": 3}),
+    "scores of a trust region, two workers": (
+        2,
+        {"loss": OPSD, "teacher": {"weights": "trust_region", "trust_region_mix": 0.3}, "perturb": True, "micro": 3},
+    ),
+    "scores of a trust region, offloaded": (
+        1,
+        {
+            "loss": OPSD,
+            "teacher": {"weights": "trust_region", "trust_region_mix": 0.3},
+            "perturb": True,
+            "param_offload": True,
+        },
+    ),
+    "scores of a trust region with an adapter": (
+        1,
+        {
+            "loss": OPSD,
+            "teacher": {"weights": "trust_region", "trust_region_mix": 0.3},
+            "perturb": True,
+            "lora": True,
+            "rollout_temperature": 1.3,
+        },
+    ),
     "scores without the adapter": (1, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "lora": True}),
 }
 
@@ -252,11 +288,12 @@ def test_log_probs_and_entropies_are_those_of_plain_transformers(material, engin
     rows = torch.load(material / "batch.pt")
     students = engine_results[name][0]["initial"]
     teachers = {} if case.get("teacher") else students
-    everything = {**case, "loss": {"ppo": False, "temperature": case.get("rollout_temperature", 1.0)}}
-    for who, weights in (("student", students), ("teacher", teachers)):
-        found = plain(material, everything, weights, weights)
-        lengths = [int(mask.sum()) for mask in rows["mask"]]
-        expected = {name: found[name].split(lengths) for name in ("log_prob", "entropy")}
+    everything = {**case, "same_prompts": True}
+    everything["loss"] = {"ppo": False, "temperature": case.get("rollout_temperature", 1.0)}
+    found = plain(material, everything, students, teachers)
+    lengths = [int(mask.sum()) for mask in rows["mask"]]
+    for who, prefix in (("student", ""), ("teacher", "teacher_")):
+        expected = {name: found[f"{prefix}{name}"].split(lengths) for name in ("log_prob", "entropy")}
         for rank, result in enumerate(engine_results[name]):
             scored = result["scored"] if who == "student" else result["scored"]["by the teacher"]
             for own, row in enumerate(range(len(lengths))[rank::world]):
