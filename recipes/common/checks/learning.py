@@ -175,7 +175,7 @@ def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
     controller, steps = method.controller, cfg.trainer.total_training_steps
     if not method.truncates or method.exposure.mode != "learned" or controller is None or steps is None:
         return
-    needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
+    needed = controller.credited_after + (controller.decisions_per_update - 1) * controller.hold
     if steps <= needed:
         yield (
             f"self_distill.exposure.mode=learned for trainer.total_training_steps={steps}: the controller first learns "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,11 @@ class TeacherStage:
             wanted: score even where the credit does not need it, for the samples that people look at.
         """
         method, cfg = self.method, self.cfg
-        exposures = None if self.exposure is None else self.exposure.of_responses(rewards.scores, rewards.groups)
+        exposures = None
+        if self.exposure is not None:
+            # Names only where they are used: they are made of the batch's prompts.
+            problems = [None] * len(batch) if self.exposure.accuracy is None else problem_names(batch)
+            exposures = self.exposure.of_responses(problems, rewards.correct)
         teacher = teacher_batch(
             batch,
             self.prompts,
@@ -165,6 +170,15 @@ class TeacherStage:
         """Continue from a checkpoint.  Raises RuntimeError where it holds no controller though one is needed."""
         if self.exposure is not None:
             self.exposure.load(checkpoint)
+
+
+def problem_names(batch: KVBatchMeta) -> list[str | None]:
+    """A name of each response's problem that lasts over steps and files: a hash of the prompt; None in filler rows."""
+    prompts = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["prompts"])["prompts"]
+    return [
+        None if tag.get("is_padding", False) else blake2b(ids.numpy().tobytes(), digest_size=8).hexdigest()
+        for ids, tag in zip(prompts.unbind(), batch.tags, strict=True)
+    ]
 
 
 def _attach(batch: KVBatchMeta, teacher: TeacherBatch) -> None:

@@ -11,14 +11,16 @@ batches of completed decisions:
     loss  = −mean_j A_j log π(α_j | s_j) + c_t · max(0, H[π] − H_target)²,   A = (R − mean R) / (std R + ε)     (eq. 9)
 
 ℓ_t is the distillation loss after update t, g_t the mean log-probability that the exposed teacher gives to verified
-reference tokens.  Mismatch is state and diagnostic, never reward.
+reference tokens.  A training loss is measured in an update's own forward pass, before the weights move: that of update
+t + 1 is ℓ_t, on update t + 1's batch and at its exposure, so a decision credited by it waits one update more.
+Mismatch is state and diagnostic, never reward.
 
 The paper gives the equations, L = 20 and "a 2-layer MLP on six statistics"; every other number is a default of ours and
 a field of `ControllerConfig`.  Also ours: population standard deviation; log π at the *raw* sample (before the clip to
 the exposure range) clamped to [1e-4, 1 − 1e-4]; the entropy penalty averaged over the batch's states; statistics not
 yet measured enter the state as 0; credit "delayed" is the undiscounted progress over the hold window (its Table 2
-only calls it a short delayed signal); before the first update no loss is known, so a window that opens there starts
-counting progress at the first loss it sees.
+only calls it a short delayed signal); where the first ℓ of a window was not measured, progress counts from the first
+that was.
 
 With ℓ the training loss, lowering α lowers ℓ mechanically and is credited as progress.  progress_signal =
 "fixed_exposure_probe" credits the decisions by a loss measured at one fixed exposure on held-out items instead.
@@ -51,7 +53,7 @@ from recipes.common.teacher.credit import (
 from recipes.common.teacher.decisions import AVERAGED, FEATURES, ControllerConfig, Decision, Memory, Observation
 
 _FILE_STEM = "exposure_controller"
-STATE_VERSION = 2
+STATE_VERSION = 3
 # A saved state means something else under another value of these.
 _STRUCTURAL = ("mode", "credit", "progress_signal", "hold", "lookahead", "decisions_per_update", "hidden")
 
@@ -91,8 +93,8 @@ class ExposureController:
     def step(self, observation: Observation | None = None) -> float:
         """Take in what the last update showed and return the exposure for the next one.
 
-        The first call precedes the first update; its observation may be None, or hold losses measured before training
-        (then the first decision is credited for the first update too).  Every later call needs one.
+        The first call precedes the first update; its observation may be None, or hold what was measured before training
+        (a probe's loss: the first decision is then credited for the first update too).  Every later call needs one.
         Raises ValueError where an observation, or the grounded score that the credit needs, is missing.
         """
         memory = self.memory
@@ -165,13 +167,14 @@ class ExposureController:
 
     def _complete_windows(self) -> None:
         memory, config = self.memory, self.config
-        while memory.open and memory.step - memory.open[0].step >= config.window:
+        while memory.open and memory.step - memory.open[0].step >= config.credited_after:
             decision = memory.open.pop(0)
             first = decision.step - memory.series_start
             last = first + config.window
-            progress, grounded = lookahead_reward(
-                memory.losses[first : last + 1], memory.grounded[first + 1 : last + 1], config.window_gamma
-            )
+            # ℓ_{t0} … ℓ_{t0+L} stand where they were told; g_{t0+1} … g_{t0+L} are measured after their updates.
+            losses = memory.losses[first + config.delay : last + config.delay + 1]
+            grounds = memory.grounded[first + 1 : last + 1]
+            progress, grounded = lookahead_reward(losses, grounds, config.window_gamma)
             reward = progress
             if config.grounded:
                 if grounded is None:

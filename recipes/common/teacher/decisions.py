@@ -103,6 +103,16 @@ class ControllerConfig:
         return {"one_step": 1, "delayed": self.hold}.get(self.credit, self.lookahead)
 
     @property
+    def delay(self) -> int:
+        """Updates from ℓ_t to the observation that tells it: update t + 1's own forward pass has the loss after t."""
+        return 1 if self.progress_signal == "training_loss" else 0
+
+    @property
+    def credited_after(self) -> int:
+        """Updates after which a decision's reward is known."""
+        return self.window + self.delay
+
+    @property
     def window_gamma(self) -> float:
         """Discount inside that window; one_step and delayed have none."""
         return self.gamma if self.credit.startswith("discounted") else 1.0
@@ -117,10 +127,12 @@ class ControllerConfig:
 class Observation:
     """What one student update showed.  None is "not measured at this step": averages keep their value.
 
-    loss: distillation loss of the update.  mismatch: top-1 disagreement of teacher and student (or another mismatch).
+    loss: distillation loss in the update's own forward pass, so of the weights before it: that of update t is ℓ_{t−1}.
+    mismatch: top-1 disagreement of teacher and student (or another mismatch).
     probe_nll: the student's NLL of the held-out probe.  confidence: mean student log-probability of sampled tokens.
     grounded: mean log-probability the exposed teacher gives to verified reference tokens.
-    probe_loss: distillation loss of the probe at a fixed exposure, for progress_signal = fixed_exposure_probe.
+    probe_loss: distillation loss of the probe at a fixed exposure, with the weights after the update: ℓ_t, for
+        progress_signal = fixed_exposure_probe.
     """
 
     loss: float | None = None
@@ -163,7 +175,8 @@ class Memory:
         exposure: the one in force, and decided_at: the step since which it is.
         loss, mismatch, probe_nll: moving averages; confidence: the last one seen.
         progress_loss: the last value of the signal whose decrease is progress.
-        series_start: step of the first entry of losses and grounded, of which only what open windows need is kept.
+        series_start: step of the observation of the first entry of losses and grounded, of which only what open windows
+            need is kept.
         open: decisions whose window is not complete; completed: those that wait for an update of the policy.
         decided: all completed decisions, oldest first.
         updates: of the policy.  dropped_values: observations that were no numbers.
