@@ -23,6 +23,7 @@ STUDENT_LOG_PROB, TEACHER_LOG_PROB = "student/log_prob/mean", "teacher/log_prob/
 GAP, GAP_SIZE = "teacher/log_prob_gap/mean", "teacher/log_prob_gap/abs_mean"
 CONTRAST_SIZE = "teacher/contrast_gap/abs_mean"
 ENTROPY_QUANTILE = "student/entropy/p{:02d}"
+MEASURED = "student/{}/mean"  # other signals of the student's pass
 
 # The teacher's prompts: share whose reference was cut, tokens, share whose reference had to be shown whole.
 PROMPT_TRUNCATED, PROMPT_TOKENS, FORCED_FULL = (

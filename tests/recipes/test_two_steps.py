@@ -23,6 +23,16 @@ RUNS = {
     "rlcsd": ("rlcsd", ["trainer.n_gpus_per_node=2"], ["credit/kept_share", "teacher/contrasted/mean"]),
     "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
     "sft": ("sft", [], ["actor/pg_loss"]),
+    "attention entropy, exposure by difficulty": (
+        "dasd",
+        [
+            "algorithm.dasd.router=attention_entropy",
+            "self_distill.exposure.mode=fixed",
+            "self_distill.exposure.fixed_exposure=0.5",
+            "self_distill.exposure.difficulty_strength=2",
+        ],
+        ["student/attention_entropy/mean", "credit/omega/positive_share", "exposure/forced_full"],
+    ),
     "sibling": ("dasd", ["self_distill.teacher.context=sibling"], ["teacher/tokens"]),
     "sibling in the loss": ("opsd", ["self_distill.teacher.context=sibling"], ["divergence/mean"]),
 }

@@ -29,10 +29,15 @@ from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 
 from workers import verl_private
 from workers.divergence import hidden_statistics, reduction_count, token_log_probs
+from workers.training.attention_entropy import AttentionEntropy, attention_watched
 from workers.training.head import head_computes, head_obstacle
 from workers.training.loss import COUNT, DIVERGENCE, SHARE, SelfDistillLoss, scatter_tokens
 from workers.training.metrics import divergence_metrics
 from workers.training.packing import (
+    ATTENTION_ENTROPY,
+    CALCULATE_ATTENTION_ENTROPY,
+    CALCULATE_GRADIENT_NORM,
+    GRADIENT_NORM,
     TEACHER_IDS,
     TEACHER_POSITIONS,
     passes_within,
@@ -189,6 +194,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         if forward_only:
             if loss_function is None and self._head_obstacle is None and self._packs_plainly(micro_batch):
                 return self._score_tokens(micro_batch)
+            self._refuse_measures(micro_batch)
             return super().forward_step(micro_batch, loss_function, forward_only)
         if not self.loss_settings.active:
             return self._clip_alone(micro_batch, loss_function)
@@ -228,6 +234,13 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             and not tu.get_non_tensor_data(micro_batch, "use_fused_kernels", default=False)
             and not tu.get_non_tensor_data(micro_batch, "calculate_sum_pi_squared", default=False)
         )
+
+    def _refuse_measures(self, micro_batch: TensorDict) -> None:
+        """verl's own pass has log-probs and entropies only; what else is asked for must not be left out silently."""
+        for name in (CALCULATE_GRADIENT_NORM, CALCULATE_ATTENTION_ENTROPY):
+            if tu.get_non_tensor_data(micro_batch, name, default=False):
+                reason = self._head_obstacle or "its rows are padded, sharded over ranks or fused with the head"
+                raise RuntimeError(f"{name} is measured in a pass that this engine cannot make for the model: {reason}")
 
     # ------------------------------------------------------------------ a micro-batch with the teacher
 
@@ -406,7 +419,9 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         `log_prob_noise/max`: the largest absolute difference, in nats, of the passes since the last one.
         """
         alone = tu.index_select_tensor_dict(data, [0])
-        tu.assign_non_tensor(alone, micro_batch_size_per_gpu=1)
+        tu.assign_non_tensor(
+            alone, micro_batch_size_per_gpu=1, **{CALCULATE_GRADIENT_NORM: False, CALCULATE_ATTENTION_ENTROPY: None}
+        )
         again = super().infer_batch(alone)["model_output"]["log_probs"].values()
         length = int(data["loss_mask"].offsets()[1])
         first = log_probs.unbind()[0]
@@ -416,22 +431,34 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     def _score_tokens(self, micro_batch: TensorDict) -> tuple[Tensor, dict[str, Any]]:
         """verl's forward step for log-probs and entropies, from hidden states of the response's rows, in fp32.
 
+        With them what the batch asks for of the norm of the log-prob's gradient and of the attention's entropy.
         The outputs are verl's, jagged (B, prompt_i + response_i), with zeros in the prompts.
         """
         ids, temperature = micro_batch["input_ids"], float(micro_batch["temperature"])
-        rows = response_rows(ids.offsets(), micro_batch["loss_mask"].offsets())
+        response_offsets = micro_batch["loss_mask"].offsets()
+        rows = response_rows(ids.offsets(), response_offsets)
         token_ids, total = ids.values()[rows + 1], ids.values().shape[0]
+        norms = tu.get_non_tensor_data(micro_batch, CALCULATE_GRADIENT_NORM, default=False)
+        layers = tu.get_non_tensor_data(micro_batch, CALCULATE_ATTENTION_ENTROPY, default=None)
+        attention = AttentionEntropy(self.module, layers, ids.offsets(), response_offsets) if layers else None
 
         def statistics(hidden: Tensor, head: Tensor) -> Tensor:
-            found = hidden_statistics(hidden[0].to(head.dtype), head, token_ids, temperature=temperature)
+            found = hidden_statistics(
+                hidden[0].to(head.dtype), head, token_ids, temperature=temperature, gradient_norm=norms
+            )
             return torch.stack(found, -1)[None]
 
         batch = micro_batch.select("input_ids", "position_ids")
-        with head_computes(self.module, statistics):
-            log_probs, entropy = self._forward(self.module, batch, rows).unbind(-1)
-        values = {"log_probs": log_probs}
+        watched = attention_watched(self.module, attention) if attention else nullcontext()
+        with head_computes(self.module, statistics), watched:
+            found = self._forward(self.module, batch, rows).unbind(-1)
+        values = {"log_probs": found[0]}
         if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
-            values["entropy"] = entropy
+            values["entropy"] = found[1]
+        if norms:
+            values[GRADIENT_NORM] = found[2]
+        if attention:
+            values[ATTENTION_ENTROPY] = attention.mean()
         outputs = {
             name: torch.nested.nested_tensor_from_jagged(scatter_tokens(value, rows, total), ids.offsets())
             for name, value in values.items()

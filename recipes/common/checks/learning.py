@@ -20,7 +20,7 @@ def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
     if "router_signal" in method.signals:
         yield (
             "algorithm.dasd.router=external: it routes on a router_signal that nothing in a training run computes; set "
-            "algorithm.dasd.router to entropy, position or token_frequency"
+            "algorithm.dasd.router to entropy, position, token_frequency, gradient_norm or attention_entropy"
         )
     if method.estimator is None and method.credit not in _verls_estimators():
         known = sorted({*ESTIMATORS, *_verls_estimators()})

@@ -7,13 +7,14 @@ controller and the samples for people all use it, and the step's metrics are wri
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transfer_queue as tq
+from verl.workers.utils.padding import response_from_nested
 
 from advantage.estimators import equal_reward_rows
 from recipes.common import metric_names as names
@@ -82,6 +83,7 @@ class Scores:
         contrast: log of the mean probability of o_t under the contexts that the teacher's is contrasted with, nats,
             fp32; None without them.
         has_teacher: (B,) bool; None where every row has one. The gaps of the others are 0.
+        measured: what else the student's pass was asked to measure of each token, by the name of its signal, fp32.
     """
 
     nested_mask: torch.Tensor
@@ -92,6 +94,7 @@ class Scores:
     teacher: torch.Tensor | None
     contrast: torch.Tensor | None = None
     has_teacher: torch.Tensor | None = None
+    measured: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def taught(self) -> torch.Tensor:
@@ -141,6 +144,7 @@ class Scores:
         if self.teacher is not None:
             found[names.TEACHER_LOG_PROB] = _mean(self.teacher[self.taught])
             found |= {names.GAP: self.gap_mean, names.GAP_SIZE: self.gap_abs_mean}
+        found |= {names.MEASURED.format(name): _mean(values[self.mask]) for name, values in self.measured.items()}
         if self.contrast_gap is not None:
             found[names.CONTRAST_SIZE] = _mean(self.contrast_gap[self.taught].abs())
         return found
@@ -152,6 +156,7 @@ class Scores:
             "entropy": self.entropy,
             "teacher log-probs": self.teacher,
             "log-probs of the contrast": self.contrast,
+            **{name.replace("_", " "): values for name, values in self.measured.items()},
         }
         check_tokens(
             {name: tensor for name, tensor in named.items() if tensor is not None},
@@ -173,6 +178,7 @@ def fetch_scores(
     has_teacher: torch.Tensor | None = None,
     *,
     student: bool = True,
+    measured: Iterable[str] = (),
 ) -> Scores:
     """The student's scores of a batch, joined with the teacher's; one look into TransferQueue.
 
@@ -180,15 +186,19 @@ def fetch_scores(
         teacher: what it says of the response tokens, or None.
         has_teacher: (B,) bool; None where every row has one.
         student: whether the student's pass was made.
+        measured: names of the signals that it was asked for beside log-probs and entropy.
 
     Raises:
         RuntimeError: verl's log-prob pass did not leave what is needed.
     """
-    wanted = ["response_mask", "responses", *(["old_log_probs", "entropy"] if student else [])]
+    measured = list(measured)
+    wanted = ["response_mask", "responses", *(["old_log_probs", "entropy"] if student else []), *measured]
     nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=wanted)
     absent = [name for name in wanted if name not in nested]
     if absent:  # TransferQueue leaves out what it does not have
         raise RuntimeError(f"verl did not provide {absent}, of which advantages and metrics are made")
+    # As verl's pass leaves them they cover prompts too.
+    own_signals = {name: response_from_nested(nested.pop(name), nested["response_mask"]) for name in measured}
     padded = nested.to_padded_tensor()
     shape = (len(batch), padded["response_mask"].shape[1])
     own, contrast = (teacher.own, teacher.contrast) if teacher else (None, None)
@@ -201,6 +211,7 @@ def fetch_scores(
         teacher=None if own is None else own.to_padded_tensor(0.0, shape),
         contrast=None if contrast is None else contrast.to_padded_tensor(0.0, shape),
         has_teacher=has_teacher,
+        measured={name: values.to_padded_tensor(0.0, shape) for name, values in own_signals.items()},
     )
 
 

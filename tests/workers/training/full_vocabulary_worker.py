@@ -135,7 +135,7 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
     between = teacher_between_updates(engine, data, loss) if case.get("updates") else None
     scored = None
     if case.get("scores"):
-        scored = scores(engine, mini_batch(folder, case, rank, world))
+        scored = scores(engine, mini_batch(folder, case, rank, world), case.get("measures"))
         with engine.as_teacher():
             scored["by the teacher"] = scores(engine, mini_batch(folder, case, rank, world))
     return {
