@@ -38,6 +38,7 @@ WITHOUT_CONTEXT, CONTRASTED, TEACHER_TOKENS = "teacher/without_context", "teache
 
 # The probe: nats a token, and the mean log-prob that the exposed teacher gives.
 PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
+PROBE_COUNTERFACTUAL = "probe/counterfactual_loss"  # after an update at another exposure, which was taken back
 EXPOSURE, EXPOSURE_MEAN = "exposure/alpha", "exposure/mean"
 
 # Shown of every method that has them, before its own.

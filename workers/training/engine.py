@@ -46,6 +46,7 @@ from workers.training.packing import (
     scored_rows,
 )
 from workers.training.params import LossParams, TeacherWeights
+from workers.training.taken_back import TrainingState
 from workers.training.teacher_copy import TeacherCopy
 
 MODEL_TYPE = "self_distill_language_model"
@@ -71,6 +72,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self._head_obstacle: str | None = None
         self._scored: dict[str, list[Tensor]] = {}
         self._teacher_lengths: list[int] = []
+        self._kept: TrainingState | None = None
         self._noise: float | None = None  # of log-probs, in nats; None until it is measured, and when it was told
 
     def configure(self, loss: LossParams, teacher: TeacherWeights) -> None:
@@ -156,6 +158,19 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     def _adapter_off(self) -> Any:
         off = self.teacher_settings.weights == "frozen" and self._is_lora
         return self.disable_adapter() if off else nullcontext()
+
+    # ------------------------------------------------------------------ updates that are taken back
+
+    def keep_state(self) -> None:
+        """Remember, in main memory, everything that an update changes; `put_back_state` makes it as it was."""
+        self._kept = TrainingState(self.module, self.optimizer, self.lr_scheduler, self.teacher)
+
+    def put_back_state(self) -> None:
+        """Undo the updates since `keep_state`.  Raises RuntimeError where nothing is kept."""
+        if self._kept is None:
+            raise RuntimeError("no state of the training is kept: call keep_state before the update to be undone")
+        self._kept.put_back()
+        self._kept = None
 
     # ------------------------------------------------------------------ a mini-batch
 

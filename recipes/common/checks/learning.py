@@ -168,6 +168,15 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
             "self_distill.exposure.probe_file=null: must be a prepared file of held-out problems where mode=learned: "
             "the controller reads the probe's likelihood"
         )
+    controller = method.controller
+    if controller is not None and params.mode == "learned" and controller.counterfactual:
+        credit = "self_distill.exposure.controller.credit=counterfactual"
+        if not method.loss.active or method.scores_with_teacher:
+            yield (
+                f"{credit} with algorithm.adv_estimator={method.credit} and self_distill.loss.kind={method.loss.kind}: "
+                "an update is tried at another exposure with the same advantages, so the exposure must act through the "
+                "divergence alone; set a loss.kind and adv_estimator=grpo, or another credit"
+            )
 
 
 def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:

@@ -209,6 +209,16 @@ class SelfDistillTrainer(RecordedTrainer):
         return corpus_counts(self.tokenizer, self.train_dataset.dataframe)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if self.method.truncates and self.teacher.counterfactual_due:
+            self.stage("update at another exposure")
+            make = super()._update_actor
+
+            def tried() -> bool:
+                told: dict = {}
+                make(batch, told)
+                return take_update(told).made
+
+            metrics.update(self.teacher.try_update(batch, self.rewards, step=self.global_steps, update=tried))
         self.stage("update")
         batch = super()._update_actor(batch, metrics)
         self.update = update = take_update(metrics)

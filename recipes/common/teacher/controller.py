@@ -24,6 +24,9 @@ that was.
 
 With ℓ the training loss, lowering α lowers ℓ mechanically and is credited as progress.  progress_signal =
 "fixed_exposure_probe" credits the decisions by a loss measured at one fixed exposure on held-out items instead.
+credit = "counterfactual" compares with an update that was not kept: R = ℓ'_{t0+1} − ℓ_{t0+1}, both the probe's, ℓ'
+after the same update at `counterfactual_exposure`.  What any update brings cancels; what later ones make of it is not
+seen.
 
 The controller draws from a generator of its own and saves everything it holds (policy, optimiser, generator, averages,
 held action, open windows, log), in safetensors and JSON: a run that is stopped and resumed makes the same decisions.
@@ -84,6 +87,12 @@ class ExposureController:
         return self.memory.exposure is not None
 
     @property
+    def counterfactual_due(self) -> bool:
+        """Whether the update to come is to be tried at `counterfactual_exposure` first: a decision's first one."""
+        memory, config = self.memory, self.config
+        return config.mode == "learned" and config.counterfactual and memory.decided_at == memory.step
+
+    @property
     def exposure(self) -> float:
         """The exposure in force.  Raises RuntimeError before the first `step()`."""
         if self.memory.exposure is None:
@@ -127,6 +136,7 @@ class ExposureController:
                 "entropy_coef": self.entropy_coefficient(),
                 "open_windows": float(len(memory.open)),
                 "updates": float(memory.updates),
+                "dropped_decisions": float(memory.dropped_decisions),
                 **memory.policy,
                 **memory.last_update,
             }
@@ -151,7 +161,9 @@ class ExposureController:
                 setattr(memory, name, mixed)
         if values["confidence"] is not None:
             memory.confidence = values["confidence"]
-        signal = values["loss" if config.progress_signal == "training_loss" else "probe_loss"]
+        pair = values["counterfactual_loss"], values["probe_loss"]
+        memory.gain = None if pair[0] is None or pair[1] is None else pair[0] - pair[1]
+        signal = values["probe_loss" if config.measures_probe_loss else "loss"]
         if signal is not None:
             memory.progress_loss = signal
         # A signal that is measured every few steps stays as it is in between: no progress is seen until it moves.
@@ -169,6 +181,12 @@ class ExposureController:
         memory, config = self.memory, self.config
         while memory.open and memory.step - memory.open[0].step >= config.credited_after:
             decision = memory.open.pop(0)
+            if config.counterfactual:
+                if memory.gain is None:
+                    memory.dropped_decisions += 1
+                    continue
+                self._credit(decision, memory.gain, memory.gain, None)
+                continue
             first = decision.step - memory.series_start
             last = first + config.window
             # ℓ_{t0} … ℓ_{t0+L} stand where they were told; g_{t0+1} … g_{t0+L} are measured after their updates.
@@ -184,9 +202,12 @@ class ExposureController:
                         "or use credit='discounted'"
                     )
                 reward += config.lambda_gt * grounded
-            decision.reward, decision.reward_progress, decision.reward_grounded = reward, progress, grounded
-            memory.completed.append(decision)
-            memory.decided.append(decision)
+            self._credit(decision, reward, progress, grounded)
+
+    def _credit(self, decision: Decision, reward: float, progress: float, grounded: float | None) -> None:
+        decision.reward, decision.reward_progress, decision.reward_grounded = reward, progress, grounded
+        self.memory.completed.append(decision)
+        self.memory.decided.append(decision)
 
     def _update_policy(self) -> None:
         memory, config = self.memory, self.config

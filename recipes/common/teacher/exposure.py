@@ -133,7 +133,8 @@ class ExposureLoop:
 
     def probe_due(self, step: int) -> bool:
         """Whether the probe is to be measured after the update of this step."""
-        return self.params.probe_file is not None and step % self.params.probe_every == 0
+        asked = step % self.params.probe_every == 0 or self.controller.counterfactual_due
+        return self.params.probe_file is not None and asked
 
     def save(self, checkpoint: Path) -> None:
         """Everything that the controller remembers, into a checkpoint's folder."""

@@ -144,7 +144,14 @@ def test_an_update_with_a_gradient_that_is_not_finite_changes_nothing_on_any_wor
 TRAILING = {
     "ema": (
         2,
-        {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "ema", "ema_decay": 0.9}, "resume": "ema"},
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "ema", "ema_decay": 0.9},
+            "resume": "ema",
+            "undo": True,
+        },
     ),
     "snapshot": (
         2,
@@ -177,6 +184,7 @@ TRAILING = {
             "teacher": {"weights": "snapshot", "snapshot_every": 2},
             "param_offload": True,
             "resume": "offloaded",
+            "undo": True,
         },
     ),
     "lora ema": (
@@ -231,6 +239,13 @@ UPDATES = {
 }
 
 
+@pytest.mark.parametrize("name", ["ema", "snapshot, offloaded", "scores without the adapter"])
+def test_an_update_that_is_taken_back_leaves_nothing_behind(engine_results, name):
+    """With moments and without any yet; the next update is the one that it would have been."""
+    for result in engine_results[name]:
+        assert len(result["undone"]) == 14 and all(result["undone"].values()), result["undone"]
+
+
 def test_a_snapshot_of_every_step_stands_still_within_it(engine_results):
     """And `current` does not: with it the teacher would be another one at each update of a step."""
     assert engine_results["snapshot of every step"][0]["between"] == {"same in a step": True, "same in the next": False}
@@ -253,13 +268,16 @@ SCORES = {
         {
             "loss": {},
             "rollout_temperature": 0.8,
-            "micro": 2,
+            "micro": 3,
             "attention": "packed",
             "measures": {"calculate_gradient_norm": True, "calculate_attention_entropy": "all"},
         },
     ),
     "scores of a copy, two workers": (2, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "micro": 3}),
-    "scores without the adapter": (1, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "lora": True}),
+    "scores without the adapter": (
+        1,
+        {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "lora": True, "undo": True},
+    ),
 }
 
 

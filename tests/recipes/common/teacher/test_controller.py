@@ -26,7 +26,8 @@ def observations(count, seed=0):
             probe_nll=1.0 + rng.random() if t % 3 == 0 else None,
             confidence=-rng.random(),
             grounded=-1.0 - rng.random() if t % 2 == 0 else None,
-            probe_loss=rng.random() if t % 4 == 0 else None,
+            probe_loss=rng.random() if t % 4 < 2 else None,
+            counterfactual_loss=rng.random() if t % 4 == 1 else None,
         )
         for t in range(count)
     ]
@@ -112,6 +113,22 @@ def test_the_credit_of_one_step_is_what_its_own_decision_did(signal):
     decided = controller.memory.decided
     assert len(decided) == (39 if signal == "training_loss" else 40)
     assert [d.reward for d in decided] == pytest.approx([fall(d.exposure) for d in decided])
+
+
+def test_the_counterfactual_credit_by_hand():
+    """ℓ' − ℓ of a decision's first update; what later updates show, and the loss of training, have no part in it."""
+    config = ControllerConfig(total_steps=9, hold=2, lookahead=9, credit="counterfactual", decisions_per_update=9)
+    controller = ExposureController(config)
+    controller.step()
+    due, pairs = [], [(0.9, 0.7), (0.1, 0.9), (0.5, 0.8), (None, 0.2), (None, 0.3), (None, 0.1), (0.4, 0.4)]
+    for tried, kept in pairs:
+        due.append(controller.counterfactual_due)
+        controller.step(Observation(loss=7.0, probe_loss=kept, counterfactual_loss=tried))
+    assert due == [True, False, True, False, True, False, True]
+    assert [d.reward for d in controller.memory.decided] == pytest.approx([0.2, -0.3, 0.0])
+    assert controller.metrics()["exposure/dropped_decisions"] == 1.0  # the third, whose other update moved nothing
+    assert config.credited_after == 1
+    assert not ExposureController(ControllerConfig(total_steps=9, credit="one_step")).counterfactual_due
 
 
 def test_a_window_whose_first_loss_is_unknown_counts_from_the_first_one_that_is_known():
@@ -294,6 +311,7 @@ def test_own_generator():
         ({"decisions_per_update": 1}, "at least 2"),
         ({"gamma": 1.5}, r"\[0, 1\]"),
         ({"fixed_exposure": 2.0}, r"\[0, 1\]"),
+        ({"counterfactual_exposure": -1.0}, r"\[0, 1\]"),
         ({"exposure_max": float("nan")}, r"\[0, 1\]"),
         ({"exposure_max": 0.5, "exposure_min": 0.6}, "empty"),
         ({"learning_rate": -1.0}, ">= 0"),
@@ -360,6 +378,7 @@ def test_resuming_at_any_step_equals_the_uninterrupted_run(stop, credit, signal,
     assert whole.metrics() == second.metrics() and whole.memory.decided == second.memory.decided
     if mode == "learned":
         assert whole.metrics()["exposure/updates"] >= 3
+        assert (whole.memory.dropped_decisions > 0) == (credit == "counterfactual")
 
 
 def test_files(tmp_path):
