@@ -45,7 +45,9 @@ class Signals:
             rollout's weights; 0 in responses without a teacher.
         has_teacher: (B,) bool, rows that the teacher had something to be shown for; None: all. Gaps of others are 0.
         token_ids: (B, T) the responses' token ids.
-        router_signal: (B, T) any quantity to route on instead of entropy (`router=external`).
+        gradient_norm: norm of the gradient of log p_S(o_t) by the output head's weight, (B, T).
+        attention_entropy: mean over heads of the entropy of the student's attention where it predicts o_t, (B, T) nats.
+        router_signal: (B, T) any other quantity to route on instead of entropy (`router=external`).
         token_counts: (V,) how often each token id occurs in the training corpus.
         step: the current training step, from 1, for estimators with a schedule.
         total_steps: the last training step.
@@ -57,6 +59,8 @@ class Signals:
     teacher_entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     has_teacher: torch.Tensor | None = None
     token_ids: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    gradient_norm: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    attention_entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     router_signal: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     token_counts: torch.Tensor | None = None
     step: int | None = None

@@ -23,6 +23,12 @@ from config import CONFIG_DIR
 from recipes.common.teacher.contexts import ContextParams, context_params
 from recipes.common.teacher.decisions import ControllerConfig
 from recipes.common.teacher.exposure import ExposureParams, controller_config, exposure_params
+from workers.training.packing import (
+    ATTENTION_ENTROPY,
+    CALCULATE_ATTENTION_ENTROPY,
+    CALCULATE_GRADIENT_NORM,
+    GRADIENT_NORM,
+)
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 T = TypeVar("T")
@@ -62,6 +68,7 @@ class Method:
         contexts, template_kwargs: what the teacher is shown, and under which options of the chat template.
         max_prompt_length: longest privileged prompt, tokens.
         responses: "sampled", or "reference": the data's solutions are trained on in their place.
+        attention_layers: "last" or "all", over whose heads an attention entropy is averaged.
         exposure: how much of the reference it is shown.
         controller: who decides that, for a run of one step (`total_steps`); None where all of it is shown.
         lora: whether an adapter is trained.
@@ -81,6 +88,7 @@ class Method:
     template_kwargs: dict[str, Any]
     max_prompt_length: int
     responses: str
+    attention_layers: str
     exposure: ExposureParams
     controller: ControllerConfig | None
     lora: bool
@@ -98,6 +106,20 @@ class Method:
         of_credit = self.estimator.needs(self.params) if self.estimator and self.params else ()
         of_weight = self.token_weight.needs(self.weight_params) if self.token_weight and self.weight_params else ()
         return tuple(dict.fromkeys((*of_credit, *of_weight)))
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Of the signals those that the student's pass measures only where it is asked to."""
+        return tuple(name for name in (GRADIENT_NORM, ATTENTION_ENTROPY) if name in self.signals)
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """The options of the student's pass that ask for `measured`."""
+        options = {
+            GRADIENT_NORM: (CALCULATE_GRADIENT_NORM, True),
+            ATTENTION_ENTROPY: (CALCULATE_ATTENTION_ENTROPY, self.attention_layers),
+        }
+        return dict(options[name] for name in self.measured)
 
     @property
     def context(self) -> str:
@@ -246,6 +268,7 @@ def read(cfg: DictConfig) -> Method:
         template_kwargs=dict(teacher.template_kwargs) if OmegaConf.is_dict(teacher.template_kwargs) else {},
         max_prompt_length=teacher.max_prompt_length,
         responses=str(node.get("responses", "sampled")),
+        attention_layers=str(node.get("attention_entropy_layers", "last")),
         exposure=exposure,
         controller=controller,
         lora=tried(lambda: int(cfg.actor_rollout_ref.model.get("lora_rank", 0) or 0) > 0, False),

@@ -23,6 +23,7 @@ STUDENT_LOG_PROB, TEACHER_LOG_PROB = "student/log_prob/mean", "teacher/log_prob/
 GAP, GAP_SIZE = "teacher/log_prob_gap/mean", "teacher/log_prob_gap/abs_mean"
 CONTRAST_SIZE, TEACHER_ENTROPY = "teacher/contrast_gap/abs_mean", "teacher/entropy/mean"
 ENTROPY_QUANTILE = "student/entropy/p{:02d}"
+MEASURED = "student/{}/mean"  # other signals of the student's pass
 
 # The teacher's prompts: share whose reference was cut, tokens, share whose reference had to be shown whole.
 PROMPT_TRUNCATED, PROMPT_TOKENS, FORCED_FULL = (
@@ -37,6 +38,7 @@ WITHOUT_CONTEXT, CONTRASTED, TEACHER_TOKENS = "teacher/without_context", "teache
 
 # The probe: nats a token, and the mean log-prob that the exposed teacher gives.
 PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
+PROBE_COUNTERFACTUAL = "probe/counterfactual_loss"  # after an update at another exposure, which was taken back
 EXPOSURE, EXPOSURE_MEAN = "exposure/alpha", "exposure/mean"
 
 # Shown of every method that has them, before its own.

@@ -538,9 +538,18 @@ def _fp32_logits(hidden: Tensor, head: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hidden_statistics(
-    hidden: Tensor, head: Tensor, token_ids: Tensor, *, temperature: float = 1.0, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    head: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    gradient_norm: bool = False,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, ...]:
     """log p of one token per row and the entropy, (N,) each, from final hidden states: no (N, V) tensor is held.
+
+    With `gradient_norm` a third: ‖∂ log p(token) / ∂ head‖ (Frobenius).  That gradient is (e_token − p) hᵀ / τ, so its
+    norm is √((1 − p_token)² + Σ_{v ≠ token} p_v²) · ‖h‖ / τ, without a backward pass.
 
     hidden: (N, h); head: (V, h), of the same dtype; token_ids: (N,).  Logits are fp32 (fp64 for fp64 inputs) even where
     hidden states and head are 16-bit: rounded to bf16, logits of 22 to 25 err by up to 0.06, and log p by as much.
@@ -553,7 +562,7 @@ def hidden_statistics(
         raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} must be (N, h) and (V, h)")
     _check_stats((), token_ids, hidden.shape[0])
     count, dtype = hidden.shape[0], _working_dtype(hidden.dtype)
-    log_probs, entropy = (torch.empty(count, dtype=dtype, device=hidden.device) for _ in range(2))
+    found = [torch.empty(count, dtype=dtype, device=hidden.device) for _ in range(3 if gradient_norm else 2)]
     chunk = _check_chunk(chunk_size) or chunk_rows(head.shape[0], hidden.device)[0]
     with torch.autocast(hidden.device.type, enabled=False):
         for i in range(0, count, chunk):
@@ -561,7 +570,16 @@ def hidden_statistics(
             z = _fp32_logits(hidden[rows], head)
             p = torch.empty_like(z)
             log_z = _log_partition_inplace(z, p, temperature)[:, 0]
-            log_probs[rows] = z.gather(1, token_ids[rows, None])[:, 0] - log_z
-            entropy[rows] = log_z - p.mul_(z).sum(-1)
+            own = token_ids[rows, None]
+            found[0][rows] = z.gather(1, own)[:, 0] - log_z
+            if gradient_norm:
+                # Without the token itself: 1 − p of a certain token would be rounding error.
+                kept = p.gather(1, own)
+                p.scatter_(1, own, 0.0)
+                others = torch.linalg.vector_norm(p, dim=1)
+                size = torch.linalg.vector_norm(hidden[rows].to(dtype), dim=1) / temperature
+                found[2][rows] = torch.hypot(p.sum(-1), others) * size
+                p.scatter_(1, own, kept)
+            found[1][rows] = log_z - p.mul_(z).sum(-1)
             del z, p  # before the next chunk's are made
-    return log_probs, entropy
+    return tuple(found)

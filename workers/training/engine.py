@@ -29,10 +29,15 @@ from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 
 from workers import verl_private
 from workers.divergence import hidden_statistics, reduction_count, token_log_probs
+from workers.training.attention_entropy import AttentionEntropy, attention_watched
 from workers.training.head import head_computes, head_obstacle
 from workers.training.loss import COUNT, DIVERGENCE, SHARE, SelfDistillLoss, scatter_tokens
 from workers.training.metrics import divergence_metrics
 from workers.training.packing import (
+    ATTENTION_ENTROPY,
+    CALCULATE_ATTENTION_ENTROPY,
+    CALCULATE_GRADIENT_NORM,
+    GRADIENT_NORM,
     TEACHER_IDS,
     TEACHER_POSITIONS,
     passes_within,
@@ -41,6 +46,7 @@ from workers.training.packing import (
     scored_rows,
 )
 from workers.training.params import LossParams, TeacherWeights
+from workers.training.taken_back import TrainingState
 from workers.training.teacher_copy import TeacherCopy
 
 MODEL_TYPE = "self_distill_language_model"
@@ -81,6 +87,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self._head_obstacle: str | None = None
         self._scored: dict[str, list[Tensor]] = {}
         self._teacher_lengths: list[int] = []
+        self._kept: TrainingState | None = None
         self._noise: float | None = None  # of log-probs, in nats; None until it is measured, and when it was told
 
     def configure(self, loss: LossParams, teacher: TeacherWeights) -> None:
@@ -190,6 +197,19 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         mix = settings.trust_region_mix
         return [Voice(*own, 1.0 - mix), Voice(self.module, nullcontext, mix)]
 
+    # ------------------------------------------------------------------ updates that are taken back
+
+    def keep_state(self) -> None:
+        """Remember, in main memory, everything that an update changes; `put_back_state` makes it as it was."""
+        self._kept = TrainingState(self.module, self.optimizer, self.lr_scheduler, self.teacher)
+
+    def put_back_state(self) -> None:
+        """Undo the updates since `keep_state`.  Raises RuntimeError where nothing is kept."""
+        if self._kept is None:
+            raise RuntimeError("no state of the training is kept: call keep_state before the update to be undone")
+        self._kept.put_back()
+        self._kept = None
+
     # ------------------------------------------------------------------ a mini-batch
 
     def forward_backward_batch(
@@ -231,6 +251,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         if forward_only:
             if loss_function is None and self._head_obstacle is None and self._packs_plainly(micro_batch):
                 return self._score_tokens(micro_batch)
+            self._refuse_measures(micro_batch)
             return super().forward_step(micro_batch, loss_function, forward_only)
         if not self.loss_settings.active:
             return self._clip_alone(micro_batch, loss_function)
@@ -270,6 +291,13 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             and not tu.get_non_tensor_data(micro_batch, "use_fused_kernels", default=False)
             and not tu.get_non_tensor_data(micro_batch, "calculate_sum_pi_squared", default=False)
         )
+
+    def _refuse_measures(self, micro_batch: TensorDict) -> None:
+        """verl's own pass has log-probs and entropies only; what else is asked for must not be left out silently."""
+        for name in (CALCULATE_GRADIENT_NORM, CALCULATE_ATTENTION_ENTROPY):
+            if tu.get_non_tensor_data(micro_batch, name, default=False):
+                reason = self._head_obstacle or "its rows are padded, sharded over ranks or fused with the head"
+                raise RuntimeError(f"{name} is measured in a pass that this engine cannot make for the model: {reason}")
 
     # ------------------------------------------------------------------ a micro-batch with the teacher
 
@@ -473,7 +501,9 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         `log_prob_noise/max`: the largest absolute difference, in nats, of the passes since the last one.
         """
         alone = tu.index_select_tensor_dict(data, [0])
-        tu.assign_non_tensor(alone, micro_batch_size_per_gpu=1)
+        tu.assign_non_tensor(
+            alone, micro_batch_size_per_gpu=1, **{CALCULATE_GRADIENT_NORM: False, CALCULATE_ATTENTION_ENTROPY: None}
+        )
         again = super().infer_batch(alone)["model_output"]["log_probs"].values()
         length = int(data["loss_mask"].offsets()[1])
         first = log_probs.unbind()[0]
@@ -483,11 +513,16 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     def _score_tokens(self, micro_batch: TensorDict) -> tuple[Tensor, dict[str, Any]]:
         """verl's forward step for log-probs and entropies, from hidden states of the response's rows, in fp32.
 
+        With them what the batch asks for of the norm of the log-prob's gradient and of the attention's entropy.
         The outputs are verl's, jagged (B, prompt_i + response_i), with zeros in the prompts.
         """
         ids, temperature = micro_batch["input_ids"], float(micro_batch["temperature"])
-        rows = response_rows(ids.offsets(), micro_batch["loss_mask"].offsets())
+        response_offsets = micro_batch["loss_mask"].offsets()
+        rows = response_rows(ids.offsets(), response_offsets)
         token_ids, total = ids.values()[rows + 1], ids.values().shape[0]
+        norms = tu.get_non_tensor_data(micro_batch, CALCULATE_GRADIENT_NORM, default=False)
+        layers = tu.get_non_tensor_data(micro_batch, CALCULATE_ATTENTION_ENTROPY, default=None)
+        attention = AttentionEntropy(self.module, layers, ids.offsets(), response_offsets) if layers else None
 
         batch = micro_batch.select("input_ids", "position_ids")
         *earlier, (module, adapter, share) = self._mixed or [Voice(self.module, nullcontext, 1.0)]
@@ -499,14 +534,19 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
                 states = states * share
                 states = others + states if their_head is None else torch.cat([others, states], -1)
                 head = head if their_head is None else torch.cat([their_head, head], -1)
-            found = hidden_statistics(states, head, token_ids, temperature=temperature)
+            found = hidden_statistics(states, head, token_ids, temperature=temperature, gradient_norm=norms)
             return torch.stack(found, -1)[None]
 
-        with adapter(), head_computes(module, statistics):
-            log_probs, entropy = self._forward(module, batch, rows).unbind(-1)
-        values = {"log_probs": log_probs}
+        watched = attention_watched(self.module, attention) if attention else nullcontext()
+        with adapter(), head_computes(module, statistics), watched:
+            found = self._forward(module, batch, rows).unbind(-1)
+        values = {"log_probs": found[0]}
         if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
-            values["entropy"] = entropy
+            values["entropy"] = found[1]
+        if norms:
+            values[GRADIENT_NORM] = found[2]
+        if attention:
+            values[ATTENTION_ENTROPY] = attention.mean()
         outputs = {
             name: torch.nested.nested_tensor_from_jagged(scatter_tokens(value, rows, total), ids.offsets())
             for name, value in values.items()

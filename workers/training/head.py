@@ -30,8 +30,13 @@ def head_obstacle(model: nn.Module) -> str | None:
         return f"its head is a {type(head).__name__}, not a linear map (an adapter on it makes it one of its own)"
     if head.bias is not None:
         return "its head has a bias"
+    return after_the_head(model.config)
+
+
+def after_the_head(model_config: Any) -> str | None:
+    """What a model's transformers configuration says it does to the head's logits; None: nothing."""
     for name in AFTER_THE_HEAD:
-        value = getattr(model.config.get_text_config(), name, None)
+        value = getattr(model_config.get_text_config(), name, None)
         if value not in (None, 1, False):
             return f"its configuration has {name}={value}, which changes the logits after the head"
     return None

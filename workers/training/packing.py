@@ -13,6 +13,12 @@ TEACHER_IDS, TEACHER_POSITIONS = "teacher_input_ids", "teacher_position_ids"
 # Factors of the tokens' divergences, jagged (B, response_i); absent means one everywhere.
 WEIGHTS = "distill_weights"
 
+# What a pass that scores tokens measures beside log-probs and entropies where its batch says so: the fields, jagged
+# (B, prompt_i + response_i) fp32, and the options that ask for them: true, and one of `ATTENTION_LAYERS`.
+GRADIENT_NORM, ATTENTION_ENTROPY = "gradient_norm", "attention_entropy"
+CALCULATE_GRADIENT_NORM, CALCULATE_ATTENTION_ENTROPY = "calculate_gradient_norm", "calculate_attention_entropy"
+ATTENTION_LAYERS = ("last", "all")
+
 
 def without_row_objects(data: TensorDict) -> TensorDict:
     """A batch's tensors and what holds for all of its rows, without the rows' Python objects (questions, names).

@@ -103,6 +103,16 @@ class SelfDistillWorker(ActorRolloutRefWorker):
             count_skipped(output["metrics"])
         return output
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def keep_state(self) -> None:
+        """Remember what updates change, for an update that is only tried."""
+        self.actor.engine.keep_state()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def put_back_state(self) -> None:
+        """Undo the updates since `keep_state`."""
+        self.actor.engine.put_back_state()
+
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
         return super().compute_log_prob(without_row_objects(data))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from recipes.common.checks import batch, data, learning, machine, model, reward, values
+from recipes.common.checks import batch, data, learning, machine, measured, model, reward, values
 from recipes.common.checks.errors import SettingsError
 from recipes.common.method import Method
 
@@ -20,6 +20,7 @@ CHECKS = (
     learning.distillation,
     learning.exposure,
     learning.precision,
+    measured.measured,
     batch.batches,
     batch.lengths,
     batch.rollout,

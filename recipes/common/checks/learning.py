@@ -20,7 +20,7 @@ def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
     if "router_signal" in method.signals:
         yield (
             "algorithm.dasd.router=external: it routes on a router_signal that nothing in a training run computes; set "
-            "algorithm.dasd.router to entropy, position or token_frequency"
+            "algorithm.dasd.router to entropy, position, token_frequency, gradient_norm or attention_entropy"
         )
     if method.estimator is None and method.credit not in _verls_estimators():
         known = sorted({*ESTIMATORS, *_verls_estimators()})
@@ -182,6 +182,15 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
             "self_distill.exposure.probe_file=null: must be a prepared file of held-out problems where mode=learned: "
             "the controller reads the probe's likelihood"
         )
+    controller = method.controller
+    if controller is not None and params.mode == "learned" and controller.counterfactual:
+        credit = "self_distill.exposure.controller.credit=counterfactual"
+        if not method.loss.active or method.scores_with_teacher:
+            yield (
+                f"{credit} with algorithm.adv_estimator={method.credit} and self_distill.loss.kind={method.loss.kind}: "
+                "an update is tried at another exposure with the same advantages, so the exposure must act through the "
+                "divergence alone; set a loss.kind and adv_estimator=grpo, or another credit"
+            )
 
 
 def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
@@ -189,7 +198,7 @@ def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
     controller, steps = method.controller, cfg.trainer.total_training_steps
     if not method.truncates or method.exposure.mode != "learned" or controller is None or steps is None:
         return
-    needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
+    needed = controller.credited_after + (controller.decisions_per_update - 1) * controller.hold
     if steps <= needed:
         yield (
             f"self_distill.exposure.mode=learned for trainer.total_training_steps={steps}: the controller first learns "
