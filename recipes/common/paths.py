@@ -39,6 +39,7 @@ def make_absolute(cfg: DictConfig, base: Path | None = None) -> None:
     Addresses (``pkg://``, ``hdfs://``) stay, and so do values that are no paths, which the checks report.
 
     Args:
+        cfg: the resolved configuration.
         base: where relative paths begin; the working directory by default.
     """
     base = base or Path.cwd()
