@@ -19,6 +19,9 @@ def count_skipped(metrics: dict[str, Any]) -> int:
         metrics: of verl's `train_mini_batch`, changed in place: `grad_norm` has one number for each mini-batch, the
             others lists of numbers of mini- or micro-batches.  A list without any finite number stays as it is:
             nothing was updated.
+
+    Returns:
+        The number of skipped updates.
     """
     norms = metrics["grad_norm"]
     skipped = sum(not math.isfinite(norm) for norm in norms)
