@@ -147,7 +147,7 @@ def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], 
         Model, problems, and the maker of privileged prompts.
 
     Raises:
-        SettingsError: with those sentences if there are any, or with what `load_problems` or `teacher_prompts` refuse.
+        SettingsError: if those checks found anything, or `load_problems` or `teacher_prompts` refuse.
     """
     if wrong:
         raise SettingsError(wrong)

@@ -130,10 +130,12 @@ def _warpers(params: SamplingParams) -> Any:
 
 
 def _draw(scores: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A token for each row of scores (B, V) in fp32, and its log-prob: (B,) each.
+    """A token for each row, and its log-prob, (B,) each.
 
-    uniforms: (B,) in double precision; the token is the one at which the distribution function passes it.  None: the
-        likeliest token.
+    Args:
+        scores: (B, V) fp32.
+        uniforms: (B,) in double precision; the token is the one at which the distribution function passes it.  None
+            takes the likeliest token.
     """
     log_probs = scores.log_softmax(dim=-1)
     if uniforms is None:
@@ -182,9 +184,14 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[T
 
 
 def _next_scores(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """(B, V) fp32 logits of the token after ids (B, new), whose keys and values go into the cache.
+    """The logits (B, V) in fp32 of the token after some tokens, whose keys and values go into the cache.
 
-    mask: (B, cached + new) bool. positions: (B, new).
+    Args:
+        model: a causal language model.
+        ids: (B, new).
+        mask: (B, cached + new) bool.
+        positions: (B, new).
+        cache: of the tokens before.
     """
     output = model(
         input_ids=ids,

@@ -28,7 +28,9 @@ class LossParams:
 
     Attributes:
         kind: "none" trains the PPO clip only; the others are the divergences of `DivergenceSpec`.
-        jsd_beta, clip, clip_mode: see `DivergenceSpec`.
+        jsd_beta: β of kind "jsd", see `DivergenceSpec`.
+        clip: bound of each vocabulary entry, see `DivergenceSpec`; None is no clip.
+        clip_mode: "upper", "symmetric" or "none".
         temperature: divides both sides' logits; None takes the rollout's.
         top_k: compare that many tokens only instead of the vocabulary; None: all.
         top_k_by: whose likeliest tokens: "teacher" (renormalised over them) or "student" (all others in one bucket).

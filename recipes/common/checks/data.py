@@ -80,9 +80,11 @@ def _file_problems(cfg: DictConfig, method: Method, key: str, files: list[str]) 
 
 
 def _epoch_problems(cfg: DictConfig, steps: int) -> Iterator[str]:
-    """verl ends with the last epoch, and takes only a last step for one: it is saved and validated.
+    """Refuse more steps than the epochs have: verl ends with them, before the last step is saved and validated.
 
-    steps: of one epoch.
+    Args:
+        cfg: the resolved configuration.
+        steps: of one epoch.
     """
     wanted, epochs = cfg.trainer.total_training_steps, cfg.trainer.total_epochs
     if isinstance(wanted, int) and isinstance(epochs, int) and wanted > steps * epochs:
