@@ -30,7 +30,7 @@ def check_shape(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
     """Refuse a token signal that is not a tensor of the mask's (B, T) shape.
 
     Args:
-        name: of the signal, for the message.
+        name: what the message calls the signal.
         value: the signal.
         mask: (B, T).
 
@@ -50,7 +50,7 @@ def check_finite(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
     """Refuse a (B, T) tensor that is not finite on every valid token.
 
     Args:
-        name: of the signal, for the message.
+        name: what the message calls the signal.
         value: the signal, of any floating dtype.
         mask: (B, T), non-zero on valid tokens.
 
@@ -78,7 +78,7 @@ def masked_float32(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     bf16 and fp16 are upcast here, before any statistic: dividing by a small median in half precision ruins the result.
 
     Args:
-        value: of any dtype.
+        value: a tensor of any dtype.
         mask: (B, T), non-zero on valid tokens.
     """
     return torch.where(as_mask(mask), value.detach().to(torch.float32), 0.0)

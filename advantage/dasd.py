@@ -311,7 +311,7 @@ def omega_and_gap(
     Args:
         signals: `log_prob_gap`, and what the router needs.
         response_mask: (B, T), non-zero on valid tokens.
-        params: of `algorithm.dasd`.
+        params: the values of `algorithm.dasd`.
     """
     router_signal = None
     if params.direction != "constant" and params.router == "token_frequency":
@@ -351,7 +351,7 @@ def dasd_weight(
         signals: `log_prob_gap`, and what the router needs.
         response_mask: (B, T), non-zero on valid tokens.
         equal_reward_rows: (B,) bool, rows of groups whose rewards are all equal.
-        params: of `algorithm.dasd`.
+        params: the values of `algorithm.dasd`.
     """
     omega, _ = omega_and_gap(signals, response_mask, params)
     if params.mask_zero_variance_groups:
@@ -381,7 +381,7 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
 
     Args:
         inputs: A_G, `log_prob_gap`, and what the router needs.
-        params: of `algorithm.dasd`.
+        params: the values of `algorithm.dasd`.
     """
     mask = inputs.response_mask
     omega, normalized = omega_and_gap(inputs, mask, params)

@@ -223,7 +223,7 @@ def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> C
     Args:
         name: the estimator.
         inputs: A_G, the mask and the signals.
-        params: of this estimator.
+        params: this estimator's.
 
     Raises:
         ValueError: if the mask is not a (B, T) tensor.
@@ -302,7 +302,7 @@ def magnitude_metrics(prefix: str, values: torch.Tensor, mask: torch.Tensor) -> 
     """Mean and 99th percentile of |x| over the valid tokens of the batch, as `prefix/mean` and `prefix/p99`.
 
     Args:
-        prefix: of the metrics' names.
+        prefix: what the metrics' names begin with.
         values: (B, T).
         mask: (B, T), non-zero on valid tokens.
     """

@@ -65,7 +65,7 @@ def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
 
     Args:
         inputs: A_G and `entropy`.
-        params: of `algorithm.hepo`.
+        params: the values of `algorithm.hepo`.
     """
     mask = inputs.response_mask
     entropy = masked_signal(inputs, "entropy")

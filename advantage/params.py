@@ -67,7 +67,7 @@ def require(holds: bool, name: str, value: Any, rule: str) -> None:
     Args:
         holds: whether the rule holds.
         name: the parameter.
-        value: as it was given.
+        value: what was given.
         rule: what must hold, to follow "must be".
 
     Raises:

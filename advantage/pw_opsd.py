@@ -128,7 +128,7 @@ def pw_opsd_weight(
         signals: not needed.
         response_mask: (B, T), non-zero on valid tokens.
         equal_reward_rows: not needed: the rewards have no part in it.
-        params: of `algorithm.pw_opsd`.
+        params: the values of `algorithm.pw_opsd`.
     """
     return params.weight(response_mask)
 
@@ -145,7 +145,7 @@ def pw_opsd_sampled_credit(inputs: CreditInputs, params: PwOpsdSampledParams) ->
 
     Args:
         inputs: A_G and `log_prob_gap`.
-        params: of `algorithm.pw_opsd_sampled`.
+        params: the values of `algorithm.pw_opsd_sampled`.
     """
     mask = inputs.response_mask
     weight = params.weight(mask)

@@ -97,7 +97,7 @@ def reopold_credit(inputs: CreditInputs, params: ReopoldParams) -> Credit:
 
     Args:
         inputs: `log_prob_gap`, `entropy` and `step`.
-        params: of `algorithm.reopold`.
+        params: the values of `algorithm.reopold`.
     """
     taught = inputs.taught(inputs.response_mask)
     gap = masked_gap(inputs)

@@ -80,7 +80,7 @@ def rlcsd_credit(inputs: CreditInputs, params: RlcsdParams) -> Credit:
 
     Args:
         inputs: A_G and `contrast_gap`.
-        params: of `algorithm.rlcsd`.
+        params: the values of `algorithm.rlcsd`.
     """
     mask, anchor = inputs.response_mask, inputs.group_advantage
     contrast = masked_gap(inputs, "contrast_gap")

@@ -92,7 +92,7 @@ def rlsd_credit(inputs: CreditInputs, params: RlsdParams) -> Credit:
 
     Args:
         inputs: A_G, the gap of `params.evidence`, and `step` if lambda decays.
-        params: of `algorithm.rlsd`.
+        params: the values of `algorithm.rlsd`.
     """
     mask, anchor = inputs.response_mask, inputs.group_advantage
     gap = masked_gap(inputs, EVIDENCE[params.evidence])

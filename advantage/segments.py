@@ -54,7 +54,7 @@ def reduce_rows(function: Callable[[Tokens], float], values: torch.Tensor, respo
     """Apply a statistic to the packed valid tokens of every row: (B,) fp32, zero for a row with no valid token.
 
     Args:
-        function: from the row's valid tokens, 1-D fp32, to a number.
+        function: makes a number of a row's valid tokens, a 1-D fp32 array.
         values: (B, T) of any real dtype.
         response_mask: (B, T), non-zero on valid tokens.
     """
@@ -159,7 +159,7 @@ def batch_magnitude(values: torch.Tensor, response_mask: torch.Tensor, fraction:
     Args:
         values: (B, T) of any real dtype.
         response_mask: (B, T), non-zero on valid tokens.
-        fraction: of the quantile, in [0, 1].
+        fraction: which quantile, in [0, 1].
     """
     tokens = pack(values, response_mask)
     if not len(tokens):

@@ -146,7 +146,7 @@ def packed_attention(
         module: the attention layer.
         query: (B, heads, T, head_dim).
         key: (B, kv_heads, T, head_dim); kv_heads divides heads.
-        value: of the keys' shape.
+        value: (B, kv_heads, T, head_dim).
         attention_mask: what `packed_mask` gave.
         dropout: share of the attention weights that is dropped.
         scaling: factor of the scores; None is 1/√head_dim.

@@ -1,4 +1,7 @@
-"""The configuration's paths, made absolute: on a running Ray cluster the trainer works in the raylet's directory."""
+"""The configuration's paths, made absolute, so that they mean the same in every process of a run.
+
+On a running Ray cluster the trainer works in the directory of Ray's node process and not in the user's.
+"""
 
 from __future__ import annotations
 

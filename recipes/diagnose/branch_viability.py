@@ -89,7 +89,7 @@ def measure(
         teacher: makes a row's privileged prompt (`PrivilegedPrompts`).
         allowed: (V,) bool, tokens that may be forced.
         cfg: the diagnostic's configuration.
-        seed: of every random number.
+        seed: decides every random number.
         problems: the chunk.
 
     Returns:
@@ -117,7 +117,7 @@ def spines(
         problems: those that are asked.
         params: how responses are sampled.
         tries: samples of each problem whose greedy response is wrong.
-        seed: of the samples.
+        seed: decides the samples.
 
     Returns:
         For each problem the response and "greedy" or "sampled", or (None, "none").
@@ -162,7 +162,7 @@ def examine(
         spine: a right response.
         allowed: (V,) bool, tokens that may be forced.
         cfg: the diagnostic's configuration.
-        seed: of the dropout masks.
+        seed: decides the dropout masks.
 
     Returns:
         One dict a candidate in order of position: position, prefix, u, scores, children.
@@ -233,7 +233,7 @@ def force(
         records: changed in place; the candidates lose their ``prefix``.
         params: how continuations are sampled.
         count: continuations of each child.
-        seed: of the continuations.
+        seed: decides the continuations.
     """
     starts: list[tuple[Problem, dict[str, Any], list[int], tuple]] = []
     for problem, record in zip(problems, records, strict=True):

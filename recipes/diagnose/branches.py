@@ -95,7 +95,7 @@ def label(
     """Phase F: the label of a candidate, by the viabilities of its children.
 
     Args:
-        viabilities: of the children, each in [0, 1].
+        viabilities: the children's, each in [0, 1].
         viable: least viability of a viable child.
         viable_children: number of viable children that make diversity.
         dead: the most that any child of a real-uncertain candidate may reach.

@@ -72,7 +72,7 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
         engine: the model.
         teacher: makes a row's privileged prompt (`PrivilegedPrompts`).
         cfg: the diagnostic's configuration.
-        seed: of every random number.
+        seed: decides every random number.
         problems: the chunk.
 
     Returns:
@@ -139,7 +139,7 @@ def intervened(
         engine: the model.
         asked: problem and number of each rollout.
         ids: token ids of the unmodified rollouts.
-        sites: of each rollout.
+        sites: those of each rollout.
         params: how continuations are sampled.
         identities: what names each rollout, for its random numbers.
 
@@ -255,7 +255,7 @@ def correlation(records: Records, draws: dict[str, int]) -> dict[str, Any]:
     """Spearman's ρ of each quantity with H_t over all tokens, by name.
 
     Args:
-        records: of rollouts.
+        records: one for each rollout, from `measure`.
         draws: `resamples` and `seed` of the bootstrap over problems.
     """
     columns, problems = _tokens(records)
@@ -275,7 +275,7 @@ def by_entropy(records: Records, bins: int, draws: dict[str, int]) -> tuple[list
     """Means of every quantity in quantile bins of the student's entropy.
 
     Args:
-        records: of rollouts.
+        records: one for each rollout, from `measure`.
         bins: number of bins; equal edges are joined.
         draws: `resamples` and `seed` of the bootstrap over problems.
 
@@ -306,7 +306,7 @@ def effects(records: Records, draws: dict[str, int]) -> dict[str, Any]:
     """Relative change (%) by metric, bucket and kind, against the unmodified rollouts and against `resampled`.
 
     Args:
-        records: of rollouts with their interventions.
+        records: one for each rollout, with its interventions.
         draws: `resamples` and `seed` of the bootstrap over problems.
 
     Returns:

@@ -81,7 +81,7 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
         engine: the model.
         teacher: makes a row's privileged prompt at an exposure (`PrivilegedPrompts`).
         cfg: the diagnostic's configuration.
-        seed: of the rollouts.
+        seed: decides the rollouts.
         problems: the chunk.
 
     Returns:
@@ -233,7 +233,7 @@ def point_values(records: Records, names: Sequence[str]) -> dict[str, list[float
     """Every quantity by exposure, without intervals.
 
     Args:
-        records: of rollouts.
+        records: one for each rollout, from `measure`.
         names: the exposures, as records are keyed by them.
     """
     found = sweep(records, names, {"resamples": 0, "seed": 0})
@@ -255,7 +255,7 @@ def sweep(records: Records, names: Sequence[str], draws: dict[str, int]) -> dict
     """Means of every quantity by exposure.
 
     Args:
-        records: of rollouts.
+        records: one for each rollout, from `measure`.
         names: the exposures, as records are keyed by them, ascending.
         draws: `resamples` and `seed` of the bootstrap over problems.
 
@@ -286,7 +286,7 @@ def difficulty(records: Records, hard_below: float, easy_above: float) -> dict[s
     """Problems by the student's accuracy over all their graded rollouts.
 
     Args:
-        records: of rollouts.
+        records: one for each rollout, from `measure`.
         hard_below: accuracy under which a problem is hard.
         easy_above: accuracy over which it is easy; between the two, bounds included, it is medium.
 
@@ -308,7 +308,7 @@ def separation(records: Records, names: Sequence[str], draws: dict[str, int]) ->
     """AUROC of a rollout's mean gap for being right, centred within problem, for each exposure; NaN unless both occur.
 
     Args:
-        records: of rollouts.
+        records: one for each rollout, from `measure`.
         names: the exposures, as records are keyed by them.
         draws: `resamples` and `seed` of the bootstrap over problems.
     """
@@ -323,7 +323,7 @@ def replayed(records: Records, first: str, second: str, draws: dict[str, int]) -
     """Mean and largest KL of right and of wrong rollouts under two exposures, and how often the mean falls.
 
     Args:
-        records: of rollouts.
+        records: one for each rollout, from `measure`.
         first: the one exposure, as records are keyed by it.
         second: the other.
         draws: `resamples` and `seed` of the bootstrap over problems.

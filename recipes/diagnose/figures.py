@@ -40,8 +40,8 @@ def dasd_probes(findings: Findings, records: Records, cfg: DictConfig) -> Figure
     """Draw pressure against entropy, shift by entropy, and effects of the interventions.
 
     Args:
-        findings: of the diagnostic.
-        records: that they were made from.
+        findings: what the diagnostic found.
+        records: what the findings were made from.
         cfg: the diagnostic's configuration.
     """
     results = findings.results
@@ -121,8 +121,8 @@ def branch_viability(findings: Findings, records: Records, cfg: DictConfig) -> F
     """Draw the failure of forced alternatives along the spine, where the labels lie, and how well scores tell them.
 
     Args:
-        findings: of the diagnostic.
-        records: that they were made from.
+        findings: what the diagnostic found.
+        records: what the findings were made from.
         cfg: the diagnostic's configuration.
     """
     from recipes.diagnose.branches import DIVERSITY, REAL_UNCERTAIN
@@ -171,8 +171,8 @@ def exposure_sweep(findings: Findings, records: Records, cfg: DictConfig) -> Fig
     """Draw mismatch and disagreement by exposure, mismatch by difficulty, separation, and one replayed rollout.
 
     Args:
-        findings: of the diagnostic.
-        records: that they were made from.
+        findings: what the diagnostic found.
+        records: what the findings were made from.
         cfg: the diagnostic's configuration.
     """
     results, exposures = findings.results, list(cfg.exposures)

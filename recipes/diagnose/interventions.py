@@ -74,7 +74,7 @@ def choose_sites(
         per_bucket: positions of a bucket at most.
         alpha: exponent of the Novelty draw.
         temperature: the rollouts' own; it shapes all three distributions, so that ``resampled`` is the rollouts' own.
-        top_p: likewise.
+        top_p: the rollouts' own, likewise.
         identity: names the rollout; all that is random follows from it.
     """
     rng = np.random.default_rng(response_seed("sites", *identity))
@@ -108,7 +108,7 @@ def finish(
         engine: the model.
         prompts: token ids of the student's prompt, one entry a rollout.
         responses: token ids of the unmodified rollouts.
-        sites: of each rollout.
+        sites: those of each rollout.
         params: how continuations are sampled; ``max_tokens`` counts the whole response.
         identities: what names each rollout, for its random numbers.
 

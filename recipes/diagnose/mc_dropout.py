@@ -23,7 +23,7 @@ def dropout_hooks(model: PreTrainedModel, *, layers: int, rate: float, seed: int
         model: a causal language model.
         layers: number of the last layers.
         rate: probability of dropping an entry; the others are scaled by 1 / (1 − rate).
-        seed: of the masks.
+        seed: decides the masks.
     """
     stack = model.get_decoder().layers
     device = next(model.parameters()).device

@@ -32,7 +32,7 @@ def adam_first_step(gradient: Tensor, lr: float) -> Tensor:
     """The change of a parameter in AdamW's first step, without decay, when the gradient is ascended; of the same shape.
 
     Args:
-        gradient: of the parameter.
+        gradient: the parameter's.
         lr: the learning rate.
     """
     return lr * gradient / (gradient.abs() + ADAM_EPS)
@@ -52,7 +52,7 @@ def pressure_gradients(
         prompts: token ids of the student's prompts, one entry a rollout.
         responses: token ids.
         gaps: A_t of each rollout, (L_i,) nats, held fixed.
-        temperature: of the log-probs.
+        temperature: divides the logits before the log-probs are taken.
 
     Returns:
         Two dicts, parameter's name -> gradient: favoured tokens, disfavoured tokens.
@@ -116,7 +116,7 @@ def one_step_shifts(
         responses: token ids.
         gaps: A_t of each rollout, (L_i,) nats.
         lr: the learning rate of the step.
-        temperature: of the distributions.
+        temperature: divides the logits.
 
     Returns:
         One of `STEPS` -> (L_i,) for each rollout.

@@ -120,7 +120,7 @@ def execute(
     """Run a diagnostic's command to its files.
 
     Args:
-        name: of the diagnostic, and of its files.
+        name: the diagnostic's; its files are called so too.
         cfg: its configuration.
         prepare: checks the settings and loads what is needed; returns the problems and ``measure(seed, problems)``,
             whose records must be JSON-serialisable and carry ``problem`` (its index); ``seed`` is added here.
@@ -183,7 +183,7 @@ def claim(out: Path, name: str, cfg: DictConfig) -> None:
 
     Args:
         out: the directory.
-        name: of the diagnostic.
+        name: the diagnostic's.
         cfg: its configuration; `FREE_KEYS` may differ from what the directory was begun with.
 
     Raises:
@@ -283,7 +283,7 @@ def write_findings(
     """Write ``<name>.json``, ``<name>.md`` and ``<name>.png`` into the directory, and the tables on the console.
 
     Args:
-        name: of the diagnostic.
+        name: the diagnostic's.
         cfg: its configuration.
         out: its directory.
         records: all of them.

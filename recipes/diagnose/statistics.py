@@ -111,7 +111,7 @@ def cluster_bootstrap(
             numbers; NaN where one is undefined.
         clusters: (N,) the problem of each observation.
         resamples: number of bootstrap draws; 0 gives values without intervals.
-        seed: of the draws.
+        seed: decides the draws.
 
     Returns:
         Q intervals; ``value`` is the statistic of all observations once.  A single cluster says nothing of the error:
@@ -190,7 +190,7 @@ class Pivot:
         Args:
             derive: from the (Q,) means to any number of statistics.
             resamples: number of bootstrap draws; 0 gives values without intervals.
-            seed: of the draws.
+            seed: decides the draws.
         """
         return cluster_bootstrap(
             lambda rows: derive(ratios(self.sums, self.counts, rows)),
@@ -204,7 +204,7 @@ class Pivot:
 
         Args:
             resamples: number of bootstrap draws; 0 gives values without intervals.
-            seed: of the draws.
+            seed: decides the draws.
         """
         found = self.intervals(lambda means: means, resamples=resamples, seed=seed)
         return {quantity: found[i] for quantity, i in self.columns.items()}

@@ -27,7 +27,7 @@ def labelled(records: Records, cfg: DictConfig) -> list[dict[str, Any]]:
     """All candidates that have a graded child, with problem, seed, u, label, mean viability and the oriented scores.
 
     Args:
-        records: of problems, with verdicts on every child.
+        records: one for each problem, with verdicts on every child.
         cfg: the diagnostic's configuration; `summary.labels` has the bounds of the labels.
     """
     found = []
@@ -58,8 +58,8 @@ def discrimination(candidates: list[dict[str, Any]], *, residual: bool, resample
     Args:
         candidates: from `labelled`; gray ones are left out.
         residual: centre each score within its problem first, over the labelled candidates (phase G).
-        resamples: of the bootstrap over problems; 0 gives values without intervals.
-        seed: of the bootstrap.
+        resamples: number of draws of the bootstrap over problems; 0 gives values without intervals.
+        seed: decides its draws.
     """
     pool = [c for c in candidates if c["label"] != GRAY]
     positive = np.array([c["label"] == REAL_UNCERTAIN for c in pool])

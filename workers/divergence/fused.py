@@ -162,7 +162,7 @@ def score_rows(
 
     Args:
         student: (c, V) logits, rows contiguous, 16-bit or fp32.
-        teacher: likewise.
+        teacher: (c, V) logits, likewise.
         grad_out: (c, V) takes ∂ℓ/∂z without the factor 1/τ; may be either input.  None: no gradient.
         spec: which divergence.
         stats: names from `full.STATS`, checked by the caller.

@@ -34,7 +34,7 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
 
         Args:
             sampling_params: verl's for this response.
-            priority: of the request at the server.
+            priority: the request's at the server.
             kwargs: columns of the dataset's row.
         """
         return await super().run({**sampling_params, "seed": self.seed(kwargs)}, priority=priority, **kwargs)

@@ -51,7 +51,7 @@ class Rollout:
         row: the dataset's row as verl's agent loops get it.
         session: its place in its group.
         prompt_ids: token ids of the prompt.
-        sampling_params: of its request, with its seed.
+        sampling_params: its request's, with its seed.
         output: the response, once it is there.
         error: why there is none.
     """

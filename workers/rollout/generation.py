@@ -71,7 +71,7 @@ class Generated:
 
     Attributes:
         token_ids: the stop token included.
-        log_probs: of those tokens, nats; None if they were not asked for.
+        log_probs: those of the tokens, nats; None if they were not asked for.
         stop_reason: "completed" (a stop token came) or "length".
     """
 
@@ -191,7 +191,7 @@ def _next_scores(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache
         ids: (B, new).
         mask: (B, cached + new) bool.
         positions: (B, new).
-        cache: of the tokens before.
+        cache: keys and values of the tokens before.
     """
     output = model(
         input_ids=ids,

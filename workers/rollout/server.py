@@ -110,7 +110,7 @@ class TransformersServer:
 
         Args:
             prompts: token ids of each.
-            sampling_params: of each prompt, as in `generate`.
+            sampling_params: one for each prompt, as in `generate`.
 
         Returns:
             The responses in the order of the prompts, with an exception in the place of one that failed.

@@ -1,4 +1,4 @@
-"""The output head, made to compute what is needed of its logits instead of the logits.
+"""Make a model's output head compute what is needed of its logits, so that the logits themselves are never held.
 
 Logits of a vocabulary of 152k are 0.3 MB a token, the hidden states that they are made of 8 KB.  A divergence, a
 log-prob and an entropy need logits only for a moment, a chunk of tokens at a time.  So within `head_computes` the

@@ -68,7 +68,7 @@ class SelfDistillLoss:
             student_logits: (1, T, V) or (T, V), packed.
             teacher_logits: (N, V) raw; overwritten.
             rows: (N,) rows of the student's logits that the teacher's belong to.
-            rollout_temperature: of both sides, where `params.temperature` is None.
+            rollout_temperature: divides both sides' logits, where `params.temperature` is None.
             divided_by: what verl has divided the student's logits by already.
             token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
         """
@@ -129,7 +129,7 @@ class SelfDistillLoss:
             teacher_hidden: (N, h) of the teacher.
             teacher_head: (V, h) of the teacher; None for the student's.
             data: as in `__call__`.
-            rollout_temperature: of both sides, where `params.temperature` is None.
+            rollout_temperature: divides both sides' logits, where `params.temperature` is None.
             token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
         """
         return hidden_divergence(

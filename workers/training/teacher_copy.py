@@ -88,7 +88,7 @@ class TeacherCopy:
 
         Args:
             folder: the actor's folder of a checkpoint.
-            rank: of this worker.
+            rank: this worker's, from 0.
             world_size: number of workers.
         """
         if self.settings.weights not in TRAILING_WEIGHTS:
@@ -104,7 +104,7 @@ class TeacherCopy:
 
         Args:
             folder: the actor's folder of a checkpoint.
-            rank: of this worker.
+            rank: this worker's, from 0.
             world_size: number of workers; those that saved must have been as many.
 
         Raises:

@@ -52,9 +52,9 @@ def count_teacher(metrics: dict[str, Any], flops_counter: Any, seconds: float) -
     """Add the teacher's passes to `mfu`, which verl counts from the student's tokens.
 
     Args:
-        metrics: of verl's `train_batch`, changed in place, with all ranks' `TEACHER_LENGTHS`, which this takes out.
+        metrics: those of verl's `train_batch`, changed in place; all ranks' `TEACHER_LENGTHS` are taken out of them.
         flops_counter: verl's; it counts three passes (forward, and two for backward) where the teacher makes one.
-        seconds: that the batch took.
+        seconds: how long the batch took.
     """
     lengths = [length for rank in metrics.pop(TEACHER_LENGTHS, []) for length in rank]
     if lengths and "mfu" in metrics:

@@ -84,7 +84,7 @@ def _epoch_problems(cfg: DictConfig, steps: int) -> Iterator[str]:
 
     Args:
         cfg: the resolved configuration.
-        steps: of one epoch.
+        steps: how many one epoch has.
     """
     wanted, epochs = cfg.trainer.total_training_steps, cfg.trainer.total_epochs
     if isinstance(wanted, int) and isinstance(epochs, int) and wanted > steps * epochs:

@@ -18,7 +18,7 @@ def wrong_types(given: Mapping[str, Any], default: Mapping[str, Any], prefix: st
     Args:
         given: the configuration, as plain nested mappings.
         default: the same keys with their defaults; keys that only one of the two has are passed over.
-        prefix: of the keys, with its dot.
+        prefix: what the keys begin with, its dot included.
 
     Returns:
         An iterator of (key, sentence).
@@ -52,7 +52,7 @@ def wrong_type(value: Any, kind: str) -> str:
     """What a value must be, if it is not; empty if it is.
 
     Args:
-        value: as it was given.
+        value: what was given.
         kind: name of a type, from `type_of`; null passes where text does, and so does a list of texts.
     """
     fits = {

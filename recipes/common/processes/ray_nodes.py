@@ -1,8 +1,7 @@
-"""Wait until a Ray cluster has its nodes: `python -m recipes.common.processes.ray_nodes NODES SECONDS`, with
-RAY_ADDRESS set.
+"""Wait until a Ray cluster has its nodes: `python -m recipes.common.processes.ray_nodes NODES SECONDS`.
 
-Exits with 0 when that many nodes are alive, and with 1, saying how many came, when they are not there in time.  For
-cluster/train.sbatch: verl would wait for missing nodes for ever.
+RAY_ADDRESS says which cluster.  Exits with 0 when that many nodes are alive, and with 1, saying how many came, if they
+are not there in time.  For cluster/train.sbatch: verl would wait for missing nodes for ever.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def write_fingerprint(folder: Path, cfg: DictConfig) -> None:
     """Say in a checkpoint's folder what run it belongs to, before verl writes its own files there.
 
     Args:
-        folder: of one step; made if it is not there.
+        folder: the checkpoint folder of one step; made if it is not there.
         cfg: the run's resolved configuration.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def save_record(folder: Path, record: dict[str, Any]) -> None:
     """Keep a step's record beside its weights: the run may be killed before it comes into ``metrics.jsonl``.
 
     Args:
-        folder: of the step's checkpoint.
+        folder: the step's checkpoint folder.
         record: the step's metrics by name.
     """
     write_atomically(folder / RECORD, json.dumps(plain_numbers(record)) + "\n")
@@ -84,7 +84,7 @@ def save_state(folder: Path, state: dict[str, int]) -> None:
     """Keep what the trainer counts over a run.
 
     Args:
-        folder: of a step's checkpoint.
+        folder: the step's checkpoint folder.
         state: the counts by name.
     """
     write_atomically(folder / STATE, json.dumps(state) + "\n")
@@ -166,7 +166,7 @@ def nothing_left(cfg: DictConfig, step: int | None) -> bool:
 
     Args:
         cfg: the resolved configuration.
-        step: of the checkpoint that it goes on from; None if it starts anew.
+        step: the step of the checkpoint that it goes on from; None if it starts anew.
     """
     total = cfg.trainer.total_training_steps
     if step is None or total is None or step < total or cfg.trainer.resume_mode != "auto":
@@ -209,7 +209,7 @@ def damage(folder: Path, needed: list[str]) -> list[str]:
     Looks at both ends of each file and not at what is between them: a checkpoint may have a hundred GiB.
 
     Args:
-        folder: of one step.
+        folder: the checkpoint folder of one step.
         needed: files that must be there, from `required`.
     """
     if not folder.is_dir():

@@ -133,7 +133,7 @@ def sample(
 
     Args:
         problem: text of the problem.
-        reward: of the whole response.
+        reward: what the whole response got.
         tokens: (L,) texts.
         mask: (L,) non-zero where a token is the student's.
         fields: name to at least L numbers; those of masked tokens, and what is not finite, become null.
