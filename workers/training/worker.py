@@ -98,7 +98,7 @@ class SelfDistillWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def read_here(self, path: str) -> tuple[str, str | None]:
-        """This node's name, and what a text file holds here; None where it cannot be read."""
+        """This node's name, and what a text file holds here; None if it cannot be read."""
         try:
             return socket.gethostname(), Path(path).read_text(encoding="utf-8")
         except OSError:

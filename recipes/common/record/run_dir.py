@@ -75,10 +75,11 @@ def require_shared(run_dir: Path, read: Callable[[str], Sequence[tuple[str, str 
     """Refuse a run whose nodes do not see one run directory: each would keep its own part of every checkpoint.
 
     Args:
+        run_dir: the run's directory.
         read: asks every worker for a file's text, by its path: (the worker's node, the text or None).
 
     Raises:
-        RuntimeError: a node has another folder, or none, at that path.
+        RuntimeError: if a node has another folder, or none, at that path.
     """
     path, token = run_dir / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
     path.write_text(token, encoding="utf-8")
