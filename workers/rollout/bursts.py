@@ -249,7 +249,7 @@ class BurstAgentLoopManager(AgentLoopManagerTQ):
             self.wait()
 
     def wait(self) -> None:
-        """Return once everything that was started is in TransferQueue; what ended a worker comes out of here."""
+        """Return once everything that was started is in TransferQueue; an error that ended a worker comes up here."""
         ray.get([worker.wait.remote() for worker in self.agent_loop_workers])
 
 

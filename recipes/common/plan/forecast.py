@@ -50,7 +50,7 @@ def arithmetic(job: Job, steps: int | None) -> Table:
 
     Args:
         job: the run that is planned.
-        steps: optimiser steps of the whole run; None where only the epochs are given.
+        steps: training steps of the whole run; None where only the epochs are given.
     """
     table = two_columns()
     m = job.model

@@ -3,7 +3,7 @@
 Pure arithmetic on numbers; `job_of` and `gpu_of` alone read a configuration.  Sizes of tensors are exact where the code
 that allocates them decides them (weights, gradients, optimiser, logits, cache, saved activations), and
 tests/recipes/common/plan/test_memory.py compares them with real tensors.  What CUDA, NCCL, Triton and vLLM keep for
-themselves is `RESERVED`, an allowance.  Times are a roofline (the larger of computing at peak speed and reading memory
+themselves is `RESERVED`, an allowance.  Times are a roofline (what takes longer, products at peak speed or reads
 at peak bandwidth) at the efficiencies below, which are assumptions: no GPU was measured for them.
 
 Phases of a step, which never overlap: rollout (vLLM awake), log-probs of student and teacher, update.
