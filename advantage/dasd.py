@@ -107,8 +107,8 @@ def direction_coefficient(
         omega and delta-bar, both (B, T) fp32, zero outside the mask, detached.
 
     Raises:
-        ValueError: wrong shape or option.
-        NonFiniteSignalError: NaN or infinity on a valid token of a signal that is used.
+        ValueError: if a shape or an option is wrong.
+        NonFiniteSignalError: if a signal that is used has NaN or infinity on a valid token.
     """
     _check_options(router, direction, constant, gate, gate_threshold, deviation, router_quantile, gap_clip)
     gap_floor = eps if gap_eps is None else gap_eps
@@ -176,7 +176,7 @@ def inverse_frequency_signal(
         token_counts: (V,) how often each token id occurs in the training corpus.
 
     Raises:
-        ValueError: shapes disagree, or a valid token id lies outside [0, V).
+        ValueError: if shapes disagree, or a valid token id lies outside [0, V).
     """
     mask = as_mask(response_mask)
     if token_ids.shape != mask.shape:
@@ -195,7 +195,12 @@ def inverse_frequency_signal(
 
 
 def resolve_gate(gate: str, direction: str) -> str:
-    """The gate that "auto" stands for under a direction; any other gate is returned as it is."""
+    """The gate that "auto" stands for under a direction; any other gate is returned as it is.
+
+    Args:
+        gate: one of `GATES`.
+        direction: one of `DIRECTIONS`.
+    """
     if gate != "auto":
         return gate
     return "none" if direction == "constant" else "gap"
@@ -276,6 +281,7 @@ class DasdParams(AdditiveParams):
     normalise_gap: bool = True
 
     def validate(self) -> None:
+        """Refuse options and numbers outside their range; `gap_eps` must be positive in training."""
         super().validate()
         _check_options(
             self.router,
@@ -311,6 +317,11 @@ def omega_and_gap(
     """omega_t and delta-bar_t, (B, T) fp32 each, as `direction_coefficient` makes them under these parameters.
 
     The one place where parameters meet signals: the credit below and the divergence's weight both start here.
+
+    Args:
+        signals: `log_prob_gap`, and what the router needs.
+        response_mask: (B, T), non-zero on valid tokens.
+        params: the values of `algorithm.dasd`.
     """
     router_signal = None
     if params.direction != "constant" and params.router == "token_frequency":
@@ -344,7 +355,14 @@ def omega_and_gap(
 def dasd_weight(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: DasdParams
 ) -> torch.Tensor:
-    """The signed omega_t of Eq. 4 as the factor of a token's divergence (Eq. 5); beta is the loss's coefficient."""
+    """The signed omega_t of Eq. 4 as the factor of a token's divergence (Eq. 5); beta is the loss's coefficient.
+
+    Args:
+        signals: `log_prob_gap`, and what the router needs.
+        response_mask: (B, T), non-zero on valid tokens.
+        equal_reward_rows: (B,) bool, rows of groups whose rewards are all equal.
+        params: the values of `algorithm.dasd`.
+    """
     omega, _ = omega_and_gap(signals, response_mask, params)
     if params.mask_zero_variance_groups:
         omega[equal_reward_rows] = 0.0
@@ -369,7 +387,12 @@ def dasd_weight(
     ),
 )
 def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
-    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8), or * delta_t (Proposition 1)."""
+    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8), or * delta_t (Proposition 1).
+
+    Args:
+        inputs: A_G, `log_prob_gap`, and what the router needs.
+        params: the values of `algorithm.dasd`.
+    """
     mask = inputs.response_mask
     omega, normalized = omega_and_gap(inputs, mask, params)
     gap_scale = row_median(inputs.signal("log_prob_gap").detach().abs(), mask)[inputs.taught(mask).any(dim=-1)]

@@ -70,7 +70,7 @@ class Signals:
         """The named signal.
 
         Raises:
-            MissingSignalError: it was not supplied.
+            MissingSignalError: if it was not supplied.
         """
         value = getattr(self, name)
         if value is None:
@@ -78,7 +78,7 @@ class Signals:
         return value
 
     def taught(self, response_mask: torch.Tensor) -> torch.Tensor:
-        """(B, T) bool: the mask's tokens whose response has a teacher."""
+        """The mask's tokens whose response has a teacher, (B, T) bool."""
         if self.has_teacher is None:
             return response_mask
         return response_mask & self.has_teacher.to(response_mask.device)[:, None]
@@ -87,7 +87,7 @@ class Signals:
         """The signals by name, those per token on the mask's device.
 
         Raises:
-            ValueError: the shape of a signal per token is not the mask's, or there is not one `has_teacher` a row.
+            ValueError: if the shape of a signal per token is not the mask's, or there is not one `has_teacher` a row.
         """
         values = {f.name: getattr(self, f.name) for f in fields(Signals)}
         for f in fields(Signals):
@@ -129,7 +129,7 @@ def token_signals(**signals: Any) -> Iterator[TokenSignals]:
         The `TokenSignals`, whose `diagnostics` and `tokens` hold what the estimator leaves after the call.
 
     Raises:
-        TypeError: a name that is no signal.
+        TypeError: if a name is no signal.
     """
     in_force = TokenSignals(**signals)
     token = _current.set(in_force)

@@ -39,8 +39,9 @@ class About:
     """What a method says of itself in ``config/method/<name>.yaml``.
 
     Attributes:
-        name: of the bundle: `method=<name>`.
-        title, description: its name for people, and one line.
+        name: what `method=` selects it by.
+        title: its name for people.
+        description: one line.
         credit: what a token is trained with, as a formula.
         paper: title, authors and arxiv of its paper, as far as they are known.
         builds_on: names of the methods whose papers are cited too.
@@ -61,11 +62,14 @@ class Method:
     Attributes:
         about: what it says of itself.
         credit: `algorithm.adv_estimator`.
-        estimator, params: of that name and its parameters; None where the estimator is verl's.
+        estimator: the estimator of that name; None where it is verl's.
+        params: its parameters; None where it is verl's.
         loss: the divergence, or kind "none".
-        token_weight, weight_params: the factor of the divergence's tokens; None where it is uniform.
+        token_weight: the factor of the divergence's tokens; None where it is uniform.
+        weight_params: its parameters; None where it is uniform.
         weights: whose weights the teacher has.
-        contexts, template_kwargs: what the teacher is shown, and under which options of the chat template.
+        contexts: what the teacher is shown.
+        template_kwargs: options of the chat template that shows it.
         max_prompt_length: longest privileged prompt, tokens.
         responses: "sampled", or "reference": the data's solutions are trained on in their place.
         attention_layers: "last" or "all", over whose heads an attention entropy is averaged.
@@ -97,7 +101,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Of the bundle."""
+        """What `method=` selects it by."""
         return self.about.name
 
     @cached_property
@@ -123,7 +127,7 @@ class Method:
 
     @property
     def context(self) -> str:
-        """What the teacher itself is shown."""
+        """Kind of what the teacher itself is shown, before any that it is contrasted with."""
         return self.contexts.kinds[0]
 
     @property
@@ -180,18 +184,18 @@ class Method:
 
     @property
     def token_fields(self) -> tuple[TokenField, ...]:
-        """What the credit of a token is made of, for people."""
+        """The token fields that the credit is made of, with their labels for people."""
         return self.estimator.tokens if self.estimator else ()
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Numbers of each step that are this method's own, for people."""
+        """The numbers of each step that are this method's own, with their labels for people."""
         return self.estimator.metrics if self.estimator else ()
 
     def rows(self) -> list[tuple[str, str]]:
         """What is learned, as (part, value): method with its credit, and teacher and loss where they take part.
 
-        As it was given: what is wrong with a value does not change what is shown.
+        Values stand as they were given: what is wrong with one does not change what is shown.
         """
         own = self.estimator.shows if self.estimator else ()
         shown = [f"{name}={self.given[f'algorithm.{name}']}" for name in own]
@@ -231,7 +235,7 @@ class Method:
 
 
 def read(cfg: DictConfig) -> Method:
-    """The method of a resolved configuration. Never raises: what is wrong stands in `problems`."""
+    """Read the method of a resolved configuration; what is wrong stands in `problems`, and nothing is raised for it."""
     node, algorithm = cfg.self_distill, cfg.algorithm
     problems: list[str] = []
 

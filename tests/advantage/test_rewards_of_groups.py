@@ -17,7 +17,7 @@ from advantage.register import compute_token_advantage  # noqa: E402
 
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float32)
 ROWS, WIDTH = 4, 5
-PER_ROW = ("log_prob_gap", "contrast_gap", "entropy", "token_ids")
+PER_ROW = ("log_prob_gap", "contrast_gap", "entropy", "token_ids", "has_teacher")
 UID = np.array(["a", "a", "b", "b"], dtype=object)
 
 
@@ -36,7 +36,7 @@ def signals() -> dict:
     gap, entropy = torch.randn(ROWS, WIDTH, generator=generator), torch.rand(ROWS, WIDTH, generator=generator)
     ids, counts = torch.arange(ROWS * WIDTH).reshape(ROWS, WIDTH), torch.ones(ROWS * WIDTH)
     tokens = {"log_prob_gap": gap, "contrast_gap": gap, "entropy": entropy, "token_ids": ids, "token_counts": counts}
-    return {**tokens, "step": 3, "total_steps": 9}
+    return {**tokens, "has_teacher": torch.tensor([True, False, True, False]), "step": 3, "total_steps": 9}
 
 
 def advantages(name: str, rewards: torch.Tensor, mask: torch.Tensor, uid: np.ndarray = UID) -> torch.Tensor:

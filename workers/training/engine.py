@@ -91,12 +91,18 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self._noise: float | None = None  # of log-probs, in nats; None until it is measured, and when it was told
 
     def configure(self, loss: LossParams, teacher: TeacherWeights) -> None:
-        """What to train, and whose weights the teacher has."""
+        """Say what to train, and whose weights the teacher has.
+
+        Args:
+            loss: `self_distill.loss`.
+            teacher: the weights' part of `self_distill.teacher`.
+        """
         self.loss_settings, self.teacher_settings = loss, teacher
 
     # ------------------------------------------------------------------ the teacher's weights
 
     def initialize(self) -> None:
+        """verl's, and then the teacher's copy, and whether the divergence is computed from hidden states."""
         super().initialize()
         self._head_obstacle = head_obstacle(self.module)
         self.needs_logits = self.loss_settings.logits_because or self._head_obstacle
@@ -117,7 +123,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
                 offload_fsdp_model_to_cpu(self.teacher.module)
 
     def lr_scheduler_step(self) -> Any:
-        # verl calls this once a training step, after the last mini-batch: when the teacher may follow.
+        """verl calls this once a training step, after the last mini-batch: when the teacher may follow."""
         rate = super().lr_scheduler_step()
         if self.teacher is not None:
             with self._copy_beside_the_student() if self.teacher.follows_next else nullcontext():
@@ -125,6 +131,14 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         return rate
 
     def to(self, device: str, model: bool = True, optimizer: bool = True, grad: bool = True) -> None:
+        """verl's, and the teacher's copy moves with the student; to a GPU only where a loss reads it.
+
+        Args:
+            device: "cpu", or the accelerator.
+            model: whether weights move.
+            optimizer: whether the optimiser's state moves.
+            grad: whether gradients move.
+        """
         super().to(device=device, model=model, optimizer=optimizer, grad=grad)
         if self.teacher is None or not model:
             return
@@ -149,13 +163,15 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             self._move_copy(before)
 
     def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
-        if self.teacher is not None:  # before verl's own files, whose presence is what makes a checkpoint complete
+        """The teacher's copy first, then verl's own files, whose presence is what makes a checkpoint complete."""
+        if self.teacher is not None:
             get_torch_device().synchronize()  # the copy may still be on its way to main memory
             world = torch.distributed.get_world_size()
             self.teacher.save(Path(local_path), rank=self.rank, world_size=world)
         super().save_checkpoint(local_path, *args, **kwargs)
 
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """The teacher's copy first, then verl's own files."""
         if self.teacher is not None:
             get_torch_device().synchronize()
             world = torch.distributed.get_world_size()
@@ -215,6 +231,13 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     def forward_backward_batch(
         self, data: TensorDict, loss_function: Callable | None, forward_only: bool = False
     ) -> dict[str, Any]:
+        """verl's, with the teacher in it where there is a divergence, and with the log-probs' noise among the metrics.
+
+        Args:
+            data: verl's mini-batch of this rank, jagged.
+            loss_function: ours or verl's.
+            forward_only: whether nothing is trained.
+        """
         if forward_only:
             return super().forward_backward_batch(data, loss_function, forward_only=True)
         outputs = (
@@ -243,6 +266,16 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         return outputs
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Callable | None, forward_only: bool) -> Any:
+        """verl's, but ours with a teacher, for scoring alone, or where verl would round log-probs to 16 bits.
+
+        Args:
+            micro_batch: verl's, jagged.
+            loss_function: a `SelfDistillLoss` where there is a divergence; None where tokens are scored.
+            forward_only: whether nothing is trained.
+
+        Raises:
+            TypeError: if there is a divergence and the loss is another.
+        """
         micro_batch = micro_batch.to(get_device_id()).copy()
         if self._mixed and not (forward_only and loss_function is None and self._packs_plainly(micro_batch)):
             raise RuntimeError(
@@ -489,6 +522,12 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     # ------------------------------------------------------------------ passes that only score tokens
 
     def infer_batch(self, data: TensorDict, loss_function: Callable | None = None) -> Any:
+        """verl's, after which the noise of the log-probs is measured.
+
+        Args:
+            data: verl's batch of this rank, jagged.
+            loss_function: None where tokens are scored.
+        """
         outputs = super().infer_batch(data, loss_function)
         if loss_function is None and self.is_mp_src_rank_with_outputs() and not self.use_ulysses_sp:
             self._measure_noise(data, outputs["model_output"]["log_probs"])

@@ -71,7 +71,7 @@ class SelfDistillLoss:
             student_logits: (1, T, V) or (T, V), packed.
             teacher_logits: (N, V) raw; overwritten.
             rows: (N,) rows of the student's logits that the teacher's belong to.
-            rollout_temperature: of both sides, where `params.temperature` is None.
+            rollout_temperature: divides both sides' logits, where `params.temperature` is None.
             divided_by: what verl has divided the student's logits by already.
             token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
         """
@@ -127,8 +127,13 @@ class SelfDistillLoss:
         """The micro-batch's share of the mean, a scalar in the graph, and {"divergence", *stats}, (N,), detached.
 
         Args:
-            hidden, teacher_hidden: (N, h) of the scored rows; head, teacher_head: (V, h), None for the student's.
+            hidden: (N, h) the student's hidden states of the scored rows.
+            head: (V, h) of the student.
+            teacher_hidden: (N, h) of the teacher.
+            teacher_head: (V, h) of the teacher; None for the student's.
             data: as in `__call__`.
+            rollout_temperature: divides both sides' logits, where `params.temperature` is None.
+            token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
         """
         return hidden_divergence(
             hidden,
@@ -171,9 +176,15 @@ class SelfDistillLoss:
     def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """The micro-batch's share of the loss, and metrics for verl to add up.
 
-        model_output: jagged (B, prompt_i + response_i), with zeros outside the scored rows: `DIVERGENCE`, the tokens'
-            divergences, or `SHARE`, whose sum is `share`'s result; `log_probs` with PPO or an importance ratio.
-        data: `response_mask`, optionally `WEIGHTS` and `old_log_probs`, jagged; non-tensors `COUNT` and `dp_size`.
+        Args:
+            model_output: jagged (B, prompt_i + response_i), with zeros outside the scored rows: `DIVERGENCE`, the
+                tokens' divergences, or `SHARE`, whose sum is `share`'s result; `log_probs` with PPO or an importance
+                ratio.
+            data: `response_mask`, optionally `WEIGHTS` and `old_log_probs`, jagged; non-tensors `COUNT` and `dp_size`.
+            dp_group: the data-parallel group, for verl's policy loss.
+
+        Raises:
+            ValueError: if the PPO clip is asked for and there is none.
         """
         metrics: dict[str, Any] = {}
         if SHARE in model_output:
@@ -200,5 +211,11 @@ class SelfDistillLoss:
 
 
 def scatter_tokens(values: Tensor, rows: Tensor, total: int) -> Tensor:
-    """Token values (N,) at their packed rows among zeros, (total,): the form in which verl's hook takes outputs."""
+    """Token values at their packed rows among zeros, (total,): the form in which verl's hook takes outputs.
+
+    Args:
+        values: (N,).
+        rows: (N,) packed rows.
+        total: tokens of the packed row.
+    """
     return torch.zeros(total, dtype=values.dtype, device=values.device).index_add(0, rows, values)

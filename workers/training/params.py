@@ -1,7 +1,8 @@
-"""What a training worker must know of the self-distillation loss and of the teacher's weights: `self_distill` in YAML.
+"""Parameters of the self-distillation loss and of the teacher's weights, as training workers need them.
 
-Plain dataclasses without verl, so that a wrong setting is refused before anything starts, and picklable, so that they
-travel to the workers as they are.  Field defaults here and in config/train.yaml are compared by a test.
+They are read from `self_distill` of a configuration.  Plain dataclasses without verl, so that a wrong setting is
+refused before anything starts, and picklable, so that they travel to the workers as they are.  Field defaults here and
+in config/train.yaml are compared by a test.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class LossParams:
 
     Attributes:
         kind: "none" trains the PPO clip only; the others are the divergences of `DivergenceSpec`.
-        jsd_beta, clip, clip_mode: see `DivergenceSpec`.
+        jsd_beta: β of kind "jsd", see `DivergenceSpec`.
+        clip: bound of each vocabulary entry, see `DivergenceSpec`; None is no clip.
+        clip_mode: "upper", "symmetric" or "none".
         temperature: divides both sides' logits; None takes the rollout's.
         top_k: compare that many tokens only instead of the vocabulary; None: all.
         top_k_by: whose likeliest tokens: "teacher" (renormalised over them) or "student" (all others in one bucket).
@@ -65,7 +68,7 @@ class LossParams:
 
     @property
     def logits_because(self) -> str | None:
-        """Why this loss needs logits, whatever the model; None where hidden states may do."""
+        """Why this loss needs logits, whatever the model; None if hidden states may do."""
         if not self.from_hidden:
             return "from_hidden=false"
         if self.ppo:
@@ -75,7 +78,11 @@ class LossParams:
         return None if self.top_k is None else f"top_k={self.top_k}"
 
     def validate(self) -> None:
-        """Raise ValueError, with value and rule, on a parameter or a combination that is not usable."""
+        """Refuse parameters that are not usable.
+
+        Raises:
+            ValueError: if one of them, or a combination, is not usable; states value and rule.
+        """
         require(self.kind in ("none", *KINDS), "kind", self.kind, f"one of none, {', '.join(KINDS)}")
         require(self.clip_mode in CLIP_MODES, "clip_mode", self.clip_mode, f"one of {', '.join(CLIP_MODES)}")
         weightings = ("uniform", *TOKEN_WEIGHTS)
@@ -121,6 +128,7 @@ class LossParams:
         """The divergence; its temperature is the rollout's where `temperature` is None.
 
         Args:
+            rollout_temperature: what responses are sampled at.
             divided_by: what the student's logits, and they alone, were divided by before.
         """
         wanted = rollout_temperature if self.temperature is None else self.temperature
@@ -153,7 +161,11 @@ class TeacherWeights:
     trust_region_mix: float = 0.05
 
     def validate(self) -> None:
-        """Raise ValueError, with value and rule, on a parameter that is not usable."""
+        """Refuse parameters that are not usable.
+
+        Raises:
+            ValueError: if one of them is outside its range; states value and rule.
+        """
         require(self.weights in TEACHER_WEIGHTS, "weights", self.weights, f"one of {', '.join(TEACHER_WEIGHTS)}")
         require(0.0 <= self.ema_decay < 1.0, "ema_decay", self.ema_decay, "in [0, 1); 0 is the current policy")
         require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "1 or more")
@@ -175,17 +187,29 @@ class TeacherWeights:
         return 2 if self.weights == "trust_region" else 1
 
     def needs_copy(self, *, lora: bool) -> bool:
-        """Whether these weights are a second set of parameters."""
+        """Whether these weights are a second set of parameters.
+
+        Args:
+            lora: whether an adapter is trained, without which the model is the initial policy.
+        """
         return self.weights in TRAILING_WEIGHTS or (self.keeps_initial and not lora)
 
 
 def loss_params(self_distill: Any) -> LossParams:
-    """`self_distill.loss` of a configuration, checked.  Raises ValueError."""
+    """`self_distill.loss` of a configuration, checked.
+
+    Raises:
+        ValueError: if a key, a type or a value is wrong.
+    """
     return load_params(LossParams, self_distill.get("loss"), where="self_distill.loss")
 
 
 def teacher_weights(self_distill: Any) -> TeacherWeights:
-    """The weights' part of `self_distill.teacher`, checked.  Raises ValueError."""
+    """The weights' part of `self_distill.teacher`, checked.
+
+    Raises:
+        ValueError: if a type or a value is wrong.
+    """
     names = [field.name for field in fields(TeacherWeights)]
     teacher = self_distill.get("teacher") or {}
     return load_params(

@@ -36,7 +36,16 @@ def local_shards(module: nn.Module) -> dict[str, Tensor]:
 class TeacherCopy:
     """The copy, and when it follows the student.
 
-    module: built and sharded like the student; its parameters are overwritten with the student's.
+    Args:
+        module: built and sharded like the student; its parameters are overwritten with the student's.
+        student: the policy that is trained.
+        settings: frozen, ema or snapshot, and how fast it follows.
+
+    Attributes:
+        steps: training steps that it has seen.
+
+    Raises:
+        ValueError: if an average would be kept in 16 bits.
     """
 
     def __init__(self, module: nn.Module, student: nn.Module, settings: TeacherWeights):
@@ -66,7 +75,7 @@ class TeacherCopy:
 
     @torch.no_grad()
     def follow(self, student: nn.Module) -> None:
-        """Call once after each training step."""
+        """Follow the student if it is time; to be called once after each training step."""
         self.steps += 1
         if self.settings.weights == "ema":
             source = local_shards(student)
@@ -76,7 +85,13 @@ class TeacherCopy:
             self._copy(student)
 
     def save(self, folder: Path, *, rank: int, world_size: int) -> None:
-        """Write this rank's shards; nothing for the initial policy, which the model's own files restore."""
+        """Write this rank's shards; nothing for the initial policy, which the model's own files restore.
+
+        Args:
+            folder: the actor's folder of a checkpoint.
+            rank: this worker's, from 0.
+            world_size: number of workers.
+        """
         if self.settings.weights not in TRAILING_WEIGHTS:
             return
         file = _file(folder, rank, world_size)
@@ -86,7 +101,16 @@ class TeacherCopy:
 
     @torch.no_grad()
     def load(self, folder: Path, *, rank: int, world_size: int) -> None:
-        """Restore what `save` wrote.  Raises FileNotFoundError where the checkpoint has no such teacher."""
+        """Restore what `save` wrote.
+
+        Args:
+            folder: the actor's folder of a checkpoint.
+            rank: this worker's, from 0.
+            world_size: number of workers; those that saved must have been as many.
+
+        Raises:
+            FileNotFoundError: if the checkpoint has no such teacher.
+        """
         if self.settings.weights not in TRAILING_WEIGHTS:
             return
         file = _file(folder, rank, world_size)

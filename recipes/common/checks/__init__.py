@@ -43,14 +43,15 @@ def check(cfg: DictConfig, method: Method, *, gpus: int) -> list[str]:
     """Refuse a resolved configuration with everything that is wrong with it.
 
     Args:
-        method: of this configuration (`recipes.common.method.read`).
+        cfg: the resolved configuration.
+        method: what it asks to learn, read from it (`recipes.common.method.read`).
         gpus: number of GPUs in this machine.
 
     Returns:
         Warnings: sentences about what may be meant.
 
     Raises:
-        SettingsError: lists every problem found.
+        SettingsError: if anything is wrong; it lists every problem found.
     """
     problems = list(machine.device(cfg, gpus))
     if problems:  # on the wrong machine nothing else matters

@@ -1,4 +1,7 @@
-"""Refusals of what is to be learned: credit, loss, teacher, exposure, and the precision that they need."""
+"""Refusals of what is to be learned: credit, loss, teacher, exposure, and the precision that they need.
+
+Every check takes the resolved configuration and the `Method` read from it, and yields a sentence for each problem.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ TEACHER_CONTEXTS = CONTEXTS
 
 
 def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """What the dataclasses of credit, loss, teacher and exposure say of their values."""
+    """Refuse values that the dataclasses of credit, loss, teacher and exposure do not take, and unknown estimators.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn, with the problems found on reading it.
+    """
     yield from method.problems
     if "router_signal" in method.signals:
         yield (
@@ -38,7 +46,12 @@ def _verls_estimators() -> set[str]:
 
 
 def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """What the teacher is shown, and groups that A_G can compare."""
+    """Refuse a teacher that would be shown nothing of use, and groups that A_G cannot compare.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
     if "has_teacher" in method.signals and not (method.uses_teacher and contexts.may_be_missing):
         which = f"self_distill.teacher.teaches={contexts.teaches}, so each has one"
@@ -82,7 +95,12 @@ def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def responses(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """References in the place of responses: their credit, and what only sampled ones have."""
+    """Refuse references in the place of responses with a credit of another kind, or with what only sampled ones have.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     if method.responses not in ("sampled", "reference"):
         yield f"self_distill.responses={method.responses}: must be sampled or reference"
     if (method.credit == "sft") != method.trains_references:
@@ -98,7 +116,12 @@ def responses(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def groups(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Groups that A_G can compare, where it is used."""
+    """Refuse groups of one response if the credit uses A_G, which compares the responses to a problem.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     n = cfg.actor_rollout_ref.rollout.n
     if n < 2 and method.compares_groups:
         yield (
@@ -108,7 +131,12 @@ def groups(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """The full-vocabulary loss, and teachers with weights of their own: what our engine cannot do."""
+    """Refuse what our engine cannot do with a full-vocabulary loss, or with a teacher that has weights of its own.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     loss, weights = method.loss, method.weights.weights
     if method.token_weight is not None and not loss.active:
         yield (
@@ -157,7 +185,12 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """ATESD's exposure: its own values, and whether there is a teacher with a reasoning to show in part."""
+    """Refuse an exposure (ATESD) that has no reasoning to show in part, no teacher, or no probe to learn from.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     mode = f"self_distill.exposure.mode={method.exposure.mode}"
     if method.truncates and set(method.contexts.named) != {"solution"}:
         yield (
@@ -194,7 +227,12 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """A warning: an exposure controller that would stay random to the end of the run."""
+    """Warn of an exposure controller that would stay random to the end of the run.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     controller, steps = method.controller, cfg.trainer.total_training_steps
     if not method.truncates or method.exposure.mode != "learned" or controller is None or steps is None:
         return
@@ -223,7 +261,12 @@ def two_denominators(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def precision(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """What teachers and entropies need to be exact; a method may read entropies without a teacher."""
+    """Refuse settings with which the teacher's log-probs or the entropies would not be exact.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; it may read entropies without a teacher.
+    """
     reads_entropy = not {"entropy", "teacher_entropy"}.isdisjoint(method.signals)
     if not (method.uses_teacher or reads_entropy):
         return

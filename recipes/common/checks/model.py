@@ -1,4 +1,4 @@
-"""Refusals of the model: where it is, and what its tokenizer can."""
+"""Refusals of the model: no such folder, a tokenizer without a template, an attention that cannot compute it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from recipes.common.method import Method
 
 
 def model(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Refuse a model that cannot be found, has no tokenizer for chats, or that the chosen attention cannot compute.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     path = str(cfg.actor_rollout_ref.model.path)
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", "~", ".")) or path.count("/") != 1
