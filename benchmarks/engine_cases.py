@@ -79,7 +79,7 @@ def write_sequences(folder: Path, shapes: list[tuple[int, int, int]], vocabulary
         rows["mask"].append(mask)
         rows["weights"].append(0.25 + 0.75 * torch.rand(response, generator=generator))
         rows["advantages"].append(torch.randn(response, generator=generator))
-        rows["old_log_probs"].append(-3 * torch.rand(response, generator=generator))
+        rows["old_log_probs"].append(-2 - 3 * torch.rand(response, generator=generator))  # ratios on both sides of 1
     torch.save(rows, folder / "batch.pt")
 
 

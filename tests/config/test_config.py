@@ -221,6 +221,22 @@ def test_two_terms_that_are_averaged_differently_are_warned_of(compose_config, m
         assert check(cfg, read(cfg), gpus=0) == []
 
 
+def test_siblings_that_would_be_cut_are_warned_of(compose_config):
+    cfg = compose_config("method=sdpo", "experiment=starter")  # 64 + 96 tokens
+    assert check(cfg, read(cfg), gpus=0) == []
+    cfg.self_distill.teacher.max_prompt_length = 159
+    (warning,) = check(cfg, read(cfg), gpus=0)
+    assert "max_prompt_length=159 with context sibling" in warning and "max_prompt_length=160 shows all" in warning
+
+
+def test_a_methods_own_room_for_siblings_goes_before_that_of_the_problems_references(compose_config):
+    lengths = {
+        name: compose_config(f"method={name}", "experiment=qwen3_1_7b_dapo").self_distill.teacher.max_prompt_length
+        for name in ("dasd", "sdpo")
+    }
+    assert lengths == {"dasd": 2560, "sdpo": 2048 + 8192}
+
+
 def test_a_method_that_reads_the_teachers_entropy_lets_the_teacher_score(compose_config):
     methods = {name: read(compose_config(f"method={name}", "experiment=starter")) for name in ("sdpo", "srpo", "eopd")}
     assert {name: method.scores_with_teacher for name, method in methods.items()} == {

@@ -36,7 +36,7 @@ CHECKS = (
 )
 
 # What may be meant, and is said.
-WARNINGS = (learning.too_short_to_learn, learning.two_denominators)
+WARNINGS = (learning.too_short_to_learn, learning.two_denominators, learning.cut_siblings)
 
 
 def check(cfg: DictConfig, method: Method, *, gpus: int) -> list[str]:

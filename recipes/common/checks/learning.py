@@ -260,6 +260,18 @@ def two_denominators(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
 
 
+def cut_siblings(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """A warning: other responses as what the teacher is shown, and no room for a long one."""
+    needed = cfg.data.max_prompt_length + cfg.data.max_response_length
+    shown = [kind for kind in method.contexts.named if kind in FROM_GROUP]
+    if method.uses_teacher and shown and method.max_prompt_length < needed:
+        yield (
+            f"self_distill.teacher.max_prompt_length={method.max_prompt_length} with context {shown[0]}: a problem "
+            f"and a response take up to {needed} tokens, and the end of a longer response, its answer, is cut off; "
+            f"self_distill.teacher.max_prompt_length={needed} shows all of them"
+        )
+
+
 def precision(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Refuse settings with which the teacher's log-probs or the entropies would not be exact.
 
