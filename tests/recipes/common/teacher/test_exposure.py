@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.common.checks.learning import too_short_to_learn
+from recipes.common.checks.learning import exposure, too_short_to_learn
 from recipes.common.method import read
 from recipes.common.teacher.controller import ExposureController
 from recipes.common.teacher.decisions import PROGRESS_SIGNALS, ControllerConfig, Observation
@@ -146,3 +146,12 @@ def test_a_run_too_short_to_learn_is_warned_of_and_one_update_more_is_not(signal
     for total, warned in ((steps, True), (steps + 1, False)):
         cfg.trainer.total_training_steps = total
         assert bool(list(too_short_to_learn(cfg, read(cfg)))) is warned
+
+
+def test_a_counterfactual_credit_needs_an_exposure_that_acts_through_the_divergence_alone(tmp_path):
+    credit = "self_distill.exposure.controller.credit=counterfactual"
+    for method, refused in (("atesd", False), ("atesd_sampled", True)):
+        cfg = composed(f"method={method}", "experiment=starter", credit, run_dir=tmp_path)
+        assert read(cfg).problems == ()
+        said = [problem for problem in exposure(cfg, read(cfg)) if problem.startswith(credit)]
+        assert len(said) == refused
