@@ -191,7 +191,7 @@ class Difference:
         a: label of the first model.
         b: label of the second, which is subtracted.
         data: the set.
-        problems: how many both answered.
+        problems: how many the two were compared on.
         cells: for each metric the difference as text, and whether its interval leaves out zero.
     """
 
