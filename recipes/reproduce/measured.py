@@ -60,7 +60,8 @@ class Cell:
         """1 where the whole interval lies above 0, -1 below, 0 where it holds 0; None where it is not known."""
         if self.half is None:
             return None
-        return (self.value > self.half) - (self.value < -self.half)
+        bound = self.half + 1e-12  # equal runs differ by rounding
+        return (self.value > bound) - (self.value < -bound)
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,21 @@ def published(table: Table) -> list[Published]:
         Published(
             experiment,
             list(table.sets),
-            [
-                (row.label, ["–" if number is None else f"{number:g}" for number in row.paper[experiment]])
-                for row in table.rows
-                if experiment in row.paper
-            ],
+            _aligned({row.label: row.paper[experiment] for row in table.rows if experiment in row.paper}),
         )
         for experiment in experiments
+    ]
+
+
+def _aligned(numbers: dict[str, list[float | None]]) -> list[tuple[str, list[str]]]:
+    """Numbers as text, a column with as many digits as its longest has."""
+    digits = [
+        max((len(f"{number:g}".partition(".")[2]) for number in column if number is not None), default=0)
+        for column in zip(*numbers.values(), strict=True)
+    ]
+    return [
+        (label, ["–" if n is None else f"{n:.{d}f}".replace("-", "−") for n, d in zip(row, digits, strict=True)])
+        for label, row in numbers.items()
     ]
 
 

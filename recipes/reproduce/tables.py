@@ -8,8 +8,9 @@ One of a diagnostic names commands instead. Rows whose method this version does 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Table:
 
 def names(folder: Path = FOLDER) -> list[str]:
     """Of all tables, in the order of the files and within them."""
-    return [name for name, _ in _descriptions(folder)]
+    return list(_descriptions(folder))
 
 
 def read(name: str, folder: Path = FOLDER) -> Table:
@@ -111,29 +112,38 @@ def read(name: str, folder: Path = FOLDER) -> Table:
     Raises:
         SettingsError: there is none of that name, or its description is wrong.
     """
-    found = dict(_descriptions(folder))
+    found = _descriptions(folder)
     if name not in found:
         known = ", ".join(found)
         raise SettingsError([f"table={name}: there is none of that name; there are {known}"])
-    return table_of(name, found[name], {method.name: method.title for method in shipped()})
+    return table_of(name, found[name], _methods())
 
 
-def _descriptions(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted(folder.glob("*.yaml")):
-        for name, description in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            if not name.startswith("_"):  # parts that others refer to
-                yield name, description
+@cache
+def _methods() -> tuple[str, ...]:
+    return tuple(method.name for method in shipped())
+
+
+@cache
+def _descriptions(folder: Path) -> dict[str, dict[str, Any]]:
+    """Those of all files; keys that begin with _ are parts that others refer to."""
+    return {
+        name: description
+        for path in sorted(folder.glob("*.yaml"))
+        for name, description in yaml.safe_load(path.read_text(encoding="utf-8")).items()
+        if not name.startswith("_")
+    }
 
 
 KEYS = {"title", "source", "rows", "controls", "metric", "sets", "starter", "gpu", "commands", "needs", "missing"}
 ROW_KEYS = {"label", "overrides", "paper"}
 
 
-def table_of(name: str, description: Mapping[str, Any], methods: Mapping[str, str]) -> Table:
+def table_of(name: str, description: Mapping[str, Any], methods: Collection[str]) -> Table:
     """A table from its description.
 
     Args:
-        methods: name -> title of those that there are.
+        methods: names of those that there are.
 
     Raises:
         SettingsError: listing what is wrong with it.

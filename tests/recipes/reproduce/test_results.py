@@ -147,7 +147,7 @@ def test_an_evaluations_summary_becomes_cells(tmp_path):
             "rows": [{"label": "G", "overrides": ["method=grpo"]}, {"label": "D", "overrides": ["method=dasd"]}],
             "gpu": {"experiments": ["qwen3_1_7b_dapo"], "preset": "dasd"},
         },
-        {"grpo": "", "dasd": ""},
+        ["grpo", "dasd"],
     )
     planned = results.plan(table, table.scales["gpu"], tmp_path)
     numbers = {"value": 0.5, "ci95": 0.1}
