@@ -25,6 +25,7 @@ def conclusions(
     controls: Sequence[str],
     accuracy: Differences,
     markers: Differences,
+    worth: Mapping[tuple[str, str], Cell],
 ) -> list[str]:
     """Three sentences, or the one that there is nothing to conclude yet.
 
@@ -33,6 +34,7 @@ def conclusions(
         baseline: the row that the others are compared with.
         methods, controls: labels of the rows that are one or the other, without the baseline.
         accuracy, markers: differences to the baseline.
+        worth: (control's label, group) -> accuracy of its method minus its own.
     """
     groups = [group for group in groups if any(side(cell) is not None for cell in accuracy[group].values())]
     known = [row for row in methods if any(side(accuracy[group].get(row)) is not None for group in groups)]
@@ -41,7 +43,7 @@ def conclusions(
     return [
         " ".join(_ahead_and_behind(groups, baseline, known, accuracy)),
         _survivors(groups, baseline, known, accuracy),
-        _controls(groups, baseline, controls, accuracy) if controls else _markers(groups, baseline, known, markers),
+        _controls(groups, controls, worth) if controls else _markers(groups, baseline, known, markers),
     ]
 
 
@@ -70,19 +72,15 @@ def _survivors(groups: Sequence[str], baseline: str, rows: Sequence[str], found:
     return f"Not shown to be behind {baseline} {everywhere}: {_named(never)}{ahead}."
 
 
-def _controls(groups: Sequence[str], baseline: str, rows: Sequence[str], found: Differences) -> str:
+def _controls(groups: Sequence[str], rows: Sequence[str], worth: Mapping[tuple[str, str], Cell]) -> str:
     parts = []
     for row in rows:
-        values = [(group, found[group].get(row)) for group in groups]
-        shown = [f"{_points(cell)} in {group}" for group, cell in values if cell is not None]
+        shown = [f"{_points(worth[row, group])} in {group}" for group in groups if (row, group) in worth]
         if shown:
-            parts.append(f"{row} {' and '.join(shown)}")
+            parts.append(f"over \u201c{row}\u201d {' and '.join(shown)}")
     if not parts:
-        return "The controls have not been measured, so what the reference itself is worth is open."
-    return (
-        f"Controls, whose teacher is not shown the problem's own reference, differ from {baseline} by "
-        f"{'; '.join(parts)}: only what a method has beyond its control is the reference's doing."
-    )
+        return "The controls have not been measured, so what the teacher's reference is worth is open."
+    return f"The problem's own reference, shown to the teacher, is worth to its method {'; '.join(parts)}."
 
 
 def _markers(groups: Sequence[str], baseline: str, rows: Sequence[str], found: Differences) -> str:

@@ -32,13 +32,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Matrix:
-    """`cells`, `differences`: (row's label, column's group, column's key) -> cell."""
+    """`cells`, `differences`: (row's label, column's group, column's key) -> cell; `worth`: (control's label, group) ->
+    difference in accuracy of the method that it is a control of to the control."""
 
     baseline: str
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, str, str], Cell]
     differences: Mapping[tuple[str, str, str], Cell]
+    worth: Mapping[tuple[str, str], Cell]
 
     @property
     def groups(self) -> list[str]:

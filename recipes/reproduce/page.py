@@ -55,6 +55,7 @@ def sentences(matrix: Matrix) -> list[str]:
         [row.label for row in others if row.control],
         matrix.by_row("avg"),
         matrix.by_row("markers"),
+        matrix.worth,
     )
 
 

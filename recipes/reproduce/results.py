@@ -109,7 +109,14 @@ def _of_runs(planned: Planned) -> Matrix:
                 cells[place] = cell
             if difference is not None:
                 differences[place] = difference
-    return Matrix(rows[0].label, rows, columns, cells, differences)
+    worth = {
+        (row.label, experiment): cell
+        for row in rows
+        for experiment in planned.scale.experiments
+        if row.control is not None
+        and (cell := measured.paired(*(found.get((name, experiment), {}) for name in (row.control, row.label)), "avg"))
+    }
+    return Matrix(rows[0].label, rows, columns, cells, differences, worth)
 
 
 def _of_summaries(planned: Planned) -> Matrix:
@@ -134,7 +141,7 @@ def _of_summaries(planned: Planned) -> Matrix:
                     cells[row.label, experiment, key] = cell
                 if difference is not None:
                     differences[row.label, experiment, key] = difference
-    return Matrix(rows[0].label, rows, tuple(columns), cells, differences)
+    return Matrix(rows[0].label, rows, tuple(columns), cells, differences, {})
 
 
 def write(planned: Planned, scale: str) -> tuple[Path, str]:
@@ -165,5 +172,7 @@ def _notices(planned: Planned) -> Iterator[str]:
 
 
 def _last_line(path: Path) -> str:
+    """What a command said last: what was wrong with it, where it was refused."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1][:200] if lines else "it printed nothing"
+    refusals = [line for line in lines if line.startswith("- ")]
+    return [*lines, *refusals][-1][:200] if lines else "it printed nothing"

@@ -36,13 +36,14 @@ class Row:
         label: for people.
         overrides: of the training command.
         paper: experiment -> the paper's numbers, as many as the table has `sets`; None where it has none.
-        control: whether it shows what the teacher's reference is worth, instead of being a method.
+        control: label of the row that it is a control of: the same method, its teacher not shown the problem's own
+            reference; None for the methods themselves.
     """
 
     label: str
     overrides: tuple[str, ...]
     paper: dict[str, list[float | None]]
-    control: bool = False
+    control: str | None = None
 
     @property
     def slug(self) -> str:
@@ -136,7 +137,7 @@ def _descriptions(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 KEYS = {"title", "source", "rows", "controls", "metric", "sets", "starter", "gpu", "commands", "needs", "missing"}
-ROW_KEYS = {"label", "overrides", "paper"}
+ROW_KEYS = {"label", "overrides", "paper", "of"}
 
 
 def table_of(name: str, description: Mapping[str, Any], methods: Collection[str]) -> Table:
@@ -157,9 +158,9 @@ def table_of(name: str, description: Mapping[str, Any], methods: Collection[str]
         given = [{"label": method, "overrides": [f"method={method}"]} for method in order]
     sets = tuple(description.get("sets", ()))
     rows, absent = [], []
-    for entry, control in [*((row, False) for row in given), *((row, True) for row in description.get("controls", []))]:
+    for entry in [*given, *description.get("controls", [])]:
         problems += [f"tables: {name}, row {entry.get('label')}: no key {key!r}" for key in entry.keys() - ROW_KEYS]
-        row = Row(entry["label"], tuple(entry.get("overrides", ())), dict(entry.get("paper", {})), control)
+        row = Row(entry["label"], tuple(entry.get("overrides", ())), dict(entry.get("paper", {})), entry.get("of"))
         for experiment, numbers in row.paper.items():
             if len(numbers) != len(sets):
                 problems.append(
@@ -170,6 +171,12 @@ def table_of(name: str, description: Mapping[str, Any], methods: Collection[str]
             absent.append(f"{row.label}: this version has no method={method}")
         else:
             rows.append(row)
+    labels = {row.label for row in rows}
+    problems += [
+        f"tables: {name}, {row.label}: of={row.control} is no row of it"
+        for row in rows
+        if row.control is not None and row.control not in labels
+    ]
     # A row without overrides is a model before training: it has the paper's numbers only.
     trained = [row for row in rows if row.overrides]
     slugs = [row.slug for row in trained]

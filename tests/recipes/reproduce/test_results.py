@@ -87,7 +87,7 @@ def test_conclusions_follow_the_numbers():
     }
     markers = {group: cells(dasd=(0.0, 0.1), opsd=(-0.3, 0.1)) for group in ("one", "two")}
     rows = ["dasd", "opsd", "bad", "unclear"]
-    first, second, third = conclusions(["one", "two"], "grpo", rows, [], accuracy, markers)
+    first, second, third = conclusions(["one", "two"], "grpo", rows, [], accuracy, markers, {})
     assert first == (
         "In one 2 (dasd and opsd) are ahead of grpo and 1 (bad) is behind it, of 3; in two none is ahead of grpo and "
         "2 (opsd and bad) are behind it, of 3 (95 % intervals, 6 comparisons, not corrected)."
@@ -101,13 +101,28 @@ def test_conclusions_follow_the_numbers():
     }
     assert (
         "1 (bad) is ahead of grpo and 2 (dasd and opsd) are behind it"
-        in conclusions(["one", "two"], "grpo", rows, [], turned, markers)[0]
+        in conclusions(["one", "two"], "grpo", rows, [], turned, markers, {})[0]
     )
-    controls = conclusions(["one", "two"], "grpo", rows, ["dasd"], accuracy, markers)[2]
-    assert "dasd +2.0 ± 1.0 points in one and +0.0 ± 1.0 points in two" in controls
-    assert conclusions(["one"], "grpo", ["unclear"], [], accuracy, markers)[0].startswith(
-        "There is nothing to conclude"
-    )
+    worth = {("dasd, none", "one"): Cell(0.02, 0.01, "seeds", 3)}
+    third = conclusions(["one", "two"], "grpo", rows, ["dasd, none"], accuracy, markers, worth)[2]
+    assert third.endswith("is worth to its method over “dasd, none” +2.0 ± 1.0 points in one.")
+    nothing = conclusions(["one"], "grpo", ["unclear"], [], accuracy, markers, {})
+    assert len(nothing) == 1 and nothing[0].startswith("There is nothing to conclude")
+
+
+def test_a_control_is_compared_with_its_method(tmp_path):
+    rows = [
+        {"label": "grpo", "overrides": ["method=grpo"]},
+        {"label": "dasd", "overrides": ["method=dasd"]},
+        {"label": "none", "of": "dasd", "overrides": ["method=dasd", "self_distill.teacher.context=none"]},
+    ]
+    table = tables.table_of("t", {"title": "t", "rows": rows}, ["grpo", "dasd"])
+    planned = results.plan(table, tables.changed(table.scales[STARTER], seeds=[1, 2], steps=4), tmp_path)
+    for (label, _, seed), job in planned.jobs.items():
+        write_run(job.directory, {"grpo": [0, 0, 0], "dasd": [4, 2, seed], "none": [2, 2, 0]}[label])
+    worth = results.matrix(planned).worth["none", "starter"]
+    assert worth.value == pytest.approx(((4 + 2 + 1 - 4) + (4 + 2 + 2 - 4)) / 2 / 12) and worth.over == "seeds"
+    assert results.matrix(planned).rows[-1].control == "dasd"
 
 
 def test_the_page_has_numbers_differences_failures_and_what_is_missing(tmp_path):
