@@ -54,6 +54,8 @@ def test_a_run_is_measured_as_an_evaluation_would(tmp_path):
 def test_one_seed_is_compared_by_problem_and_several_by_seed(tmp_path):
     for name, right in (("a1", [4, 2, 0]), ("b1", [4, 4, 2]), ("a2", [4, 4, 0]), ("b2", [4, 4, 3])):
         write_run(tmp_path / name, right)
+    path = tmp_path / "b1" / measured.VALIDATION / "4.jsonl"  # runs write their problems in different orders
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     run = {name: measured.measure(tmp_path / name, 4) for name in ("a1", "b1", "a2", "b2")}
     one = measured.paired({1: run["b1"]}, {1: run["a1"]}, "avg")
     # Differences by problem 0, 0.5, 0.5.
