@@ -22,6 +22,7 @@ from pathlib import Path
 from config import CONFIG_DIR
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import validation_accuracy
+from recipes.common.teacher.decisions import CREDITS
 from recipes.report.compare import estimate
 from recipes.report.page import comparison_page, write_page
 from recipes.report.run_data import NotARun, load_run
@@ -65,6 +66,19 @@ SETTINGS: dict[str, list[str]] = {
         for alpha in EXPOSURES
     },
     "exposure_random": ["method=atesd", NO_CLIP, "self_distill.exposure.mode=random"],
+    # The controller under each credit, as often updated as a run of some 50 steps allows: benchmarks.exposure_credit.
+    **{
+        f"credit_{credit}": [
+            "method=atesd",
+            NO_CLIP,
+            # A fifth of the starter's: at that rate the unclipped loss loses in its second ten steps what it won.
+            "actor_rollout_ref.actor.optim.lr=1.0e-5",
+            f"self_distill.exposure.controller.credit={credit}",
+            "self_distill.exposure.controller.hold=1",
+            "self_distill.exposure.controller.decisions_per_update=2",
+        ]
+        for credit in CREDITS
+    },
 }
 
 

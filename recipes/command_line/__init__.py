@@ -1,6 +1,6 @@
-"""The command line of every entry: where defaults stand, the page of --help, and refusals that are no tracebacks.
+"""What all command lines have in common: the defaults of their arguments, the page of --help, and plain error messages.
 
-`run` starts a command that Hydra configures.  Commands with options of their own (argparse) use `help_asked`.
+`run` starts a command that Hydra configures. Commands with options of their own (argparse) call `help_asked`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Job = Callable[[DictConfig], int | None]
 
 
 def help_asked(command: Command) -> None:
-    """Print the page and end the process where the arguments ask for it."""
+    """Print the page and end the process if the arguments ask for it."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(page(command))
         sys.exit(0)
@@ -43,7 +43,7 @@ def run(
     renamed: Mapping[str, str] | None = None,
     stored: bool = False,
 ) -> None:
-    """Run a command; ends the process where its code is not 0: 2 where it is refused.
+    """Run a command; ends the process if its code is not 0, with 2 if it is refused.
 
     Args:
         command: for --help, and for what is said of it.
@@ -88,7 +88,7 @@ def run(
 
 
 def _checked(command: Command, job: Job, cfg: DictConfig) -> int:
-    """The job's exit code; 2 where values are missing, of a wrong type, or refer to what is not there."""
+    """The job's exit code; 2 if values are missing, of a wrong type, or refer to what is not there."""
     from recipes.common.checks.errors import SettingsError  # seconds, which --help does not need
 
     problems: list[str] = []
@@ -126,7 +126,15 @@ def _described(command: Command, key: str) -> str:
 
 
 def refused(command: Command, problems: Sequence[str]) -> int:
-    """Say what is wrong with a command's arguments; returns the exit code, 2."""
+    """Say what is wrong with a command's arguments.
+
+    Args:
+        command: whose arguments they are.
+        problems: a sentence each.
+
+    Returns:
+        The exit code, 2.
+    """
     listed = "\n".join(f"- {problem}" for problem in problems)
     print(f"{command.not_started}\n{listed}\n`python -m {command.module} --help` shows what there is.", file=sys.stderr)
     return 2

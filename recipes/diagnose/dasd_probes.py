@@ -44,7 +44,11 @@ METRICS = ("step_acc", "e_per_1k", "accuracy")
 
 
 def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]:
-    """Checks, the loaded model and the problems; see `runner.execute`."""
+    """Check the settings, load the model and the problems; see `runner.execute`.
+
+    Raises:
+        SettingsError: if a setting is not allowed, or what it names is not there.
+    """
     wrong = []
     if cfg.step.lr is not None and not cfg.step.lr > 0:
         wrong.append(f"step.lr={cfg.step.lr}: must be above 0, or null to leave the step out")
@@ -62,7 +66,18 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
 
 
 def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: Sequence[Problem]) -> Records:
-    """Rollouts of a chunk of problems with everything the probes need, one record a rollout."""
+    """Sample rollouts of a chunk of problems, and measure all that the probes need.
+
+    Args:
+        engine: the model.
+        teacher: makes a row's privileged prompt (`PrivilegedPrompts`).
+        cfg: the diagnostic's configuration.
+        seed: decides every random number.
+        problems: the chunk.
+
+    Returns:
+        One record a rollout.
+    """
     params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
     asked = [(problem, number) for problem in problems for number in range(cfg.rollouts)]
     identities = [("dasd_probes", seed, problem.index, number) for problem, number in asked]
@@ -118,7 +133,19 @@ def intervened(
     params: SamplingParams,
     identities: Sequence[tuple],
 ) -> list[list[dict[str, Any]]]:
-    """By rollout, one record for each site and kind: bucket, kind, position, whether the token changed, measures."""
+    """Continue the rollouts after every draw, and measure what comes of it.
+
+    Args:
+        engine: the model.
+        asked: problem and number of each rollout.
+        ids: token ids of the unmodified rollouts.
+        sites: those of each rollout.
+        params: how continuations are sampled.
+        identities: what names each rollout, for its random numbers.
+
+    Returns:
+        By rollout, one record for each site and kind: bucket, kind, position, whether the token changed, measures.
+    """
     finished = finish(engine, [problem.prompt for problem, _ in asked], ids, sites, params, identities)
     flat = [
         (i, site, kind, as_response(engine, branch[kind]))
@@ -145,7 +172,12 @@ def intervened(
 
 
 def summarise(records: Records, cfg: DictConfig) -> Findings:
-    """Spearman's ρ, shifts by entropy, effects of the interventions; each with its interval over problems."""
+    """Spearman's ρ, shifts by entropy, effects of the interventions; each with its interval over problems.
+
+    Args:
+        records: those of all chunks and seeds.
+        cfg: the diagnostic's configuration.
+    """
     draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
     results: dict[str, Any] = {"counts": counts(records)}
     correlations = correlation(records, draws)
@@ -183,7 +215,7 @@ LABELS = {
 
 
 def counts(records: Records) -> dict[str, int]:
-    """How much was measured and what was left out."""
+    """How much was measured, and how much of it was left out."""
     outcomes = [o for r in records for o in (r["unmodified"], *r["interventions"])]
     return {
         "problems": len({r["problem"] for r in records}),
@@ -198,7 +230,7 @@ def counts(records: Records) -> dict[str, int]:
 
 
 def notes(found: dict[str, int]) -> list[str]:
-    """The counts that change how the results are to be read."""
+    """Sentences for those counts that change how the results are to be read."""
     sentences = {
         "ungraded": "responses could not be graded (time-out or error) and are left out of the accuracies",
         "references_cut": "rollouts had a reference that did not fit teacher.max_prompt_length and was cut",
@@ -220,7 +252,12 @@ def _tokens(records: Records) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def correlation(records: Records, draws: dict[str, int]) -> dict[str, Any]:
-    """Spearman's ρ of each quantity with H_t over all tokens, by name."""
+    """Spearman's ρ of each quantity with H_t over all tokens, by name.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+    """
     columns, problems = _tokens(records)
     names = [name for name in LABELS if name in columns]
     table = np.stack([columns["entropy"], *(columns[name] for name in names)], axis=1)
@@ -235,7 +272,16 @@ def correlation(records: Records, draws: dict[str, int]) -> dict[str, Any]:
 
 
 def by_entropy(records: Records, bins: int, draws: dict[str, int]) -> tuple[list[float], list[dict[str, Any]]]:
-    """Edges of the entropy's quantile bins and, for each bin, its tokens and every quantity's mean."""
+    """Means of every quantity in quantile bins of the student's entropy.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        bins: number of bins; equal edges are joined.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+
+    Returns:
+        The edges, nats, and for each bin its tokens, its mean entropy and the interval of every quantity's mean.
+    """
     columns, problems = _tokens(records)
     edges = np.unique(np.quantile(columns["entropy"], np.linspace(0, 1, bins + 1)))
     where = np.clip(np.searchsorted(edges, columns["entropy"], side="right") - 1, 0, max(len(edges) - 2, 0))
@@ -257,10 +303,16 @@ def by_entropy(records: Records, bins: int, draws: dict[str, int]) -> tuple[list
 
 
 def effects(records: Records, draws: dict[str, int]) -> dict[str, Any]:
-    """By metric, bucket and kind: relative change (%) against the unmodified rollouts, and against `resampled`.
+    """Relative change (%) by metric, bucket and kind, against the unmodified rollouts and against `resampled`.
 
-    ``versus_unmodified_percent`` is the paper's.  ``versus_resampled`` is the absolute difference from the same sites
-    with the student's own draw.  ``changed`` is the share of sites where the kind's token is not the student's.
+    Args:
+        records: one for each rollout, with its interventions.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+
+    Returns:
+        ``effects``: "metric/bucket/kind" -> ``mean``, ``versus_unmodified_percent`` (the paper's) and
+        ``versus_resampled``, the absolute difference from the same sites with the student's own draw.  ``changed``:
+        "bucket/kind" -> share of sites where the kind's token is not the student's.  ``unmodified``: metric -> mean.
     """
     pivot = Pivot(_observations(records))
     at = pivot.columns

@@ -1,4 +1,4 @@
-"""The model in both of its parts: sampling as the student, and logits of a response after either prompt.
+"""The one model in both of its parts: it samples as the student, and gives logits of a response after either prompt.
 
 What the three diagnostics share and nothing else.  A response's tokens are never re-tokenised: teacher and student read
 their own prompt's ids followed by the same response ids, and row t of either's logits is the distribution from which
@@ -29,22 +29,37 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model with what sampling from it needs."""
+    """A loaded model with what sampling from it needs.
+
+    Attributes:
+        model: a causal language model of transformers.
+        tokenizer: its own.
+        stop_ids: ids that end a response.
+        pad_id: id that fills batches.
+        tokens_per_pass: sequences × longest sequence of one forward pass.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stop_ids: list[int]
     pad_id: int
-    tokens_per_pass: int  # sequences × longest sequence of one forward pass
+    tokens_per_pass: int
 
     @property
     def device(self) -> torch.device:
+        """The device of the model's weights."""
         return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True)
 class Response:
-    """A sampled response: ids with the stop token (if it ended), text without special tokens, whether it ended."""
+    """A sampled response.
+
+    Attributes:
+        ids: token ids, with the stop token if it ended.
+        text: without special tokens.
+        finished: whether it ended before the limit.
+    """
 
     ids: list[int]
     text: str
@@ -53,7 +68,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row of the data with its student's prompt; ``index`` is its place in the file and names it everywhere."""
+    """A row of the data with its student's prompt.
+
+    Attributes:
+        index: its place in the file, which names it everywhere.
+        row: its columns.
+        prompt: token ids of the student's prompt.
+    """
 
     index: int
     row: dict[str, Any]
@@ -61,16 +82,22 @@ class Problem:
 
     @property
     def gold(self) -> Any:
+        """The right answer, as the row has it."""
         return self.row.get("answer") or (self.row.get("reward_model") or {}).get("ground_truth")
 
 
 def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_pass: int) -> Engine:
-    """A model ready to sample and to score: all that `recipes.common.models.locate` knows, so also run directories.
+    """Load a model to sample and to score with: all that `recipes.common.models.locate` knows, so also run directories.
 
-    merged: where the whole weights of a checkpoint or an adapter are written; other models leave it alone.
+    Args:
+        name: as the command has it.
+        merged: where the whole weights of a checkpoint or an adapter are written; other models leave it alone.
+        device: "cpu" or "cuda".
+        dtype: one of `DTYPES`.
+        tokens_per_pass: sequences × longest sequence of one forward pass.
 
     Raises:
-        SettingsError: it cannot be loaded, its tokenizer has no chat template, or the device is not there.
+        SettingsError: if it cannot be loaded, its tokenizer has no chat template, or the device is not there.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -99,7 +126,7 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
 
 
 def engine_of(cfg: DictConfig) -> Engine:
-    """The model that a diagnostic's configuration names."""
+    """Load the model that a diagnostic's configuration names."""
     return load_model(
         cfg.model,
         merged=Path(cfg.out) / "model",
@@ -110,10 +137,17 @@ def engine_of(cfg: DictConfig) -> Engine:
 
 
 def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], Any]:
-    """The loaded model, the problems and the teacher's prompts of a diagnostic, after its own checks.
+    """Load the model, the problems and the teacher's prompts of a diagnostic, after its own checks.
+
+    Args:
+        cfg: the diagnostic's configuration.
+        wrong: sentences that those checks found.
+
+    Returns:
+        Model, problems, and the maker of privileged prompts.
 
     Raises:
-        SettingsError: what those checks found wrong, or what `load_problems` or `teacher_prompts` refuse.
+        SettingsError: if those checks found anything, or `load_problems` or `teacher_prompts` refuse.
     """
     if wrong:
         raise SettingsError(wrong)
@@ -127,10 +161,16 @@ def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], 
 
 
 def load_problems(path: str, count: int | None, engine: Engine, template_kwargs: dict[str, Any]) -> list[Problem]:
-    """The first rows of a prepared parquet file (`recipes.data.prepare`).
+    """Read the first rows of a prepared parquet file (`recipes.data.prepare`).
+
+    Args:
+        path: the file.
+        count: number of rows; None for all.
+        engine: the model, whose tokenizer renders the prompts.
+        template_kwargs: options of its chat template.
 
     Raises:
-        SettingsError: no such file, no rows, or a row that cannot be graded.
+        SettingsError: if there is no such file, no rows, or a row that cannot be graded.
     """
     from recipes.data.sources import DataError
     from recipes.data.validate import read_rows
@@ -158,10 +198,17 @@ def load_problems(path: str, count: int | None, engine: Engine, template_kwargs:
 def teacher_prompts(
     engine: Engine, problems: Sequence[Problem], *, context: str, max_length: int, template_kwargs: dict[str, Any]
 ) -> Any:
-    """A `PrivilegedPrompts` after a check that every problem has what the teacher is to be shown.
+    """Make a `PrivilegedPrompts`, once it is known that every problem has what the teacher is to be shown.
+
+    Args:
+        engine: the model, whose tokenizer renders the prompts.
+        problems: all that will be measured.
+        context: "solution" or "answer".
+        max_length: longest privileged prompt, tokens.
+        template_kwargs: options of the chat template.
 
     Raises:
-        SettingsError: rows without that reference; names the first.
+        SettingsError: if the context is another, or rows lack it; names the first of them.
     """
     from recipes.common.teacher.contexts import MissingReference, PrivilegedPrompts, reference_of
 
@@ -192,9 +239,12 @@ def sample(
     *,
     limits: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """One continuation of each prompt, as ids with the stop token if it came.
+    """Sample one continuation of each prompt, as ids with the stop token if it came.
 
     Args:
+        engine: the model.
+        prompts: token ids of each.
+        params: how all of them are sampled.
         identities: what names each request (seed, problem, …); its random numbers are a function of it alone.
         limits: the longest continuation of each request, at least 1; ``params.max_tokens`` for all by default.
     """
@@ -219,18 +269,35 @@ def sample(
 def respond(
     engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, identities: Sequence[tuple]
 ) -> list[Response]:
-    """A full response to each prompt."""
+    """Sample a full response to each prompt; arguments are those of `sample`.
+
+    Args:
+        engine: the model.
+        prompts: token ids of each.
+        params: how all of them are sampled.
+        identities: what names each request, for its random numbers.
+    """
     return [as_response(engine, ids) for ids in sample(engine, prompts, params, identities)]
 
 
 def as_response(engine: Engine, ids: Sequence[int]) -> Response:
-    """A response from its ids."""
+    """A response from its ids.
+
+    Args:
+        engine: the model, for its tokenizer and stops.
+        ids: token ids of the whole response.
+    """
     text = str(engine.tokenizer.decode(list(ids), skip_special_tokens=True))
     return Response(list(ids), text, bool(ids) and ids[-1] in engine.stop_ids)
 
 
 def grade(texts: Sequence[str], golds: Sequence[Any]) -> list[bool | None]:
-    """Whether each response is right; None where the grader could not tell (time-out, error): to be counted."""
+    """Whether each response is right; None where the grader could not tell (time-out, error), which callers count.
+
+    Args:
+        texts: the responses.
+        golds: the right answer to each.
+    """
     from rewards.math import compute_score
 
     def one(pair: tuple[str, Any]) -> bool | None:
@@ -245,7 +312,12 @@ def grade(texts: Sequence[str], golds: Sequence[Any]) -> list[bool | None]:
 
 
 def scoring_batches(engine: Engine, lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of sequences that fit one pass together, similar lengths together."""
+    """Batches of sequences that fit one forward pass, as lists of indices, similar lengths together.
+
+    Args:
+        engine: the model; `tokens_per_pass` is its limit.
+        lengths: tokens of each sequence.
+    """
     yield from _batches(sorted(range(len(lengths)), key=lambda i: lengths[i]), lengths, engine)
 
 
@@ -256,13 +328,19 @@ def response_logits(
     *,
     forward: Callable[..., Any] | None = None,
 ) -> list[Tensor]:
-    """Logits over each response, a (L_i, V) fp32 tensor each, from one forward pass.
+    """Logits over each response, from one forward pass.
+
+    Sequences are padded on the left, so that all responses end in the same column and only their rows need logits.  The
+    result carries gradients where the caller enabled them.
 
     Args:
+        engine: the model.
+        prompts: token ids of each.
+        responses: token ids of each, read after its prompt.
         forward: what is called in the model's place, with the same arguments.
 
-    Left-padded, so that all responses end in the same column and only their rows need logits.  Carries gradients where
-    the caller enabled them.
+    Returns:
+        A (L_i, V) fp32 tensor for each response; row t is the distribution of its token t.
     """
     sequences = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
     width, longest = max(map(len, sequences)), max(map(len, responses))

@@ -1,1 +1,1 @@
-"""One page for each run, and one that compares runs; see README.md."""
+"""Writes one HTML page for each run and each evaluation, and one that compares runs; see README.md."""

@@ -29,7 +29,14 @@ TABLE_ROWS = 60
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the numbers at the top."""
+    """One of the numbers at the top of a page.
+
+    Attributes:
+        label: what it is.
+        value: the number as text.
+        beside: smaller, to the right of it, such as half of its interval.
+        note: below it.
+    """
 
     label: str
     value: str
@@ -38,7 +45,13 @@ class Tile:
 
 
 def write_report(directory: Path) -> Path:
-    """Write a run's ``report.html`` into its directory; returns its path.
+    """Write a run's ``report.html`` into its directory.
+
+    Args:
+        directory: the run directory.
+
+    Returns:
+        The report's path.
 
     Raises:
         NotARun: the directory holds no configuration, or no record of a step.
@@ -47,7 +60,13 @@ def write_report(directory: Path) -> Path:
 
 
 def write_evaluation_report(directory: Path) -> Path:
-    """Write an evaluation's ``report.html`` into its directory; returns its path.
+    """Write an evaluation's ``report.html`` into its directory.
+
+    Args:
+        directory: the evaluation's directory.
+
+    Returns:
+        The report's path.
 
     Raises:
         NotARun: the directory holds no summary of an evaluation.
@@ -56,13 +75,21 @@ def write_evaluation_report(directory: Path) -> Path:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page in one step. What is no Unicode (half a surrogate pair in a model's text) becomes "?"."""
+    """Write a page in one step.
+
+    Args:
+        path: the file; an old one is replaced.
+        page: HTML; what is no Unicode (half a surrogate pair in a model's text) becomes "?".
+
+    Returns:
+        The path.
+    """
     files.write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
 def run_page(run: Run) -> str:
-    """The report of one run."""
+    """The report of one run as HTML."""
     return (
         _environment()
         .get_template("run.html")
@@ -84,7 +111,12 @@ def run_page(run: Run) -> str:
 
 
 def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
-    """The report of an evaluation: its summary, and responses of the results in its directory."""
+    """The report of an evaluation as HTML: its summary, and responses of the results in its directory.
+
+    Args:
+        directory: the evaluation's, with its settings and results.
+        summary: its summary.json.
+    """
     accuracy, health = evaluation.grids(summary)
     return (
         _environment()
@@ -128,9 +160,10 @@ def _evaluation_tiles(summary: dict[str, Any]) -> list[Tile]:
 
 
 def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Mapping[Path, str] | None = None) -> str:
-    """Several runs side by side.
+    """Several runs side by side, as HTML.
 
     Args:
+        runs: in the order in which they were given.
         notices: sentences for the top, such as runs that could not be read.
         names: of run directories, instead of labels made from what differs.
     """
@@ -222,7 +255,13 @@ def _tiles(run: Run) -> list[Tile]:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of the curves; `left_out`: steps that it does not show."""
+    """The curves as a table.
+
+    Attributes:
+        head: "step", then a curve each.
+        rows: a step each; "" where a curve has no value.
+        left_out: number of steps that it does not show.
+    """
 
     head: list[str]
     rows: list[list[str]]

@@ -1,4 +1,4 @@
-"""A run directory as a report reads it: tolerant of a run that still goes on, was killed, or was started again."""
+"""Reads a run directory for the reports, also of a run that still goes on, was killed, or was started again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run:
         config: its resolved configuration.
         records: of metrics.jsonl, ascending steps.
         samples: of samples.jsonl, ascending steps.
-        stage: of stage.json; empty where there is none.
+        stage: of stage.json; empty if there is none.
         unreadable: lines of the two files that are no JSON objects with a step.
     """
 
@@ -46,16 +46,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The last two parts of the path: seeds and time stamps alone say little."""
+        """The last two parts of the path, since seeds and time stamps alone say little."""
         return "/".join(self.directory.parts[-2:])
 
     @property
     def method(self) -> str:
+        """The method's name; "?" if the configuration does not say it."""
         return str(OmegaConf.select(self.config, "self_distill.method", default="?"))
 
     @cached_property
     def asks(self) -> Method | None:
-        """What its configuration asks to learn; None where that cannot be told any more."""
+        """What its configuration asks to learn; None if that cannot be told any more."""
         try:
             return read(self.config)
         except OmegaConfBaseException:
@@ -63,19 +64,25 @@ class Run:
 
     @property
     def seed(self) -> Any:
+        """The seed of the data's order; None if there is none."""
         return OmegaConf.select(self.config, "data.seed", default=None)
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """Records of training steps: without that of the validation before the first."""
+        """Records of training steps: all but that of the validation before the first."""
         return [r for r in self.records if names.TRAINED in r]
 
     @property
     def planned_steps(self) -> int | None:
+        """The last step that was asked for; None if the configuration leaves it open."""
         return OmegaConf.select(self.config, "trainer.total_training_steps", default=None)
 
     def curve(self, *names: str) -> tuple[list[int], list[float]]:
-        """Steps and values of the first of these metrics that the run has; steps without a number are left out."""
+        """Steps and values of the first of these metrics that the run has; steps without a number are left out.
+
+        Args:
+            *names: of metrics in metrics.jsonl, in the order of preference.
+        """
         for name in names:
             points = [(r["step"], float(r[name])) for r in self.records if _is_number(r.get(name))]
             if points:
@@ -87,8 +94,12 @@ class Run:
 def load_run(directory: Path, *, needs_records: bool = True) -> Run:
     """Read a run directory.
 
+    Args:
+        directory: the run directory.
+        needs_records: whether a run without a record of a step is refused.
+
     Raises:
-        NotARun: there is no configuration, or, where they are needed, no record of a step.
+        NotARun: there is no configuration that can be read, or no record although one is needed.
     """
     directory = directory.resolve()
     try:
@@ -115,6 +126,10 @@ def load_run(directory: Path, *, needs_records: bool = True) -> Run:
 
 def find_runs(path: Path, *, needed: bool = True) -> list[Path]:
     """The run directories at or below a path, sorted.
+
+    Args:
+        path: a run directory, or a folder that is searched with all below it.
+        needed: whether it is an error if there is none.
 
     Raises:
         NotARun: there is none, although one is needed.
@@ -163,10 +178,18 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracy at a step: of each data set, and their mean with its 95 % interval over problems (None: not known)."""
+    """The accuracy of a validation, in shares.
+
+    Attributes:
+        step: after which it was measured.
+        name: of the accuracy, such as "mean@16".
+        mean: of the data sets.
+        half: half-width of its 95 % interval over problems; None if it is not known.
+        sets: data set -> accuracy.
+    """
 
     step: int
-    name: str  # "mean@16"
+    name: str
     mean: float
     half: float | None
     sets: dict[str, float]
@@ -201,14 +224,19 @@ def validations(run: Run) -> list[Validation]:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run ended: `kind` is one of "done", "stopped", "failed", "unfinished"; `text` a sentence."""
+    """How a run ended.
+
+    Attributes:
+        kind: "done", "stopped", "failed" or "unfinished".
+        text: the same in a sentence, with the step.
+    """
 
     kind: str
     text: str
 
 
 def status(run: Run) -> Status:
-    """From the run's last stage; a run that was killed could not write one and counts as unfinished."""
+    """How a run ended, from its last stage; one that was killed could not write it and counts as unfinished."""
     last = run.records[-1]["step"]
     of = f" of {run.planned_steps}" if run.planned_steps else ""
     kind = run.stage.get("stage")
@@ -224,7 +252,12 @@ def status(run: Run) -> Status:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something a person should know of a run, and in which of its steps."""
+    """Something a person should know of a run.
+
+    Attributes:
+        text: what happened.
+        where: in which of its steps.
+    """
 
     text: str
     where: str

@@ -128,6 +128,19 @@ REFUSED = {
         "context=sibling with actor_rollout_ref.rollout.n=1",
         "2 or more",
     ),
+    "mix of a trust region": (
+        ["self_distill.teacher.weights=trust_region", "self_distill.teacher.trust_region_mix=2"],
+        "self_distill.teacher.trust_region_mix=2",
+        "[0, 1]",
+    ),
+    "whom it teaches": (["self_distill.teacher.teaches=some"], "self_distill.teacher.teaches=some", "all, failed"),
+    "a route without a teacher": (["algorithm.adv_estimator=srpo"], "loss.kind=none", "teaches=failed"),
+    "a route that nothing takes": (
+        ["algorithm.adv_estimator=srpo", "self_distill.loss.kind=reverse_kl"],
+        "teacher.teaches=all",
+        "teaches=failed",
+    ),
+    "an importance ratio of nothing": (["self_distill.loss.importance_clip=2"], "importance_clip=2", "choose a kind"),
     "references": (["self_distill.responses=reference"], "responses=reference with", "method=sft"),
     "no responses": (["self_distill.responses=none"], "responses=none", "sampled or reference"),
     "no hint": (["self_distill.teacher.context=hint"], "no column hint", "problem"),
@@ -137,6 +150,11 @@ REFUSED = {
     "negative budget": (["self_distill.max_skipped_updates=-1"], "max_skipped_updates=-1", "at least 0"),
     "no checkpoint": (["self_distill.keep_checkpoints=0"], "keep_checkpoints=0", "at least 1"),
     "model path": (["actor_rollout_ref.model.path=/nowhere/model"], "model.path=/nowhere/model", "no such folder"),
+    "attention": (
+        ["actor_rollout_ref.model.override_config.attn_implementation=varlen"],
+        "attn_implementation=varlen",
+        "'packed'",
+    ),
     "data path": (["data.train_files=/nowhere/train.parquet"], "/nowhere/train.parquet does not exist", "prepare"),
 }
 
@@ -149,6 +167,13 @@ def test_wrong_settings_are_refused(compose_config, case):
 
 
 REFUSED_IN_THE_LOSS = {
+    "importance ratio": (["self_distill.loss.importance_clip=0.5"], "importance_clip=0.5", "1 or more"),
+    "temperature of the teacher's entropy": (
+        ["self_distill.loss.weighting=eopd", "self_distill.loss.temperature=1.1"],
+        "self_distill.loss.temperature=1.1 with weighting=eopd",
+        "set it to null",
+    ),
+    "gate": (["self_distill.loss.weighting=eopd", "+algorithm.eopd.entropy_threshold=x"], "threshold='x'", "a number"),
     "kind": (["self_distill.loss.kind=hellinger"], "self_distill.loss.kind='hellinger'", "forward_kl"),
     "clip": (["self_distill.loss.clip=-1"], "clip=-1", "positive"),
     "clip mode": (["self_distill.loss.clip_mode=both"], "clip_mode='both'", "symmetric"),
@@ -183,6 +208,54 @@ def test_wrong_settings_of_a_divergence_are_refused(compose_config, case):
     assert any(value in p and fix in p for p in found), found
 
 
+@pytest.mark.parametrize(
+    ("method", "fix"), [("srpo", "token-mean"), ("eopd", "token-mean"), ("dasd_distribution", None)]
+)
+def test_two_terms_that_are_averaged_differently_are_warned_of(compose_config, method, fix):
+    """The starter averages within responses first; SRPO's terms have one denominator, in its paper."""
+    cfg = compose_config(f"method={method}", "experiment=starter")
+    warnings = check(cfg, read(cfg), gpus=0)
+    assert [f"loss_agg_mode={fix} gives them one denominator" in warning for warning in warnings] == [True] * bool(fix)
+    if fix:
+        cfg.actor_rollout_ref.actor.loss_agg_mode = fix
+        assert check(cfg, read(cfg), gpus=0) == []
+
+
+def test_siblings_that_would_be_cut_are_warned_of(compose_config):
+    cfg = compose_config("method=sdpo", "experiment=starter")  # 64 + 96 tokens
+    assert check(cfg, read(cfg), gpus=0) == []
+    cfg.self_distill.teacher.max_prompt_length = 159
+    (warning,) = check(cfg, read(cfg), gpus=0)
+    assert "max_prompt_length=159 with context sibling" in warning and "max_prompt_length=160 shows all" in warning
+
+
+def test_a_methods_own_room_for_siblings_goes_before_that_of_the_problems_references(compose_config):
+    lengths = {
+        name: compose_config(f"method={name}", "experiment=qwen3_1_7b_dapo").self_distill.teacher.max_prompt_length
+        for name in ("dasd", "sdpo")
+    }
+    assert lengths == {"dasd": 2560, "sdpo": 2048 + 8192}
+
+
+def test_a_method_that_reads_the_teachers_entropy_lets_the_teacher_score(compose_config):
+    methods = {name: read(compose_config(f"method={name}", "experiment=starter")) for name in ("sdpo", "srpo", "eopd")}
+    assert {name: method.scores_with_teacher for name, method in methods.items()} == {
+        "sdpo": False,
+        "srpo": True,
+        "eopd": True,
+    }
+    assert all(method.scores_student and method.uses_teacher for method in methods.values())
+    assert {name: method.compares_groups for name, method in methods.items()} == {
+        "sdpo": False,
+        "srpo": True,
+        "eopd": False,
+    }
+    assert "the student's top 100 and a bucket of the others" in dict(methods["sdpo"].rows())["loss"]
+    adapter = ["actor_rollout_ref.model.lora_rank=4", "self_distill.teacher.weights=trust_region"]
+    lora = read(compose_config("method=sdpo", "experiment=starter", *adapter))
+    assert (lora.teacher_copy, lora.scoring_weights) == (False, "engine_copy")
+
+
 def test_a_divergence_alone_needs_no_group(compose_config):
     assert problems(compose_config("method=opsd", "experiment=starter", "actor_rollout_ref.rollout.n=1")) == []
 
@@ -192,6 +265,9 @@ def test_defaults_of_the_loss_and_of_the_teachers_weights_are_the_dataclasses(co
     assert OmegaConf.to_container(cfg.self_distill.loss) == dataclasses.asdict(LossParams())
     defaults = dataclasses.asdict(TeacherWeights())
     assert {name: cfg.self_distill.teacher[name] for name in defaults} == defaults
+
+
+SDPO = {"kind": "jsd", "jsd_beta": 0.5, "top_k": 100, "top_k_by": "student", "importance_clip": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +284,9 @@ def test_defaults_of_the_loss_and_of_the_teachers_weights_are_the_dataclasses(co
             "dasd_distribution",
             LossParams("reverse_kl", weighting="dasd", reduction="sequence_mean", coefficient=0.1, ppo=True),
         ),
+        ("sdpo", LossParams(**SDPO, weighting="taught", ppo=False)),
+        ("srpo", LossParams(**SDPO, weighting="srpo", ppo=True)),
+        ("eopd", LossParams("forward_kl", top_k=16, student_norm="full", weighting="eopd", ppo=True)),
     ],
 )
 def test_the_papers_losses(compose_config, method, expected):

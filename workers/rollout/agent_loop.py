@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.workers.rollout.replica import TokenOutput
@@ -29,10 +30,23 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
     """
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+        """verl's run, with the response's seed among the sampling parameters.
+
+        Args:
+            sampling_params: verl's for this response.
+            priority: the request's at the server.
+            kwargs: columns of the dataset's row.
+        """
         return await super().run({**sampling_params, "seed": self.seed(kwargs)}, priority=priority, **kwargs)
 
-    def seed(self, row: Mapping[str, Any]) -> int:
-        """The response's own: ``row`` is the dataset's, with ``global_steps`` and ``session_id``."""
+    def seed(self, row: Mapping[str, Any]) -> int | None:
+        """The seed of one response; None if `self_distill.seeded_rollouts` is false.
+
+        Args:
+            row: the dataset's, with ``global_steps`` and ``session_id``.
+        """
+        if not OmegaConf.select(self.config, "self_distill.seeded_rollouts", default=True):
+            return None
         return response_seed(
             self.rollout_config.seed,
             int(row["global_steps"]),
@@ -42,11 +56,17 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
         )
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """The prompt's tokens, cut to the rollout's prompt length as verl cuts them."""
+        """Token ids of the prompt, cut to the rollout's prompt length as verl cuts them."""
         return self._cap_text_prompt_length(self.continuous_token_builder.build_initial_tokens(list(messages)))
 
     def output(self, prompt_ids: Sequence[int], answer: TokenOutput, seconds: float) -> AgentLoopOutput:
-        """What `run` makes of a server's answer, which took ``seconds``."""
+        """The output that `run` makes of a server's answer.
+
+        Args:
+            prompt_ids: the prompt that was sent.
+            answer: what the server gave.
+            seconds: how long it took.
+        """
         builder, has_log_probs = self.continuous_token_builder, bool(answer.log_probs)
         merged = builder.merge_assistant_tokens(list(prompt_ids), answer.token_ids)
         mask, log_probs = builder.align_response_metadata(
@@ -78,6 +98,16 @@ class ReferenceAgentLoop(SingleTurnAgentLoop):
     """The row's ``solution`` in the place of a sampled response: what supervised fine-tuning trains on."""
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+        """The row's solution and the end of its turn, cut to the response length, in the form of a sampled response.
+
+        Args:
+            sampling_params: not needed, nothing is sampled.
+            priority: not needed.
+            kwargs: columns of the dataset's row.
+
+        Raises:
+            ValueError: if the row has no solution.
+        """
         solution = str(kwargs.get("solution") or "").strip()
         if not solution:
             raise ValueError("self_distill.responses=reference: a row has no solution to train on")

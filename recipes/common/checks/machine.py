@@ -1,6 +1,6 @@
 """Refusals of what a run stands on: installed packages, GPUs and their memory, the run directory and its checkpoints.
 
-Versions are read from package metadata: nothing here imports a GPU library.
+Versions are read from package metadata, so that no GPU library is imported for them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from recipes.common.record.run_dir import closest_existing
 
 
 def count_gpus() -> int:
-    """GPUs of this machine that torch can use."""
+    """Number of this machine's GPUs that torch can use."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def device(cfg: DictConfig, gpus: int) -> Iterator[str]:
-    """Whether the GPUs that are asked for are here.  gpus: those that torch can use."""
+    """Refuse GPUs that are asked for and not here.
+
+    Args:
+        cfg: the resolved configuration.
+        gpus: number of this machine's GPUs that torch can use.
+    """
     trainer = cfg.trainer
     if trainer.device == "cpu" or cfg.dry_run:
         return  # a dry run plans for `self_distill.gpu`, wherever it is
@@ -50,7 +55,12 @@ def device(cfg: DictConfig, gpus: int) -> Iterator[str]:
 
 
 def parallelism(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Nodes, GPUs and the splitting of the rollout model over them."""
+    """Refuse nodes that are not there, and a splitting of the rollout model that its GPUs or heads do not allow.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
     workers, parallel = trainer.n_gpus_per_node * trainer.nnodes, rollout.tensor_model_parallel_size
     if workers < 1:
@@ -78,7 +88,12 @@ def parallelism(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def software(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Packages that a run on GPUs needs, and whether their versions belong together."""
+    """Refuse a run whose packages are missing, or whose versions do not belong together.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     arr = cfg.actor_rollout_ref
     if cfg.dry_run:
         return
@@ -114,7 +129,12 @@ def software(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def logging(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Whether Weights & Biases can log: it would say so only when all workers are there."""
+    """Refuse Weights & Biases where it cannot log: it would say so only when all workers are there.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     loggers = cfg.trainer.logger
     if cfg.dry_run or "wandb" not in ([loggers] if isinstance(loggers, str) else loggers):
         return
@@ -167,7 +187,12 @@ def _mismatches(package: str, installed: str, others: tuple[str, ...] = ("torch"
 
 
 def capacity(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Whether the run fits into its GPUs' memory, by `recipes.common.plan.memory`."""
+    """Refuse a run that does not fit into its GPUs' memory, by `recipes.common.plan.memory`.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; the teacher and the loss take memory.
+    """
     name = cfg.self_distill.gpu
     if name is not None and name not in planner.GPUS:
         known = ", ".join(planner.GPUS)
@@ -197,7 +222,12 @@ def _smaller_than_planned(name: str | None, gpu: planner.Gpu) -> Iterator[str]:
 
 
 def output(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """The run directory: can be written, has room for the checkpoints, and what it starts from is its own and whole."""
+    """Refuse a run directory that cannot be written or is too full, and a checkpoint that is another run's or broken.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; a checkpoint must be of the same.
+    """
     run_dir = Path(cfg.self_distill.run_dir)
     parent = closest_existing(run_dir)
     if not parent.is_dir() or not os.access(parent, os.W_OK):

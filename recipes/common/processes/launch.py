@@ -37,7 +37,8 @@ def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | No
     """Train as configured.
 
     Args:
-        method: of this configuration.
+        cfg: the resolved and checked configuration; Ray's settings are changed in place.
+        method: what it asks to learn, read from it.
         report: writes the run's report when it is over; returns where it is, or None where there is nothing to report.
 
     Returns:
@@ -95,7 +96,12 @@ def _report(report: Callable[[Path], str | None], run_dir: Path, console: RunCon
 
 
 def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
-    """Environment of every process of the run."""
+    """The environment that every process of the run gets beside what it inherits.
+
+    Args:
+        cfg: the resolved configuration.
+        run_dir: where TensorBoard and Weights & Biases write.
+    """
     environment = {
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
         "WANDB_DIR": str(run_dir),
@@ -143,7 +149,14 @@ def _run(cfg: DictConfig) -> None:
 
 @contextmanager
 def output_into(log: Path) -> Iterator[int]:
-    """Send the process's output, and that of whatever it starts, to a file; yields a descriptor of the terminal."""
+    """Send the process's output, and that of whatever it starts, to a file while the block runs.
+
+    Args:
+        log: is appended to.
+
+    Returns:
+        A context manager that gives a descriptor of the terminal.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     terminal, errors = os.dup(1), os.dup(2)

@@ -33,6 +33,11 @@ class RecordedTrainer(PPOTrainerSync):
         self._unrecorded: dict[str, Any] | None = None
         self.stage("starting workers")
 
+    def _setup(self) -> None:
+        super()._setup()
+        if self.config.trainer.nnodes > 1:
+            files.require_shared(self.run_dir, self.actor_rollout_wg.read_here)
+
     def stage(self, name: str) -> None:
         """Say what the run does now."""
         files.set_stage(self.run_dir, name, getattr(self, "global_steps", 0))

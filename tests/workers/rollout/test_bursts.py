@@ -300,6 +300,15 @@ def run(worker, batch) -> None:
     asyncio.run(both())
 
 
+def test_seeds_can_be_left_to_the_engine(config):
+    """vLLM samples seeded rows one by one."""
+    row = {**dataset_row(0), "session_id": 0}
+    assert isinstance(agent_loop(config).seed(row), int)
+    unseeded = config.copy()
+    unseeded.self_distill.seeded_rollouts = False
+    assert agent_loop(unseeded).seed(row) is None
+
+
 def test_a_burst_is_one_request_one_put_and_one_status(stage):
     worker = stage()
     run(worker, batch_of(16))

@@ -199,6 +199,19 @@ def test_a_checkpoint_of_the_same_run_is_welcome(starter_config, tmp_path):
     assert list(machine.output(starter_config, read(starter_config))) == []
 
 
+def test_another_spelling_of_the_models_folder_is_the_same_model(starter_config, tmp_path, monkeypatch):
+    """Earlier versions wrote relative paths into their configurations; a checkout may lie behind a link."""
+    model = Path(starter_config.actor_rollout_ref.model.path)
+    (tmp_path / "link").symlink_to(model.parent)
+    monkeypatch.chdir(model.parent)
+    folder = checkpoint(tmp_path / "run", None, world=1)
+    for spelling in (model.name, str(tmp_path / "link" / model.name)):
+        before = starter_config.copy()
+        before.actor_rollout_ref.model.path = spelling
+        checkpoints.write_fingerprint(folder, before)
+        assert list(machine.output(starter_config, read(starter_config))) == [], spelling
+
+
 def test_shards_of_another_number_of_workers(starter_config, tmp_path):
     checkpoint(tmp_path / "run", None, world=4)
     (problem,) = machine.output(starter_config, read(starter_config))

@@ -14,6 +14,17 @@ from recipes.common.record import run_dir as files
 from recipes.common.record.console import duration, validation_accuracy, warnings_of
 
 
+def test_nodes_that_keep_a_folder_of_their_own_are_named(tmp_path):
+    def read(path: str) -> list[tuple[str, str | None]]:
+        text = Path(path).read_text()
+        return [("head", text), ("one", None), ("two", "of an older run"), ("one", None)]
+
+    with pytest.raises(RuntimeError, match=r"hydra.run.dir=.* is not the same folder on one, two: .*share"):
+        files.require_shared(tmp_path, read)
+    assert not list(tmp_path.iterdir())
+    files.require_shared(tmp_path, lambda path: [("head", Path(path).read_text())])
+
+
 def test_metrics_are_read_back_as_numbers(tmp_path):
     log = files.MetricsFile(tmp_path)
     log.log(
