@@ -5,8 +5,7 @@ again, and one that was interrupted goes on, so the sweep can be stopped and res
 settings. The first Ctrl-C lets the running ones end after their step, with a checkpoint; the second ends them at once.
 At the end, and with --report alone, it prints the table of the recipes' READMEs: validation Avg@16 (128 problems), mean
 and standard deviation over seeds, 95 % interval of the mean from Student's t; and it writes the page that compares all
-runs, <out>/comparison.html. Methods in
-both worlds, with controls: `make compare` (recipes/reproduce).
+runs, <out>/comparison.html. All methods and controls in both worlds: `make compare` (recipes/reproduce).
 
     python -m benchmarks.starter_sweep --settings grpo dasd dasd_beta_0.5 --seeds 1 2 3 --steps 10 --out outputs/sweep
 """
