@@ -65,16 +65,14 @@ def evaluations(planned: Planned) -> Iterator[list[str]]:
     if planned.scale.preset is None:
         return
     for experiment in planned.scale.experiments:
-        directories: dict[str, list[str]] = {}
-        for (label, of, _), job in planned.jobs.items():
-            if of == experiment:
-                directories.setdefault(label, []).append(str(job.directory))
-        models = ",".join(
-            f"{json.dumps(label)}:[{','.join(map(json.dumps, found))}]" for label, found in directories.items()
-        )
+        models = []
+        for row in trained(planned.table):
+            places = [(row.label, experiment, seed) for seed in planned.scale.seeds]
+            # Named by slugs: Hydra reads no quoted keys.
+            models.append(f"{row.slug}:[{','.join(json.dumps(str(planned.jobs[p].directory)) for p in places)}]")
         yield [
             *(sys.executable, "-m", "recipes.evaluate.main", f"preset={planned.scale.preset}"),
-            f"model={{{models}}}",
+            f"model={{{','.join(models)}}}",
             f"hydra.run.dir={planned.evaluation(experiment)}",
         ]
 
@@ -135,8 +133,8 @@ def _of_summaries(planned: Planned) -> Matrix:
         for data, metric_name, title, factor, digits, key in wanted:
             columns.append(Column(experiment, title, metric_name, factor, digits, key))
             for row in rows:
-                cell = measured.cell_of_summary(summary, row.label, data, metric_name)
-                difference = measured.paired_of_summary(summary, row.label, rows[0].label, data, metric_name)
+                cell = measured.cell_of_summary(summary, row.slug, data, metric_name)
+                difference = measured.paired_of_summary(summary, row.slug, rows[0].slug, data, metric_name)
                 if cell is not None:
                     cells[row.label, experiment, key] = cell
                 if difference is not None:

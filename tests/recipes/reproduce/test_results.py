@@ -170,10 +170,10 @@ def test_an_evaluations_summary_becomes_cells(tmp_path):
     numbers = {"value": 0.5, "ci95": 0.1}
     metrics = [
         {**numbers, "label": label, "data": data, "metric": "avg@16"}
-        for label in "GD"
+        for label in ("grpo", "dasd")
         for data in ("aime_2024", "average")
     ]
-    differences = [{"a": "G", "b": "D", "data": "average", "metric": "avg@16", "value": -0.2, "ci95": 0.1}]
+    differences = [{"a": "grpo", "b": "dasd", "data": "average", "metric": "avg@16", "value": -0.2, "ci95": 0.1}]
     folder = planned.evaluation("qwen3_1_7b_dapo")
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps({"metrics": metrics, "differences": differences}))

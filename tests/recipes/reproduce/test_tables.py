@@ -107,11 +107,31 @@ def test_seeds_come_before_rows(tmp_path):
     assert seeds == [1] * 6 + [2] * 6
 
 
-def test_an_evaluation_on_gpus_is_one_command_for_all_rows(tmp_path):
-    table = tables.read("pw_opsd_6")
-    command = list(results.evaluations(results.plan(table, table.scales[GPU], tmp_path)))
-    assert len(command) == 1 and "preset=pw_opsd" in command[0]
-    assert all(f'"{row.label}":[' in " ".join(command[0]) for row in table.rows)
+def test_an_evaluation_on_gpus_is_one_command_that_hydra_can_read(tmp_path):
+    table = tables.read("atesd_2")
+    planned = results.plan(table, table.scales[GPU], tmp_path)
+    (command,) = results.evaluations(planned)
+    overrides = [part for part in command[3:] if not part.startswith("hydra.")]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("evaluate", overrides=overrides)
+    assert OmegaConf.to_container(cfg.model) == {
+        row.slug: [str(planned.jobs[row.label, "qwen3_1_7b_openthoughts", 1].directory)] for row in table.rows
+    }
+    assert cfg.max_tokens == 38912
+
+
+def test_diagnostics_are_commands_that_there_are():
+    configs = {
+        "recipes.diagnose.dasd_probes": "diagnose_dasd",
+        "recipes.diagnose.branch_viability": "diagnose_branches",
+        "recipes.diagnose.exposure_sweep": "diagnose_exposure",
+    }
+    commands = {line for name in tables.names() for lines in tables.read(name).commands.values() for line in lines}
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        for module, *overrides in commands:
+            cfg = compose(configs[module], overrides=overrides)
+            assert OmegaConf.select(cfg, "model") and OmegaConf.select(cfg, "data"), module
+    assert len(commands) == 9
 
 
 @pytest.mark.parametrize(
