@@ -75,13 +75,22 @@ def intervals_of(matrix: Matrix) -> str:
     return said.get(tuple(kinds), "There are no intervals yet.")
 
 
-def render(table: Table, matrix: Matrix | None, *, scale: str, facts: Sequence[str], notices: Sequence[str]) -> str:
+def render(
+    table: Table,
+    matrix: Matrix | None,
+    *,
+    scale: str,
+    facts: Sequence[str],
+    notices: Sequence[str],
+    curves: Sequence[str] = (),
+) -> str:
     """The page.
 
     Args:
         matrix: None where nothing was measured.
         facts: how it was made, for the line under the title.
         notices: sentences that a reader must see first, such as runs that failed.
+        curves: names of the pages of curves beside it.
     """
     return render_page(
         "reproduce.html",
@@ -90,6 +99,7 @@ def render(table: Table, matrix: Matrix | None, *, scale: str, facts: Sequence[s
         scale=scale,
         facts=facts,
         notices=notices,
+        curves=curves,
         sentences=sentences(matrix) if matrix else [],
         intervals=intervals_of(matrix) if matrix else "",
         published=published(table),

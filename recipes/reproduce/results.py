@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.common.record import run_dir as files
-from recipes.report.page import write_page
+from recipes.report.page import comparison_page, write_page
+from recipes.report.run_data import NotARun, load_run
 from recipes.reproduce import measured, page
 from recipes.reproduce.matrix import Column, Matrix, markdown
 from recipes.reproduce.measured import MEASURES, VALIDATION, Measured
@@ -151,12 +153,30 @@ def write(planned: Planned, scale: str) -> tuple[Path, str]:
     facts += [f"{complete} of {len(planned.jobs)} runs"] if complete is not None else []
     target = planned.out / f"{table.name}_{scale}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_page(target, page.render(table, found, scale=scale, facts=facts, notices=list(_notices(planned))))
+    curves = _curves(planned, target) if table.curves else []
+    write_page(
+        target, page.render(table, found, scale=scale, facts=facts, notices=list(_notices(planned)), curves=curves)
+    )
     text = "nothing has been measured yet"
     if found is not None:
         text = f"{markdown(found)}\n\n" + "\n".join(f"{i}. {s}" for i, s in enumerate(page.sentences(found), 1))
     files.write_atomically(target.with_suffix(".md"), f"{text}\n")
     return target, text
+
+
+def _curves(planned: Planned, beside: Path) -> list[str]:
+    """Write a page of curves for each experiment; returns the names of the files."""
+    written = []
+    for experiment in planned.scale.experiments:
+        names = {job.directory: label for (label, of, _), job in planned.jobs.items() if of == experiment}
+        runs = []
+        for directory in names:
+            with suppress(NotARun):  # not begun: the table says how many are complete
+                runs.append(load_run(directory))
+        if runs:
+            path = beside.with_name(f"{beside.stem}_{experiment}_curves.html")
+            written.append(write_page(path, comparison_page(runs, names=names)).name)
+    return written
 
 
 def _notices(planned: Planned) -> Iterator[str]:

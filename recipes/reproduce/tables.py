@@ -84,6 +84,7 @@ class Table:
         metric, sets: of the paper's numbers: such as "Avg@16, %", and a name a column.
         scales: by name.
         commands: of a diagnostic: scale -> argument lists of ``python -m``.
+        curves: whether it is a figure of curves over training: a page of them for each experiment.
         needs: what a GPU run needs beyond what the experiment says.
         missing: what cannot be had, in sentences.
         absent: rows that this version has no method for.
@@ -97,6 +98,7 @@ class Table:
     sets: tuple[str, ...]
     scales: dict[str, Scale]
     commands: dict[str, tuple[tuple[str, ...], ...]]
+    curves: bool
     needs: str
     missing: tuple[str, ...]
     absent: tuple[str, ...]
@@ -136,7 +138,20 @@ def _descriptions(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-KEYS = {"title", "source", "rows", "controls", "metric", "sets", "starter", "gpu", "commands", "needs", "missing"}
+KEYS = {
+    "title",
+    "source",
+    "rows",
+    "controls",
+    "metric",
+    "sets",
+    "starter",
+    "gpu",
+    "commands",
+    "curves",
+    "needs",
+    "missing",
+}
 ROW_KEYS = {"label", "overrides", "paper", "of"}
 
 
@@ -206,6 +221,7 @@ def table_of(name: str, description: Mapping[str, Any], methods: Collection[str]
         sets=sets,
         scales=scales,
         commands=commands,
+        curves=description.get("curves", False),
         needs=description.get("needs", ""),
         missing=tuple(description.get("missing", ())),
         absent=tuple(absent),

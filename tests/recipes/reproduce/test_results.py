@@ -148,6 +148,18 @@ def test_the_page_has_numbers_differences_failures_and_what_is_missing(tmp_path)
     assert "script" not in html.replace("description", "")
 
 
+def test_a_figure_of_curves_has_a_page_of_them(tmp_path):
+    table = tables.read("dasd_fig_5")
+    planned = results.plan(table, tables.changed(table.scales[STARTER], seeds=[1], steps=4), tmp_path)
+    for job in planned.jobs.values():
+        if "shortcut" not in job.name:
+            write_run(job.directory, [4, 2, 0])
+            (job.directory / "config.yaml").write_text("self_distill: {method: grpo}\ndata: {seed: 1}\n")
+    path, _ = results.write(planned, STARTER)
+    assert path.read_text().count("_curves.html</a>") == 1
+    assert "DASD" in (tmp_path / "dasd_fig_5_starter_starter_curves.html").read_text()
+
+
 def test_nothing_measured_is_a_page_too(tmp_path):
     table = tables.read("compare_quick")
     planned = results.plan(table, table.scales[STARTER], tmp_path)
