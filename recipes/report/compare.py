@@ -28,6 +28,7 @@ _INCIDENTAL = (
     "self_distill.exposure.controller.seed",
     "trainer.default_local_dir",
     "trainer.experiment_name",
+    "trainer.validation_data_dir",
     "trainer.val_before_train",
     "trainer.test_freq",
     "trainer.save_freq",

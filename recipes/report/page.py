@@ -189,6 +189,11 @@ def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Map
     )
 
 
+def render_page(template: str, **values: Any) -> str:
+    """A page of another command from a template of this package."""
+    return _environment().get_template(template).render(**values)
+
+
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("recipes.report"),
