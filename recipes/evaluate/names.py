@@ -22,6 +22,13 @@ EXECUTION: Columns = {
     "error_free": ("error-free %", 100.0, 1),
 }
 
+# Field of summary.json -> (heading, column, form of a level): accuracy where problems or responses fall into levels.
+BREAKDOWNS = {
+    "by_difficulty": ("difficulty", "difficulty", "{:g}"),
+    "by_length": ("quarter of the response's length", "tokens", "{:g}"),
+    "by_exposure": ("the teacher's exposure", "α", "{:g}"),
+}
+
 
 def accuracy_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Avg@n, Pass@k by k, Maj@n, as far as they occur; without Pass@1, which is Avg@n."""

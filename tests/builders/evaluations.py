@@ -8,9 +8,10 @@ from typing import Any
 
 from recipes.common.models import Located
 from recipes.common.record.run_dir import write_atomically
-from recipes.evaluate.plan import Member, Plan, write_settings
+from recipes.evaluate.members import Member
+from recipes.evaluate.plan import Plan, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
-from recipes.evaluate.results import RESULTS, encode
+from recipes.evaluate.results import RESULTS, Incidents, encode
 from recipes.evaluate.summary import SUMMARY, summary_of, to_json
 from workers.rollout.generation import SamplingParams
 
@@ -78,5 +79,5 @@ def write_evaluation(
                         file.write(encode(record))
     write_settings(plan)
     if summarised:
-        write_atomically(directory / SUMMARY, to_json(summary_of(plan, None, 0.5, {}, **options)))
+        write_atomically(directory / SUMMARY, to_json(summary_of(plan, None, 0.5, Incidents(), **options)))
     return directory

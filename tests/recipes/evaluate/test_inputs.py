@@ -59,7 +59,7 @@ def test_the_protocols_are_the_papers():
         (["seeds=[1,1]"], "each once"),
         (["limit=0"], "limit=0"),
         (["engine=vllm"], "no GPU"),
-        (["engine=sglang"], "auto, vllm or transformers"),
+        (["engine=sglang"], "auto, vllm, transformers or openai"),
         (["+reward_kwargs.nonsense=1"], "nonsense"),
         (["prm_threshold=1"], "between 0 and 1"),
         (["data=[]"], "data= is empty"),

@@ -1,0 +1,222 @@
+"""A run's checkpoints: which are evaluated, accuracy against step, and the best of them with what it was chosen on.
+
+The best of several checkpoints on the problems that chose it is biased upwards: of K equal ones the luckiest is taken.
+Every row here therefore says on what it was selected, and whether that is what it is reported on.  Choosing on one set
+(or by the validation of training) and reporting on others has no such bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from recipes.common.checks.errors import SettingsError
+from recipes.common.models import checkpoints_folder, tracked_step
+from recipes.common.record.checkpoints import steps_of
+from recipes.common.record.console import validation_accuracy
+from recipes.common.record.run_dir import CHECKPOINTS, read_metrics
+from recipes.evaluate.names import accuracy_names
+
+CHOICES = ("last", "all", "best")
+VALIDATION = "val"  # of `selection=`: the validation that the run did while it trained
+EXPOSURE = "exposure/alpha"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A model to evaluate: what it is called, and where it is.
+
+    Attributes:
+        run: label of the run whose checkpoint it is, where its checkpoints make a curve; runs of one label are seeds.
+    """
+
+    label: str
+    name: str
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run's own record says of its steps.
+
+    Attributes:
+        accuracy: step -> validation accuracy, averaged over the run's validation sets.
+        sets: names of these sets.
+        exposure: step -> α in force, where the run had one.
+    """
+
+    accuracy: Mapping[int, float]
+    sets: frozenset[str]
+    exposure: Mapping[int, float]
+
+
+def trained(name: str) -> Trained | None:
+    """What the run with this checkpoint or run directory recorded; None where there is no record."""
+    path = Path(name).resolve()
+    home = next((p.parent for p in (path, *path.parents) if p.name == CHECKPOINTS), path)
+    accuracy, exposure, sets = {}, {}, set()
+    for record in read_metrics(home):
+        found = validation_accuracy(record)
+        if found is not None:
+            accuracy[record["step"]] = found[1]
+            sets |= {key.split("/")[1] for key in record if key.startswith("val-core/")}
+        if record.get(EXPOSURE) is not None:
+            exposure[record["step"]] = record[EXPOSURE]
+    return Trained(accuracy, frozenset(sets), exposure) if accuracy or exposure else None
+
+
+def chosen_models(models: Iterable[tuple[str, str]], choice: str) -> tuple[list[Chosen], list[str]]:
+    """The models to evaluate, and sentences about how they were chosen.
+
+    Args:
+        models: (label, name) as ``model=`` has them; what is no run directory is left as it is.
+        choice: "last" for the last complete checkpoint of each run, "all" for every one, "best" for the one that the
+            run's own validation puts first.
+
+    Raises:
+        SettingsError: there is no run among them, or no complete checkpoint, or none that was validated.
+    """
+    found: list[Chosen] = []
+    notes: list[str] = []
+    wrong: list[str] = []
+    runs = 0
+    for label, name in models:
+        folder = checkpoints_folder(Path(name))
+        if choice == "last" or folder is None:
+            found.append(Chosen(label, name))
+            continue
+        runs += 1
+        try:
+            last = tracked_step(name, folder)
+            # A folder of a later step is what an interrupted save left.
+            steps = [step for step in steps_of(folder) if step <= last]
+            if choice == "best":
+                steps, note = _best_validated(label, name, steps)
+                notes.append(note)
+        except SettingsError as error:
+            wrong += error.problems
+            continue
+        for step in steps:
+            place = str(folder / f"global_step_{step}")
+            found.append(Chosen(label, place) if choice == "best" else Chosen(f"{label}, step {step}", place, label))
+    if choice != "last" and not runs:
+        wrong.append(f"checkpoints={choice}: none of the models is a run directory; give one, or checkpoints=last")
+    if wrong:
+        raise SettingsError(wrong)
+    return found, notes
+
+
+def _best_validated(label: str, name: str, steps: Sequence[int]) -> tuple[list[int], str]:
+    record = trained(name)
+    validated = {} if record is None else {step: record.accuracy[step] for step in steps if step in record.accuracy}
+    if record is None or not validated:
+        raise SettingsError(
+            [
+                f"checkpoints=best: no checkpoint of model={name} (steps {', '.join(map(str, steps))}) was validated; "
+                "train with trainer.test_freq, or evaluate checkpoints=all"
+            ]
+        )
+    step = max(validated, key=lambda s: (validated[s], -s))
+    return [step], (
+        f"{label}: step {step} is the best of {len(validated)} checkpoints by the run's own validation on "
+        f"{', '.join(sorted(record.sets))} ({100 * validated[step]:.1f} %)"
+    )
+
+
+def curves(metrics: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Accuracy against step: for each run and set ``{run, data, metric, points}``.
+
+    Args:
+        metrics: rows of summary.json.
+        runs: its entries of models; those with a ``run`` are checkpoints.
+
+    Returns:
+        Points, by step, are rows ``{step, label, value, ci95, low, high, problems}`` and, where known, ``exposure``.
+    """
+    places = {run["label"]: run for run in runs if run.get("run") is not None}
+    rows = []
+    for metric in accuracy_names(metrics)[:1]:
+        points = [
+            {
+                "run": places[row["label"]]["run"],
+                "data": row["data"],
+                "step": places[row["label"]]["step"],
+                **{key: row[key] for key in ("label", "value", "ci95", "low", "high", "problems")},
+                **({"exposure": alpha} if (alpha := places[row["label"]].get("exposure")) is not None else {}),
+            }
+            for row in metrics
+            if row["label"] in places and row["metric"] == metric
+        ]
+        order = {name: number for number, name in enumerate(dict.fromkeys((p["run"], p["data"]) for p in points))}
+        points.sort(key=lambda p: (order[p["run"], p["data"]], p["step"]))
+        for (run, data), group in groupby(points, key=lambda p: (p["run"], p["data"])):
+            own = [{key: value for key, value in p.items() if key not in ("run", "data")} for p in group]
+            rows.append({"run": run, "data": data, "metric": metric, "points": own})
+    return rows
+
+
+def best(
+    drawn: Sequence[Mapping[str, Any]], selection: str | None, validated: Mapping[str, Mapping[int, float]]
+) -> list[Row]:
+    """For each run and set the best checkpoint: its point of `curves` with what it was selected on.
+
+    Args:
+        drawn: of `curves`.
+        selection: None to choose on each set itself, a set's name to choose on that one, `VALIDATION` to choose by the
+            run's validation.
+        validated: run -> step -> that validation's accuracy.
+
+    Returns:
+        Rows with ``run, data, metric, selected_on, biased`` (whether it is reported on what it was selected on),
+        ``of`` (number of checkpoints), ``last_step, last_value`` and the chosen point's fields.  A run whose
+        selection is not known has no rows.
+    """
+    rows = []
+    for curve in drawn:
+        run, data = curve["run"], curve["data"]
+        points = {p["step"]: p for p in curve["points"]}
+        scores: Mapping[int, float]
+        if selection == VALIDATION:
+            scores, on = validated.get(run, {}), "the run's validation"
+        else:
+            on = selection or data
+            scores = next(
+                ({p["step"]: p["value"] for p in c["points"]} for c in drawn if (c["run"], c["data"]) == (run, on)), {}
+            )
+        usable = [step for step in points if step in scores]
+        if not usable:
+            continue
+        step = max(usable, key=lambda s: (scores[s], -s))  # of equals the earlier
+        last = max(points)
+        rows.append(
+            {
+                "run": run,
+                "data": data,
+                "metric": curve["metric"],
+                "selected_on": on,
+                "biased": on == data,
+                "of": len(usable),
+                "last_step": last,
+                "last_value": points[last]["value"],
+                **points[step],
+            }
+        )
+    return rows
+
+
+def bias_note(rows: Sequence[Mapping[str, Any]], average: str) -> list[str]:
+    """The sentence that a reader of best checkpoints must not miss; [] where nothing is biased."""
+    biased = [row for row in rows if row["biased"] and row["of"] > 1]
+    if not biased:
+        return []
+    sets = ", ".join(dict.fromkeys(row["data"] for row in biased if row["data"] != average))
+    return [
+        f"the best checkpoint on {sets} was selected on the problems that it is reported on, of "
+        f"{max(row['of'] for row in biased)}: its accuracy is biased upwards; selection=<set> or selection=val chooses "
+        "on others"
+    ]
