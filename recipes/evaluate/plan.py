@@ -223,6 +223,8 @@ def _value_problems(cfg: DictConfig, gpus: int) -> Iterator[str]:
         yield f"seeds={seeds}: needs at least one seed, each once"
     if not 0 < cfg.prm_threshold < 1:
         yield f"prm_threshold={cfg.prm_threshold}: a probability, between 0 and 1"
+    if cfg.prm_gpus < 1 or cfg.prm_gpus > max(1, gpus):
+        yield f"prm_gpus={cfg.prm_gpus}: must be from 1 to the GPUs of this machine, {gpus}"
     if cfg.limit is not None and cfg.limit < 1:
         yield f"limit={cfg.limit}: must be at least 1, or null for all problems"
     if cfg.batch_size < 1:

@@ -271,11 +271,11 @@ def _score_steps(cfg: DictConfig, plan: Plan, results: Path, steps: ResultsFile,
     console.step_scoring(cfg.prm, total)
     if not total:
         return
-    gpus = min(1, plan.gpus)
+    gpus = min(cfg.prm_gpus, plan.gpus)
     options = EngineOptions("transformers", "bfloat16" if gpus else "float32", None, gpus=gpus)
     workers = start_workers(
         process_reward.ProcessRewardScorer,
-        min(plan.workers, total),
+        min(plan.gpus // gpus if gpus else plan.workers, total),
         options,
         (cfg.prm, options.dtype, gpus, _threads(plan)),
     )
