@@ -405,6 +405,7 @@ COMMAND = command(
     "dasd_probes",
     "DASD's probes 2 and 3: where the privileged teacher pushes, and what its pushes do.",
     (
+        ("prm=<path or name>", "a process reward model for StepAcc of other problems than the starter's"),
         ("step.lr=5e-5", "of the one diagnostic step; null leaves it out"),
         ("interventions.per_bucket=2", "positions of each rollout and bucket; 0 leaves them out"),
     ),

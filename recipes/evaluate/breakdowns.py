@@ -65,19 +65,23 @@ def by_length(evaluations: Sequence[Evaluation], quantiles: int = 4) -> list[dic
         for label, runs in here.items():
             ids = common_ids(runs)
             for b, (low, high) in enumerate(ranges):
-                estimates, counts = [], []
-                for run in runs:
-                    found = [[right for t, right in run.lengths[i] if low <= t <= high] for i in ids]
-                    estimates.append(ratio([sum(f) for f in found], [len(f) for f in found]))
-                    counts.append([len(f) for f in found])
+                # (seed, problem, 2): right responses of this length, and all of them; problems without any are no draw.
+                found = np.array([[_within(run.lengths[i], low, high) for i in ids] for run in runs])
+                found = found[:, found[..., 1].sum(axis=0) > 0]
+                estimates = [ratio(of_run[:, 0], of_run[:, 1]) for of_run in found]
                 known = [e for e in estimates if e is not None]
                 if len(known) < len(runs):
                     continue
                 row = row_of(over_seeds(known), [e.value for e in known], label=label, data=data, metric="accuracy")
-                answered = int((np.array(counts).sum(axis=0) > 0).sum())
-                of = {"problems": answered, "responses": int(np.array(counts).sum())}
-                rows.append({**row, **of, "level": b + 1, "range": f"{low}–{high}" if low < high else str(low)})
+                what = {"level": b + 1, "range": f"{low}–{high}" if low < high else str(low)}
+                rows.append({**row, **what, "responses": int(found[..., 1].sum())})
     return rows
+
+
+def _within(responses: Sequence[tuple[int, bool]], low: int, high: int) -> tuple[int, int]:
+    """(right ones, all) of the responses with so many tokens."""
+    rights = [right for tokens, right in responses if low <= tokens <= high]
+    return sum(rights), len(rights)
 
 
 def by_exposure(metrics: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -246,6 +246,10 @@ def test_accuracy_by_the_quarters_of_all_responses_lengths():
         ("m", 1): ("1–2", 1.0, 2, 1), ("m", 2): ("3–4", 0.5, 2, 1),
         ("n", 3): ("5–6", 0.5, 2, 1), ("n", 4): ("7–8", 0.0, 2, 1),
     }  # fmt: skip
+    assert found["m", 1]["ci95"] is None  # all of one problem: nothing says how others would do
+    spread = by_length([of_lengths("m", {f"{n}-x": [(1, n < 2), (9, True)] for n in range(4)})])
+    assert [(r["value"], r["problems"]) for r in spread] == [(0.5, 4), (1.0, 4)]
+    assert spread[0]["ci95"] == pytest.approx(3.18245 * 0.57735 / 2, rel=1e-4)  # t_3 times sd over √4
 
 
 def test_equal_lengths_have_no_quarters():
