@@ -75,6 +75,11 @@ def test_wrong_values_are_refused_with_value_rule_and_fix(tmp_path, overrides, s
     assert said in refusal(tmp_path, *overrides)
 
 
+def test_the_format_of_own_files_is_no_set(tmp_path):
+    said = refusal(tmp_path, "data=local")
+    assert "data=local: neither a parquet file" in said and ", local" not in said
+
+
 def test_everything_wrong_is_said_at_once(tmp_path):
     said = refusal(tmp_path, "samples=0", "data=math_501", "model=no/such-model")
     assert "samples=0" in said and "math_501" in said and "no/such-model" in said
