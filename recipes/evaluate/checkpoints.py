@@ -57,10 +57,8 @@ class Trained:
 
 def trained(name: str) -> Trained | None:
     """What the run with this checkpoint or run directory recorded; None where there is no record."""
-    path = Path(name).resolve()
-    home = next((p.parent for p in (path, *path.parents) if p.name == CHECKPOINTS), path)
     accuracy, exposure, sets = {}, {}, set()
-    for record in read_metrics(home):
+    for record in read_metrics(_home(name)):
         found = validation_accuracy(record)
         if found is not None:
             accuracy[record["step"]] = found[1]
@@ -68,6 +66,38 @@ def trained(name: str) -> Trained | None:
         if record.get(EXPOSURE) is not None:
             exposure[record["step"]] = record[EXPOSURE]
     return Trained(accuracy, frozenset(sets), exposure) if accuracy or exposure else None
+
+
+def trained_runs(places: Iterable[tuple[str, str]]) -> dict[str, Trained]:
+    """What runs recorded, by label; of several under one label the mean, at steps that all of them have.
+
+    Args:
+        places: (run's label, name of a checkpoint or run directory).
+    """
+    found: dict[str, dict[Path, Trained]] = {}
+    for label, name in places:
+        record = trained(name)
+        if record is not None:
+            found.setdefault(label, {})[_home(name)] = record
+    return {
+        label: Trained(
+            _means([record.accuracy for record in records.values()]),
+            frozenset().union(*(record.sets for record in records.values())),
+            _means([record.exposure for record in records.values()]),
+        )
+        for label, records in found.items()
+    }
+
+
+def _means(columns: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    shared = set.intersection(*map(set, columns))
+    return {step: sum(column[step] for column in columns) / len(columns) for step in sorted(shared)}
+
+
+def _home(name: str) -> Path:
+    """The run directory of a run's or a checkpoint's name."""
+    path = Path(name).resolve()
+    return next((p.parent for p in (path, *path.parents) if p.name == CHECKPOINTS), path)
 
 
 def chosen_models(models: Iterable[tuple[str, str]], choice: str) -> tuple[list[Chosen], list[str]]:

@@ -20,7 +20,7 @@ from recipes.common.models import Located
 from recipes.common.record.run_dir import write_atomically
 from recipes.common.teacher.prompts import render
 from recipes.evaluate import server
-from recipes.evaluate.checkpoints import CHOICES, VALIDATION, Trained, trained
+from recipes.evaluate.checkpoints import CHOICES, VALIDATION, Trained, trained_runs
 from recipes.evaluate.members import (
     Member,
     local_members,
@@ -161,12 +161,11 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
         "engine": engine,
         "dtype": cfg.dtype if cfg.dtype != "auto" or gpus else "float32",
     }
-    known = {m.run: trained(m.located.name) for m in members if m.run is not None}
     members, left_out = with_fingerprints(members)
-    members = [*members, *vanished(members, read_settings(directory))]
+    members = list(with_teachers([*members, *vanished(members, read_settings(directory))], cfg.teacher))
     plan = Plan(
         directory=directory,
-        members=tuple(with_teachers(members, cfg.teacher)),
+        members=tuple(members),
         sets=tuple(sets),
         seeds=tuple(cfg.seeds),
         samples=cfg.samples,
@@ -183,7 +182,7 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
         compare=tuple(Path(place) for place in texts(cfg.compare)),
         server=server.ServerOptions.of(cfg) if engine == server.ENGINE else None,
         selection=cfg.selection,
-        trained={run: record for run, record in known.items() if record is not None},
+        trained=trained_runs((m.run, m.located.name) for m in members if m.run is not None),
         notes=(*notes, *left_out),
     )
     problems = [*_duplicates(plan), *_length_problems(plan), *_differs_from_before(plan)]

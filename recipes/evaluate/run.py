@@ -65,6 +65,7 @@ def evaluate(cfg: DictConfig, plan: Plan, incidents: Incidents, console: Evaluat
             process_reward.check(cfg.prm)  # before hours of sampling, not after
         if cfg.prm is None and not any(plan.tasks(member, results.done) for member in plan.members):
             return
+        _stop_on_sigterm()
         needs_workers = plan.engine != server.ENGINE or cfg.prm is not None
         with _ray(plan) if needs_workers else contextlib.nullcontext():
             for member in plan.members:
@@ -105,7 +106,11 @@ def _start_ray(options: dict[str, Any]) -> None:
             ray.shutdown()
             if attempt == RAY_STARTS:
                 raise
-    # A scheduler's SIGTERM ends an evaluation as Ctrl-C does, in order; Ray has just put a handler of its own there.
+    _stop_on_sigterm()  # Ray has just put a handler of its own there
+
+
+def _stop_on_sigterm() -> None:
+    """Let a scheduler's SIGTERM end an evaluation as Ctrl-C does, in order."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 

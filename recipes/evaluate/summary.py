@@ -147,6 +147,8 @@ def _compared(
         labels[record["model"], record["seed"]] = label
         entry = runs.setdefault(record["model"], {**model, "model": record["model"], "seeds": []})
         entry |= {"label": label, "directory": str(place)}
+        if model.get("run") is not None:  # its curve is another than that of a run with its name here
+            entry["run"] = model["run"] + label.removeprefix(model["label"])
         if record["seed"] not in entry["seeds"]:
             entry["seeds"].append(record["seed"])
     differing = sorted(key for key in changed_settings(plan, before) if key != "engine")

@@ -215,6 +215,15 @@ def test_a_set_or_the_validation_chooses_and_the_others_report():
     assert checkpoints.best(drawn, "val", {}) == []
 
 
+def test_several_runs_of_a_label_are_validated_together(tmp_path):
+    for name, accuracies in (("a", {10: 0.2, 20: 0.6}), ("b", {10: 0.4, 30: 0.9})):
+        (tmp_path / name).mkdir()
+        write_validations(tmp_path / name, accuracies, exposure={10: 0.5})
+    places = [("r", str(tmp_path / name / "checkpoints" / "global_step_10")) for name in "aab"]
+    found = checkpoints.trained_runs([*places, ("other", str(tmp_path / "nowhere"))])
+    assert found == {"r": checkpoints.Trained({10: pytest.approx(0.3)}, frozenset({"chains"}), {10: 0.5})}
+
+
 def test_the_summary_has_the_exposure_of_each_step_and_pairs_only_the_last(tmp_path, run):
     made = planned(tmp_path / "out", f"model=[{MODEL},{run}]", "checkpoints=all", "selection=val", "limit=3",
                    "samples=4")  # fmt: skip

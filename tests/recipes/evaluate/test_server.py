@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 
@@ -11,6 +13,7 @@ import pytest
 from recipes.evaluate import server
 from recipes.evaluate.main import evaluate_command
 from recipes.evaluate.results import read_records
+from tests.builders.configs import ROOT
 from tests.builders.openai_server import Reply, completion, serving
 from tests.recipes.evaluate.test_inputs import configured, refusal
 from workers.rollout.generation import SamplingParams
@@ -203,6 +206,26 @@ def test_stopping_does_not_wait_for_open_requests():
         began = time.time()
         answers.close()
         assert time.time() - began < 5
+
+
+def test_sigterm_ends_an_evaluation_in_order(tmp_path):
+    """What a scheduler sends: the summary of what is complete, and no wait for what is open."""
+    with serving() as served:
+        served.answer = lambda body, number: completion() if number < 4 else served.release.wait(120) and completion()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recipes.evaluate.main", "preset=starter", "engine=openai", "model=served",
+             f"base_url={served.url}", "limit=6", "samples=1", "server.concurrency=4", f"hydra.run.dir={tmp_path}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        deadline = time.time() + 120
+        while len(list(read_records(tmp_path / "results.jsonl"))) < 4:
+            assert time.time() < deadline and process.poll() is None, process.stdout.read()
+            time.sleep(0.1)
+        process.terminate()
+        console, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, console
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "stopped" and summary["counts"][0]["problems"] == 4
 
 
 def test_a_refused_key_is_said_without_the_key(tmp_path, capfd):
