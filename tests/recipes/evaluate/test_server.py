@@ -108,19 +108,26 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_a_garbage_answer_is_a_counted_failure_and_asked_again_later(tmp_path, name):
+def test_a_garbage_answer_is_a_failure_of_its_problem_alone(name):
     reply, said = GARBAGE[name]
+    with serving(lambda body, number: reply if body["messages"][0]["content"] == "1" else completion()) as served:
+        found = dict(asked(server.ServerOptions(served.url, 2, 20.0, 0, 2), 4))
+    failed = found.pop(1)
+    assert said in failed.reason and failed.reason.isprintable()
+    assert list(found.values()) == [[("so \\boxed{7}", 5, "completed")]] * 3
+
+
+def test_problems_without_an_answer_are_counted_and_asked_again_later(tmp_path):
     bad = []  # one problem's text
 
     def answer(body, number):
         bad[:] = bad or [body["messages"][0]["content"]]
-        return reply if body["messages"][0]["content"] == bad[0] else completion()
+        return Reply(b"<html>") if body["messages"][0]["content"] == bad[0] else completion()
 
     with serving(answer) as served:
         code, summary, records = evaluated(tmp_path, served)
         assert code == 1 and summary["status"] == "failed" and len(records) == 5
-        ((problems, reason),) = failures(summary)
-        assert problems == 1 and said in reason and reason.isprintable()
+        assert failures(summary) == [(1, "an answer that is no JSON: <html>")]
         assert any("1 problem without an answer" in warning for warning in summary["warnings"])
         assert any("5 of 6 problems" in warning for warning in summary["warnings"])
         served.answer = lambda body, number: completion()
