@@ -18,7 +18,7 @@ from rich.table import Table
 
 from recipes.common.record.console import duration, progress_line, two_columns
 from recipes.evaluate.members import Member
-from recipes.evaluate.names import BREAKDOWNS, EXECUTION, EXPLORATION, accuracy_columns, main_metrics
+from recipes.evaluate.names import BREAKDOWNS, EXECUTION, EXPLORATION, accuracy_columns, main_metrics, problems_of
 from recipes.evaluate.plan import Plan
 from recipes.evaluate.results import ResultsFile, corrupt_file
 
@@ -270,10 +270,8 @@ def breakdown_tables(rows: Sequence[Mapping[str, Any]], heading: str, column: st
             table.add_column(name, justify="right", overflow="fold")
         for level in sorted({row["level"] for row in here}):
             cells = {row["label"]: row for row in here if row["level"] == level}
-            first = next(iter(cells.values()))
-            problems = "–".join(map(str, sorted({min(c["problems"] for c in cells.values()), first["problems"]})))
-            cell = first.get("range") or form.format(level)
-            table.add_row(cell, problems, *(_cell(cells.get(label), 100, 1) for label in labels))
+            cell = next(iter(cells.values())).get("range") or form.format(level)
+            table.add_row(cell, problems_of(cells.values()), *(_cell(cells.get(label), 100, 1) for label in labels))
         found.append(table)
     return found
 

@@ -48,3 +48,9 @@ def main_metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     names = accuracy_names(rows)
     passes = [name for name in names if name.startswith("pass@")]
     return [name for name in names if name not in passes[:-1]]
+
+
+def problems_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How many problems rows stand on: a number, or a range where models differ, as they do by length."""
+    counts = sorted({row["problems"] for row in rows})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.evaluate.estimates import AVERAGE
-from recipes.evaluate.names import BREAKDOWNS
+from recipes.evaluate.names import BREAKDOWNS, problems_of
 from recipes.report.evaluation import interval_line, number
 from recipes.report.figures import SERIES, curves
 from recipes.report.panels import Shown
@@ -128,7 +128,8 @@ def breakdowns(summary: Row, shown: Sequence[str]) -> list[Breakdown]:
                 cells = [by_place.get((label, level)) for label in labels]
                 first = next(cell for cell in cells if cell is not None)
                 name = first.get("range") or form.format(level)
-                texts.append((name, "", [str(first["problems"]), *(number(cell, 100, 1) for cell in cells)]))
+                problems = problems_of(cell for cell in cells if cell is not None)
+                texts.append((name, "", [problems, *(number(cell, 100, 1) for cell in cells)]))
             parts.append((panel, Table([column, "problems", *labels], texts)))
         if parts:
             found.append(Breakdown(f"By {heading}", parts))
