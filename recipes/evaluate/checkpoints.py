@@ -18,7 +18,7 @@ from recipes.common.models import checkpoints_folder, tracked_step
 from recipes.common.record.checkpoints import steps_of
 from recipes.common.record.console import validation_accuracy
 from recipes.common.record.run_dir import CHECKPOINTS, read_metrics
-from recipes.evaluate.names import accuracy_names
+from recipes.evaluate.names import AVERAGE, accuracy_names
 
 CHOICES = ("last", "all", "best")
 VALIDATION = "val"  # of `selection=`: the validation that the run did while it trained
@@ -152,9 +152,10 @@ def _best_validated(label: str, name: str, steps: Sequence[int]) -> tuple[list[i
             ]
         )
     step = max(validated, key=lambda s: (validated[s], -s))
+    sets = ", ".join(sorted(record.sets))
     return [step], (
-        f"{label}: step {step} is the best of {len(validated)} checkpoints by the run's own validation on "
-        f"{', '.join(sorted(record.sets))} ({100 * validated[step]:.1f} %)"
+        f"{label}: step {step} is the best of {len(validated)} checkpoints by the run's own validation on {sets} "
+        f"({100 * validated[step]:.1f} %), where its accuracy is therefore biased upwards"
     )
 
 
@@ -190,46 +191,47 @@ def curves(metrics: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> list[Ro
     return rows
 
 
-def best(
-    drawn: Sequence[Mapping[str, Any]], selection: str | None, validated: Mapping[str, Mapping[int, float]]
-) -> list[Row]:
+def best(drawn: Sequence[Mapping[str, Any]], selection: str | None, recorded: Mapping[str, Trained]) -> list[Row]:
     """For each run and set the best checkpoint: its point of `curves` with what it was selected on.
 
     Args:
         drawn: of `curves`.
         selection: None to choose on each set itself, a set's name to choose on that one, `VALIDATION` to choose by the
             run's validation.
-        validated: run -> step -> that validation's accuracy.
+        recorded: run -> its own record, for its validation.
 
     Returns:
-        Rows with ``run, data, metric, selected_on, biased`` (whether it is reported on what it was selected on),
-        ``of`` (number of checkpoints), ``last_step, last_value`` and the chosen point's fields.  A run whose
-        selection is not known has no rows.
+        Rows with ``run, data, metric, selected_on, biased`` (whether problems that chose it are among those that it is
+        reported on), ``of`` (number of checkpoints), ``last_step, last_value`` and the chosen point's fields.  A run
+        whose selection is not known has no rows.
     """
     rows = []
     for curve in drawn:
         run, data = curve["run"], curve["data"]
         points = {p["step"]: p for p in curve["points"]}
-        scores: Mapping[int, float]
+        record = recorded.get(run)
+        scores: Mapping[int, float] = {}
         if selection == VALIDATION:
-            scores, on = validated.get(run, {}), "the run's validation"
+            scores, chose = (record.accuracy, record.sets) if record is not None else ({}, frozenset())
+            on = f"the run's validation ({', '.join(sorted(chose))})"
         else:
             on = selection or data
-            scores = next(
-                ({p["step"]: p["value"] for p in c["points"]} for c in drawn if (c["run"], c["data"]) == (run, on)), {}
-            )
+            chose = frozenset({on})
+            same = [c["points"] for c in drawn if (c["run"], c["data"]) == (run, on)]
+            scores = {p["step"]: p["value"] for own in same for p in own}
         usable = [step for step in points if step in scores]
         if not usable:
             continue
         step = max(usable, key=lambda s: (scores[s], -s))  # of equals the earlier
         last = max(points)
+        averaged = {c["data"] for c in drawn if data == AVERAGE}
         rows.append(
             {
                 "run": run,
                 "data": data,
                 "metric": curve["metric"],
                 "selected_on": on,
-                "biased": on == data,
+                "biased": bool(chose & {data, *averaged}),
                 "of": len(usable),
                 "last_step": last,
                 "last_value": points[last]["value"],
@@ -239,12 +241,18 @@ def best(
     return rows
 
 
-def bias_note(rows: Sequence[Mapping[str, Any]], average: str) -> list[str]:
+def selected_on(row: Mapping[str, Any]) -> str:
+    """What a row of `best` was selected on, for people."""
+    what = "these problems" if row["selected_on"] == row["data"] else row["selected_on"]
+    return what + (", biased" if row["biased"] else "")
+
+
+def bias_note(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The sentence that a reader of best checkpoints must not miss; [] where nothing is biased."""
-    biased = [row for row in rows if row["biased"] and row["of"] > 1]
+    biased = [row for row in rows if row["biased"] and row["of"] > 1 and row["data"] != AVERAGE]
     if not biased:
         return []
-    sets = ", ".join(dict.fromkeys(row["data"] for row in biased if row["data"] != average))
+    sets = ", ".join(dict.fromkeys(row["data"] for row in biased))
     return [
         f"the best checkpoint on {sets} was selected on the problems that it is reported on, of "
         f"{max(row['of'] for row in biased)}: its accuracy is biased upwards; selection=<set> or selection=val chooses "

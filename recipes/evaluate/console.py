@@ -17,6 +17,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from recipes.common.record.console import duration, progress_line, two_columns
+from recipes.evaluate.checkpoints import selected_on
 from recipes.evaluate.members import Member
 from recipes.evaluate.names import BREAKDOWNS, EXECUTION, EXPLORATION, accuracy_columns, main_metrics, problems_of
 from recipes.evaluate.plan import Plan
@@ -289,7 +290,7 @@ def checkpoint_tables(summary: Mapping[str, Any]) -> list[Table]:
         table.add_row(
             escape(row["run"]), escape(row["data"]), str(row["of"]), str(row["step"]), _cell(row, 100, 1),
             str(row["last_step"]), f"{100 * row['last_value']:.1f}",
-            "the same problems (biased)" if row["biased"] else escape(row["selected_on"]),
+            escape(selected_on(row)),
         )  # fmt: skip
     return [table]
 

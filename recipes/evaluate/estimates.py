@@ -23,11 +23,10 @@ from recipes.evaluate.metrics import (
     ratio,
     sample_std,
 )
+from recipes.evaluate.names import AVERAGE
 from recipes.evaluate.plan import result_key
 from recipes.evaluate.results import RESULTS, STEPS, read_records
 from recipes.starter.corpus import DATA_SOURCE as STARTER_SOURCE
-
-AVERAGE = "average"  # the name of the mean over sets
 
 
 @dataclass(frozen=True)

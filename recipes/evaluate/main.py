@@ -147,9 +147,9 @@ def _write_partial(
 
 def _write_report(directory: Path, console: EvaluationConsole) -> None:
     """Write report.html; an evaluation is not a failure because its report is."""
-    from recipes.report.page import write_evaluation_report
-
     try:
+        from recipes.report.page import write_evaluation_report
+
         console.report(str(write_evaluation_report(directory)))
     except Exception as error:
         traceback.print_exc()  # into evaluate.log

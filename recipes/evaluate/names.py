@@ -7,6 +7,8 @@ from typing import Any
 
 Columns = dict[str, tuple[str, float, int]]  # metric -> (heading, factor, digits)
 
+AVERAGE = "average"  # the name of the mean over sets
+
 EXPLORATION: Columns = {
     "e_per_1k": ("E(y) / 1k", 1.0, 2),
     "e_per_response": ("E(y) / response", 1.0, 2),

@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.evaluate import checkpoints
 from recipes.evaluate.breakdowns import by_difficulty, by_exposure, by_length
-from recipes.evaluate.estimates import AVERAGE, Evaluation, read_evaluations, summarize
+from recipes.evaluate.estimates import Evaluation, read_evaluations, summarize
 from recipes.evaluate.members import Member
 from recipes.evaluate.plan import Plan, changed_settings, read_settings
 from recipes.evaluate.results import RESULTS, Incidents, read_records
@@ -78,9 +78,8 @@ def summary_of(
     trained = [run["label"] for run in runs if run.get("kind") in TRAINED]
     numbers = summarize(evaluations, trained, _between(runs))
     curves = checkpoints.curves(numbers["metrics"], runs)
-    validated = {run: record.accuracy for run, record in plan.trained.items()}
-    best = checkpoints.best(curves, plan.selection, validated)
-    warnings += checkpoints.bias_note(best, AVERAGE)
+    best = checkpoints.best(curves, plan.selection, plan.trained)
+    warnings += checkpoints.bias_note(best)
     return {
         "format": FORMAT,
         "status": status,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.evaluate.estimates import AVERAGE
-from recipes.evaluate.names import BREAKDOWNS, problems_of
+from recipes.evaluate.checkpoints import selected_on
+from recipes.evaluate.names import AVERAGE, BREAKDOWNS, problems_of
 from recipes.report.evaluation import interval_line, number
 from recipes.report.figures import SERIES, curves
 from recipes.report.panels import Shown
@@ -68,7 +68,7 @@ def checkpoints(summary: Row) -> Checkpoints | None:
     rows = [
         (
             row["run"],
-            f"{row['data']}, selected on {'these problems' if row['biased'] else row['selected_on']}",
+            f"{row['data']}, selected on {selected_on(row)}",
             [
                 str(row["of"]),
                 str(row["step"]),

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.evaluate.estimates import AVERAGE
-from recipes.evaluate.names import EXECUTION, EXPLORATION, Columns, accuracy_columns, main_metrics
+from recipes.evaluate.names import AVERAGE, EXECUTION, EXPLORATION, Columns, accuracy_columns, main_metrics
 from recipes.evaluate.plan import SETTINGS
 from recipes.evaluate.summary import FORMAT, SUMMARY
 from recipes.report.figures import SERIES, Line, curves, intervals, stacked_bars

@@ -60,7 +60,10 @@ def test_all_complete_checkpoints_of_a_run_are_evaluated(tmp_path, run):
 def test_the_best_checkpoint_by_the_runs_own_validation(tmp_path, run):
     made = planned(tmp_path / "out", f"model={run}", "checkpoints=best", "limit=2")
     assert named(made) == [("mine", 10, None)]
-    assert made.notes == ("mine: step 10 is the best of 2 checkpoints by the run's own validation on chains (50.0 %)",)
+    assert made.notes == (
+        "mine: step 10 is the best of 2 checkpoints by the run's own validation on chains (50.0 %), where "
+        "its accuracy is therefore biased upwards",
+    )
     write_validations(run, {0: 0.9})
     assert "no checkpoint of model=" in refusal(tmp_path / "out", f"model={run}", "checkpoints=best")
 
@@ -197,7 +200,7 @@ def test_curves_are_by_step_and_the_best_of_equals_is_the_earlier():
     assert [tuple(b[field] for field in fields) for b in best] == [
         ("a", 4, 0.6, True, 3, 10, 0.6), ("b", 2, 0.5, True, 3, 10, 0.2)
     ]  # fmt: skip
-    (note,) = checkpoints.bias_note(best, "average")
+    (note,) = checkpoints.bias_note(best)
     assert "on a, b was selected on the problems that it is reported on, of 3" in note
 
 
@@ -206,13 +209,25 @@ def test_a_set_or_the_validation_chooses_and_the_others_report():
     best = {b["data"]: b for b in checkpoints.best(drawn, "b", {})}
     assert (best["a"]["step"], best["a"]["value"], best["a"]["biased"]) == (2, 0.3, False)
     assert (best["b"]["step"], best["b"]["biased"]) == (2, True)
-    assert "on b was selected" in checkpoints.bias_note(list(best.values()), "average")[0]
-    by_validation = checkpoints.best(drawn, "val", {"r": {2: 0.1, 10: 0.9, 20: 1.0}})
-    assert {(b["data"], b["step"], b["of"], b["selected_on"]) for b in by_validation} == {
-        ("a", 10, 2, "the run's validation"), ("b", 10, 2, "the run's validation")
+    assert "on b was selected" in checkpoints.bias_note(list(best.values()))[0]
+    other = checkpoints.Trained({2: 0.1, 10: 0.9, 20: 1.0}, frozenset({"other"}), {})
+    by_validation = checkpoints.best(drawn, "val", {"r": other})
+    assert {(b["data"], b["step"], b["of"], checkpoints.selected_on(b)) for b in by_validation} == {
+        ("a", 10, 2, "the run's validation (other)"), ("b", 10, 2, "the run's validation (other)")
     }  # fmt: skip
-    assert checkpoints.bias_note(by_validation, "average") == []
+    assert checkpoints.bias_note(by_validation) == []
     assert checkpoints.best(drawn, "val", {}) == []
+
+
+def test_a_validation_on_an_evaluated_set_biases_it_and_the_average():
+    values = {**VALUES, "average": {step: (VALUES["a"][step] + VALUES["b"][step]) / 2 for step in VALUES["a"]}}
+    drawn = checkpoints.curves(*rows(values))
+    validated = checkpoints.Trained({2: 0.1, 10: 0.9}, frozenset({"b"}), {})
+    for selection in ("val", "b"):
+        found = {b["data"]: b["biased"] for b in checkpoints.best(drawn, selection, {"r": validated})}
+        assert found == {"a": False, "b": True, "average": True}
+    (note,) = checkpoints.bias_note(checkpoints.best(drawn, "val", {"r": validated}))
+    assert "on b was selected" in note
 
 
 def test_several_runs_of_a_label_are_validated_together(tmp_path):
@@ -235,7 +250,7 @@ def test_the_summary_has_the_exposure_of_each_step_and_pairs_only_the_last(tmp_p
     assert [(p["step"], p["value"], p.get("exposure")) for p in curve["points"]] == [(10, 0.75, 0.3), (20, 0.5, None)]
     assert {(d["a"], d["b"]) for d in found["differences"]} == {("mine, step 20", "model")}
     (best,) = found["best"]
-    assert (best["step"], best["selected_on"]) == (10, "the run's validation")
+    assert (best["step"], best["selected_on"]) == (10, "the run's validation (chains)")
 
 
 # ------------------------------------------------------------------ accuracy by length

@@ -61,7 +61,7 @@ def test_the_page_shows_a_runs_checkpoints_and_what_chose_the_best(tmp_path):
     page = text_of(directory)
     for part in (
         "Over the checkpoints",
-        "dasd sums, selected on these problems 3 20 100.0 ± 0.0 30 50.0",
+        "dasd sums, selected on these problems, biased 3 20 100.0 ± 0.0 30 50.0",
         "was selected on the problems that it is reported on, of 3: its accuracy is biased upwards",
         "dasd sums 10 25.0 ± 0.0 2",
         "dasd, step 30 − base",
