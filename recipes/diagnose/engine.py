@@ -105,7 +105,6 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
         device: "cpu" or "cuda".
         dtype: one of `DTYPES`.
         tokens_per_pass: sequences × longest sequence of one forward pass.
-        code: options of rewards.code, for sets of programs.
 
     Raises:
         SettingsError: if it cannot be loaded, its tokenizer has no chat template, or the device is not there.
