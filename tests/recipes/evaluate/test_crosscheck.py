@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 
 import pytest
 
@@ -122,9 +123,11 @@ def test_a_harness_that_hangs_or_dies_is_a_counted_failure_and_starts_anew(tmp_p
     record = {"model": "m", "seed": 1, "data": "d", "id": "0-x", "gold": "7"}
     texts = ["7", "hang", "die", "8"]
     record["responses"] = [response("correct" if t == "7" else "wrong", t, extracted=t) for t in texts]
+    began = time.time()
     with crosscheck.Harness(sys.executable, "any", "math") as harness:
         rows = list(crosscheck.compared([record, None, {**record, "data": "other"}], harness, "math", "d"))
     assert [(r["theirs"]["right"], r["why"]) for r in rows] == [
         (True, ""), (False, "the harness failed"), (False, "the harness failed"), (False, "")
     ]  # fmt: skip
     json.dumps(rows)
+    assert time.time() - began < 15
