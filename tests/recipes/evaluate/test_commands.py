@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from config import STARTER
 from recipes.evaluate import estimates, health
@@ -23,7 +25,7 @@ from rewards.math import compute_score
 from tests.builders.configs import ROOT
 from tests.builders.processes import console_of
 from tests.recipes.evaluate.test_health import published_like
-from tests.recipes.evaluate.test_inputs import configured
+from tests.recipes.evaluate.test_inputs import checkpoint, configured
 
 PROBLEMS, SAMPLES = 6, 4
 
@@ -162,6 +164,31 @@ def test_an_evaluation_that_is_stopped_reports_what_is_complete(data, tmp_path):
     assert f"{complete} of 128 problems" in written["warnings"][0]
     page = (tmp_path / "report.html").read_text()
     assert written["warnings"][0] in page and 'class="badge stopped"' in page
+
+
+@pytest.mark.slow
+def test_a_runs_checkpoints_and_their_teachers_are_sampled(data, tmp_path):
+    """Two checkpoints, the second with a head that writes nothing but the end, each as student and as teacher."""
+    model = AutoModelForCausalLM.from_pretrained(STARTER / "model", dtype=torch.float32)
+    run, directory = tmp_path / "mine", tmp_path / "evaluation"
+    checkpoint(run / "checkpoints" / "global_step_10", model)
+    with torch.no_grad():  # whatever it reads, the likeliest tokens are others than before
+        model.lm_head.weight.copy_(model.lm_head.weight.roll(1, dims=0))
+    checkpoint(run / "checkpoints" / "global_step_20", model)
+    (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("20")
+    (run / "metrics.jsonl").write_text('{"step": 10, "val-core/other/acc/mean@4": 0.5}\n')
+    overrides = (f"model={run}", "checkpoints=all", "selection=val", "teacher.context=solution", "limit=4")
+    code, console = finish(start(directory, data, *overrides), directory)
+    assert code == 0, console + (directory / "evaluate.log").read_text()[-3000:]
+    written = json.loads((directory / "summary.json").read_text())
+    curves = {curve["run"]: [(p["step"], p["value"]) for p in curve["points"]] for curve in written["curves"]}
+    assert [step for step, _ in curves["mine"]] == [10, 20] and curves["mine"][1][1] == 0.0
+    assert curves["mine teacher"][0][1] > curves["mine"][0][1]  # it reads the solution
+    best = {row["run"]: (row["step"], row["biased"]) for row in written["best"]}
+    assert best == {"mine": (10, False), "mine teacher": (10, False)}
+    assert len(list((directory / "merged").iterdir())) == 2  # a teacher has its student's weights
+    assert {entry["responses"] for entry in written["sampled"]} == {4 * SAMPLES}
+    assert "Over the checkpoints" in (directory / "report.html").read_text()
 
 
 def test_a_refusal_ends_with_code_2_and_starts_nothing(tmp_path, capsys):
