@@ -15,7 +15,13 @@ from recipes.starter.task import PROBLEM_PREFIX
 
 @dataclass(frozen=True)
 class StepJudge:
-    """A process reward model that is loaded, and the probability from which a step counts as right."""
+    """A process reward model that is loaded.
+
+    Attributes:
+        model: its weights.
+        tokenizer: its own.
+        threshold: probability from which a step counts as right.
+    """
 
     model: process_reward.Qwen2ProcessRewardModel
     tokenizer: Any
@@ -23,7 +29,17 @@ class StepJudge:
 
 
 def step_judge(cfg: DictConfig) -> StepJudge | None:
-    """The one that a diagnostic's configuration names, if it does.  Raises SettingsError where it cannot be used."""
+    """Load the process reward model of a diagnostic.
+
+    Args:
+        cfg: the diagnostic's configuration.
+
+    Returns:
+        The model; None if none is named.
+
+    Raises:
+        SettingsError: if it cannot be used.
+    """
     if cfg.prm is None:
         return None
     model, tokenizer = process_reward.load(cfg.prm, cfg.dtype, cfg.prm_device or cfg.device)
@@ -31,13 +47,17 @@ def step_judge(cfg: DictConfig) -> StepJudge | None:
 
 
 def judge_steps(judge: StepJudge | None, answered: Sequence[tuple[str, str]]) -> list[list[bool]]:
-    """Whether each step of each response is right; [] for one whose steps nobody can judge.
+    """Judge the steps of responses.
 
     The starter's steps are judged by arithmetic, exactly; those of other problems by ``judge``, all in shared forward
     passes.  Steps beyond its context are left out.
 
     Args:
+        judge: the process reward model; None if there is none.
         answered: (problem, response) texts.
+
+    Returns:
+        Whether each step of each response is right; [] for a response whose steps nobody can judge.
     """
     verdicts: list[list[bool]] = [
         arithmetic_verdicts(problem, text) if problem.startswith(PROBLEM_PREFIX) else [] for problem, text in answered

@@ -46,8 +46,14 @@ def by_length(evaluations: Sequence[Evaluation], quantiles: int = 4) -> list[dic
     """Accuracy of the responses in each quantile of length, as records like those of `summarize`.
 
     The quantiles are those of all responses to a set, of whatever model, so that models are compared at equal lengths.
-    ``level`` is the quantile, from 1, ``range`` its tokens, ``responses`` how many there are.  Quantiles between which
-    no length lies are one; where all are equally long there are none.
+    Quantiles between which no length lies are one; where all are equally long there are none.
+
+    Args:
+        evaluations: with the lengths of their responses.
+        quantiles: how many.
+
+    Returns:
+        Records with ``level``, the quantile from 1, ``range``, its tokens, and ``responses``, how many there are.
     """
     rows = []
     places = places_of(evaluations)
@@ -85,8 +91,15 @@ def _within(responses: Sequence[tuple[int, bool]], low: int, high: int) -> tuple
 
 
 def by_exposure(metrics: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Avg@n of teachers that see a part of the solution: rows of ``metrics`` under their student's label, with
-    ``level``, the exposure; none where a student's teacher has only one."""
+    """Order the accuracies of teachers by what they see of the solution.
+
+    Args:
+        metrics: rows of summary.json.
+        runs: its entries of models; those with a ``teacher`` are teachers.
+
+    Returns:
+        Rows of Avg@n under the student's label, with ``level``, the exposure; none if a student's teacher has only one.
+    """
     teachers = {run["label"]: run["teacher"] for run in runs if run.get("teacher")}
     exposures: dict[str, set[float]] = {}
     for teacher in teachers.values():

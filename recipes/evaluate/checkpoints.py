@@ -32,6 +32,8 @@ class Chosen:
     """A model to evaluate: what it is called, and where it is.
 
     Attributes:
+        label: in tables and figures.
+        name: as ``model=`` takes it.
         run: label of the run whose checkpoint it is, where its checkpoints make a curve; runs of one label are seeds.
     """
 
@@ -56,7 +58,14 @@ class Trained:
 
 
 def trained(name: str) -> Trained | None:
-    """What the run with this checkpoint or run directory recorded; None where there is no record."""
+    """Read what a run recorded of its own steps.
+
+    Args:
+        name: of a run directory, or of a checkpoint in one.
+
+    Returns:
+        Its record; None if it has neither validations nor exposures.
+    """
     accuracy, exposure, sets = {}, {}, set()
     for record in read_metrics(_home(name)):
         found = validation_accuracy(record)
@@ -69,10 +78,13 @@ def trained(name: str) -> Trained | None:
 
 
 def trained_runs(places: Iterable[tuple[str, str]]) -> dict[str, Trained]:
-    """What runs recorded, by label; of several under one label the mean, at steps that all of them have.
+    """Read what several runs recorded of their own steps.
 
     Args:
         places: (run's label, name of a checkpoint or run directory).
+
+    Returns:
+        The record of each label; of several runs under one label the mean, at steps that all of them have.
     """
     found: dict[str, dict[Path, Trained]] = {}
     for label, name in places:
@@ -101,15 +113,18 @@ def _home(name: str) -> Path:
 
 
 def chosen_models(models: Iterable[tuple[str, str]], choice: str) -> tuple[list[Chosen], list[str]]:
-    """The models to evaluate, and sentences about how they were chosen.
+    """Choose the checkpoints of the runs among some models.
 
     Args:
         models: (label, name) as ``model=`` has them; what is no run directory is left as it is.
         choice: "last" for the last complete checkpoint of each run, "all" for every one, "best" for the one that the
             run's own validation puts first.
 
+    Returns:
+        The models to evaluate, and sentences about how they were chosen.
+
     Raises:
-        SettingsError: there is no run among them, or no complete checkpoint, or none that was validated.
+        SettingsError: if there is no run among them, or no complete checkpoint, or none that was validated.
     """
     found: list[Chosen] = []
     notes: list[str] = []
@@ -160,14 +175,15 @@ def _best_validated(label: str, name: str, steps: Sequence[int]) -> tuple[list[i
 
 
 def curves(metrics: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Accuracy against step: for each run and set ``{run, data, metric, points}``.
+    """Order the accuracies of runs' checkpoints by step.
 
     Args:
         metrics: rows of summary.json.
         runs: its entries of models; those with a ``run`` are checkpoints.
 
     Returns:
-        Points, by step, are rows ``{step, label, value, ci95, low, high, problems}`` and, where known, ``exposure``.
+        For each run and set ``{run, data, metric, points}``. Points, by step, are rows ``{step, label, value, ci95,
+        low, high, problems}`` and, where known, ``exposure``.
     """
     places = {run["label"]: run for run in runs if run.get("run") is not None}
     rows = []
@@ -192,7 +208,7 @@ def curves(metrics: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> list[Ro
 
 
 def best(drawn: Sequence[Mapping[str, Any]], selection: str | None, recorded: Mapping[str, Trained]) -> list[Row]:
-    """For each run and set the best checkpoint: its point of `curves` with what it was selected on.
+    """Find the best checkpoint of each run on each set, with what it was selected on.
 
     Args:
         drawn: of `curves`.
@@ -242,13 +258,27 @@ def best(drawn: Sequence[Mapping[str, Any]], selection: str | None, recorded: Ma
 
 
 def selected_on(row: Mapping[str, Any]) -> str:
-    """What a row of `best` was selected on, for people."""
+    """Say what a best checkpoint was selected on.
+
+    Args:
+        row: of `best`.
+
+    Returns:
+        A few words.
+    """
     what = "these problems" if row["selected_on"] == row["data"] else row["selected_on"]
     return what + (", biased" if row["biased"] else "")
 
 
 def bias_note(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sentence that a reader of best checkpoints must not miss; [] where nothing is biased."""
+    """Say which best checkpoints look better than they are.
+
+    Args:
+        rows: of `best`.
+
+    Returns:
+        One sentence, or [] if nothing is biased.
+    """
     biased = [row for row in rows if row["biased"] and row["of"] > 1 and row["data"] != AVERAGE]
     if not biased:
         return []

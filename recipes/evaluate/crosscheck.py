@@ -66,6 +66,13 @@ class Harness:
     """A harness's grader in a process of its own; a context manager, for its process must not outlive us."""
 
     def __init__(self, python: str, harness: str, grader: str):
+        """Remember what to start; it is started when first needed.
+
+        Args:
+            python: interpreter that has the harness.
+            harness: one of `HARNESSES`.
+            grader: of the set; (harness, grader) is one of `_harness.GRADES`.
+        """
         self._command = [python, "-I", _harness.__file__, harness, grader]
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
@@ -108,7 +115,18 @@ class Harness:
         return json.loads(line) if line else None
 
     def grade(self, text: str, gold: str) -> Row:
-        """``{right, answer, error}`` of a response.  Raises HarnessError where the harness cannot be started."""
+        """Grade one response.
+
+        Args:
+            text: the response.
+            gold: the right answer.
+
+        Returns:
+            ``{right, answer, error}``; with an error the harness has no verdict.
+
+        Raises:
+            HarnessError: if the harness cannot be started.
+        """
         if self._process is None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
@@ -137,11 +155,15 @@ def _keep_last(stream: Any, said: list[str]) -> None:
 
 
 def why(grader: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """What two verdicts differ in, in a few words; "" where they agree.
+    """Explain what two verdicts differ in.
 
     Args:
+        grader: of the set.
         ours: a response of results.jsonl: ``status, extracted``.
         theirs: of `Harness.grade`.
+
+    Returns:
+        A few words; "" if they agree.
     """
     right = ours["status"] == "correct"
     if right == theirs["right"] and not theirs["error"]:
@@ -160,7 +182,17 @@ def why(grader: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 
 def compared(records: Iterable[Row | None], harness: Harness, grader: str, data: str) -> Iterator[Row]:
-    """Both verdicts on every response to a set; records of other sets are passed over."""
+    """Grade every response to a set once more.
+
+    Args:
+        records: of results.jsonl; those of other sets, and corrupt ones, are passed over.
+        harness: the other grader.
+        grader: of the set.
+        data: its name.
+
+    Yields:
+        Both verdicts on a response, and why they differ.
+    """
     for record in records:
         if record is None or record["data"] != data:
             continue
@@ -178,7 +210,14 @@ def compared(records: Iterable[Row | None], harness: Harness, grader: str, data:
 
 
 def accuracies(rows: Iterable[Row]) -> Row:
-    """Accuracy by both over the same responses, and the paired difference, ours minus theirs, in shares of 1."""
+    """Compare two graders on the same responses.
+
+    Args:
+        rows: of `compared`, at least one.
+
+    Returns:
+        ``ours, theirs, difference`` (ours − theirs, paired by problem) and ``ci95``, half of its interval; shares of 1.
+    """
     problems: dict[tuple, list[tuple[bool, bool]]] = {}
     for row in rows:
         key = (row["model"], row["seed"], row["id"])
@@ -191,7 +230,14 @@ def accuracies(rows: Iterable[Row]) -> Row:
 
 
 def show(console: Console, data: str, rows: list[Row], harness: str) -> None:
-    """The numbers of a set, and its differences by what explains them."""
+    """Print the numbers of a set, and its differences by what explains them.
+
+    Args:
+        console: where.
+        data: the set's name.
+        rows: of `compared`.
+        harness: its name.
+    """
     found = accuracies(rows)
     differing = Counter(row["why"] for row in rows if row["why"])
     console.print(

@@ -46,12 +46,18 @@ class Member:
 
 
 def local_members(cfg: DictConfig) -> tuple[list[Member], list[str]]:
-    """The models of ``model=`` that are found, still without fingerprints, and sentences about how they were chosen.
+    """Find the models of ``model=``.
 
     A checkpoint of a run that cannot be used is left out and said, while others of its run can.
 
+    Args:
+        cfg: the evaluation's.
+
+    Returns:
+        The models, still without fingerprints, and sentences about how they were chosen.
+
     Raises:
-        SettingsError: every model that is not there or not complete.
+        SettingsError: with every model that is not there or not complete.
     """
     chosen, notes = chosen_models(named_models(cfg.model), cfg.checkpoints)
     members: list[Member] = []
@@ -75,7 +81,17 @@ def local_members(cfg: DictConfig) -> tuple[list[Member], list[str]]:
 
 
 def server_members(cfg: DictConfig) -> tuple[list[Member], list[str]]:
-    """The models of ``model=`` as names at a server.  Raises SettingsError where it does not serve them."""
+    """Take the models of ``model=`` for names at a server, and ask it for them.
+
+    Args:
+        cfg: the evaluation's.
+
+    Returns:
+        The models, still without fingerprints, and no sentences.
+
+    Raises:
+        SettingsError: if the server cannot be asked, or does not serve them, or an option needs a model's files.
+    """
     options = server.ServerOptions.of(cfg)
     names = named_models(cfg.model)
     wrong = list(server.option_problems(options))
@@ -95,8 +111,18 @@ def server_members(cfg: DictConfig) -> tuple[list[Member], list[str]]:
 
 
 def with_fingerprints(members: list[Member]) -> tuple[list[Member], list[str]]:
-    """The members with their weights' fingerprints; checkpoints with the weights of an earlier one of their run, and
-    such as vanish while they are read, are left out and said."""
+    """Read the fingerprints of the weights.
+
+    Args:
+        members: as `local_members` or `server_members` found them.
+
+    Returns:
+        The members with fingerprints, and a sentence for each checkpoint that was left out: because it has the weights
+        of an earlier one of its run, or vanished while it was read.
+
+    Raises:
+        SettingsError: if a model that is no checkpoint on a curve vanished.
+    """
     found: list[Member] = []
     notes: list[str] = []
     for member in members:
@@ -116,8 +142,15 @@ def with_fingerprints(members: list[Member]) -> tuple[list[Member], list[str]]:
 
 
 def vanished(members: list[Member], before: Mapping[str, Any] | None) -> Iterator[Member]:
-    """Checkpoints of the runs of ``members`` that an earlier start of this evaluation answered with, and that are no
-    longer there: their results stay in the summary."""
+    """Recall checkpoints that an earlier start of this evaluation asked and that are no longer there.
+
+    Args:
+        members: those that are there.
+        before: what the directory was begun with (`plan.read_settings`); None for a new one.
+
+    Yields:
+        Such checkpoints of the same runs, whose results stay in the summary.
+    """
     runs = {member.run for member in members} - {None}
     for mark, model in (before or {"models": {}})["models"].items():
         weights = mark.partition("+")[0]
@@ -128,7 +161,15 @@ def vanished(members: list[Member], before: Mapping[str, Any] | None) -> Iterato
 
 
 def with_teachers(members: list[Member], teacher: DictConfig) -> Iterator[Member]:
-    """The members, each followed by itself as the privileged teacher at each exposure, where one is asked for."""
+    """Put the privileged teachers beside their students.
+
+    Args:
+        members: the students.
+        teacher: the node ``teacher`` of the configuration.
+
+    Yields:
+        Each student, followed by itself as the teacher at each exposure, if one is asked for.
+    """
     for member in members:
         yield member
         for exposure in teacher.exposures if teacher.context is not None else ():

@@ -56,7 +56,15 @@ class NoAnswer(RuntimeError):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where the server is and how it is asked; ``config/evaluate.yaml`` has the keys."""
+    """Where the server is and how it is asked.
+
+    Attributes:
+        base_url: its address, without a slash at the end.
+        concurrency: requests open at a time.
+        timeout_s: of one response, and the longest wait that the server may ask for; seconds.
+        retries: of a request that may succeed later.
+        give_up_after: problems without an answer, one after the other, that end the evaluation.
+    """
 
     base_url: str
     concurrency: int = 32
@@ -66,19 +74,37 @@ class ServerOptions:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> ServerOptions:
-        """From the configuration; `option_problems` says what is wrong with it."""
+        """Read them from a configuration.
+
+        Args:
+            cfg: of an evaluation; `option_problems` says what is wrong with it.
+
+        Returns:
+            The options, unchecked.
+        """
         return cls(str(cfg.base_url or "").rstrip("/"), **dict(cfg.server))
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A problem without an answer, in place of its answers."""
+    """A problem without an answer, in place of its answers.
+
+    Attributes:
+        reason: one line, without the key.
+    """
 
     reason: str
 
 
 def option_problems(options: ServerOptions) -> Iterator[str]:
-    """What is wrong with the options, in sentences; connects to nothing."""
+    """Check the options; connects to nothing.
+
+    Args:
+        options: as they were given.
+
+    Yields:
+        A sentence for each that is wrong.
+    """
     if not options.base_url:
         yield f"engine={ENGINE} needs base_url=, such as base_url=http://localhost:8000/v1"
         return
@@ -101,7 +127,15 @@ def option_problems(options: ServerOptions) -> Iterator[str]:
 
 
 def model_problems(options: ServerOptions, names: Sequence[str]) -> Iterator[str]:
-    """Whether the server is there and serves these models, in sentences; asks it once, for its list of models."""
+    """Ask a server once, for its list of models, whether it is there and serves some.
+
+    Args:
+        options: sound ones.
+        names: of the models.
+
+    Yields:
+        A sentence for each that is not served, or one if the server cannot be asked.
+    """
 
     async def listed() -> Any:
         quick = ServerOptions(options.base_url, 1, min(options.timeout_s, 30.0), min(options.retries, 1), 1)
@@ -135,14 +169,21 @@ def sample_from_server(
     tasks: Iterable[tuple[Task, tuple[list[dict[str, str]], list[int]]]],
     quiet: Callable[[float, int], None] = lambda seconds, requests: None,
 ) -> Generator[tuple[Task, list[Answer] | Failed], None, None]:
-    """Ask for every problem's responses; yields problems as they are complete, or have failed.
+    """Ask for every problem's responses.
 
     Args:
+        options: where and how.
+        model: its name at the server.
+        params: of sampling.
+        template_kwargs: arguments of the server's chat template.
         tasks: (task, (chat, a seed for each response)).
         quiet: called with the seconds without any answer and the number of open requests, each `QUIET_S` seconds.
 
+    Yields:
+        (task, its answers or why there are none), as problems are complete or have failed.
+
     Raises:
-        ServerError: the server cannot be used.
+        ServerError: if the server cannot be used.
     """
     results: queue.Queue[Any] = queue.Queue()
     client = _Client(options)

@@ -21,7 +21,12 @@ CONTEXTS = ("solution", "answer")
 
 @dataclass(frozen=True)
 class Privileged:
-    """What a teacher is shown: the solution, of which ``exposure`` is the share of reasoning, or the answer alone."""
+    """What a teacher is shown.
+
+    Attributes:
+        context: one of `CONTEXTS`.
+        exposure: share of a solution's reasoning, from 0 to 1 (ATESD's α).
+    """
 
     context: str
     exposure: float = 1.0
@@ -38,13 +43,18 @@ class Privileged:
 
 
 def privileged_messages(problem: Problem, shown: Privileged, tokenizer: Any) -> list[dict[str, str]]:
-    """The teacher's chat for a problem.
+    """Make the teacher's chat for a problem.
 
     Args:
+        problem: with its reference.
+        shown: what of it.
         tokenizer: counts the reference's tokens where only a part of it is shown (ATESD eq. 2).
 
+    Returns:
+        Turns of ``role`` and ``content``.
+
     Raises:
-        MissingReference: the row has no such reference.
+        MissingReference: if the row has no such reference.
     """
     text = reference_of(_row(problem), shown.context)
     if shown.context == "solution" and shown.exposure < 1:
@@ -62,7 +72,16 @@ def _row(problem: Problem) -> dict[str, Any]:
 
 
 def teacher_problems(context: Any, exposures: Any, sets: Iterable[ProblemSet]) -> Iterator[str]:
-    """What is wrong with ``teacher.context`` and ``teacher.exposures``, in sentences."""
+    """Check the keys ``teacher.context`` and ``teacher.exposures``.
+
+    Args:
+        context: as given; None for no teacher.
+        exposures: as given.
+        sets: whose problems need references.
+
+    Yields:
+        A sentence for each thing that is wrong.
+    """
     if context is None:
         return
     if context not in CONTEXTS:

@@ -17,7 +17,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; each row has a name, a note below it, and numbers."""
+    """A table of texts.
+
+    Attributes:
+        head: its headings.
+        rows: (name, note below it, numbers).
+    """
 
     head: list[str]
     rows: list[tuple[str, str, list[str]]]
@@ -25,7 +30,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Accuracy against step on each set, the best checkpoints, and every point of the curves."""
+    """Accuracy over runs' checkpoints.
+
+    Attributes:
+        metric: its heading.
+        panels: a figure for each set.
+        best: the best checkpoints.
+        biased: whether some of them are reported on what selected them.
+        points: every point of the figures.
+    """
 
     metric: str
     panels: list[Shown]
@@ -36,14 +49,26 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Accuracy by one quantity, set by set: a figure and a table each."""
+    """Accuracy by one quantity.
+
+    Attributes:
+        heading: names the quantity.
+        parts: a figure and a table for each set.
+    """
 
     heading: str
     parts: list[tuple[Shown, Table]]
 
 
 def checkpoints(summary: Row) -> Checkpoints | None:
-    """The section of a run's checkpoints, None where no run has any."""
+    """Make the section of runs' checkpoints.
+
+    Args:
+        summary: summary.json.
+
+    Returns:
+        The section; None if no run's checkpoints were evaluated.
+    """
     drawn = summary.get("curves") or []
     if not drawn:
         return None
@@ -100,10 +125,14 @@ def checkpoints(summary: Row) -> Checkpoints | None:
 
 
 def breakdowns(summary: Row, shown: Sequence[str]) -> list[Breakdown]:
-    """Accuracy by difficulty, length and exposure, as far as the summary has them.
+    """Make the sections of accuracy by difficulty, length and exposure, as far as the summary has them.
 
     Args:
+        summary: summary.json.
         shown: labels of the models that are shown.
+
+    Returns:
+        The sections.
     """
     found = []
     for field, (heading, column, form) in BREAKDOWNS.items():

@@ -258,7 +258,14 @@ def _apart(row: Row | None) -> bool:
 
 
 def shown_labels(summary: Row) -> list[str]:
-    """The models that stand for themselves: all but a run's checkpoints before its last, which are on its curve."""
+    """Leave out a run's checkpoints before its last, which are on its curve.
+
+    Args:
+        summary: summary.json.
+
+    Returns:
+        The labels of the models that stand for themselves, in order.
+    """
     between = {p["label"] for curve in summary.get("curves") or () for p in curve["points"][:-1]}
     return [label for label in labels_of(summary) if label not in between]
 
