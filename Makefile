@@ -94,6 +94,7 @@ format: install
 bench: install
 	$(RUN) -m benchmarks.advantage
 	$(RUN) -m benchmarks.grading
+	$(RUN) -m benchmarks.programs
 	$(RUN) -m benchmarks.divergence
 
 # What no CPU can show, on one GPU in five minutes, with the environment where there is one and else with python3 as it

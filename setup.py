@@ -22,6 +22,7 @@ INSTALL = [
     "peft>=0.17",  # adapters of an evaluated checkpoint; verl brings it too
     "matplotlib>=3.8",
     "jinja2>=3.1",
+    "httpx>=0.27",  # evaluation by a server; transformers brings it too
     "scipy",
     "tensorboard",
     # imported by verl without being declared by it

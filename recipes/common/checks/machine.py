@@ -241,14 +241,13 @@ def _room(cfg: DictConfig, method: Method, folder: Path) -> Iterator[str]:
     job = planner.job_of(cfg, method, gpu=None)
     if job is None or cfg.trainer.save_freq < 1:
         return
-    # The kept ones, and the next while it is written, before the oldest goes.
-    needed, free = (
-        (cfg.self_distill.keep_checkpoints + 1) * planner.checkpoint_bytes(job),
-        shutil.disk_usage(folder).free,
-    )
+    # The kept ones, and the next while it is written, before the oldest goes; never more than the run saves.
+    keep, total = cfg.self_distill.keep_checkpoints, cfg.trainer.total_training_steps
+    most = keep + 1 if total is None else min(keep + 1, -(-total // cfg.trainer.save_freq))
+    needed, free = most * planner.checkpoint_bytes(job), shutil.disk_usage(folder).free
     if free < needed:
         yield (
-            f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {cfg.self_distill.keep_checkpoints} "
-            f"checkpoints and the one being written take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
+            f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {most} checkpoints, the one being "
+            f"written among them, take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
             "set self_distill.keep_checkpoints=1"
         )

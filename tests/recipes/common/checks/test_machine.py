@@ -136,6 +136,11 @@ def test_a_disk_without_room_for_the_checkpoints(gpu_config, monkeypatch):
     (problem,) = machine.output(gpu_config, read(gpu_config))
     # 8.19 B parameters × 12 bytes = 91.5 GiB a checkpoint, two kept and one in the making
     assert "200.0 GiB free" in problem and "274.6" in problem and "keep_checkpoints=1" in problem
+    # Keeping all of them takes what the run saves, not what the number says.
+    gpu_config.self_distill.keep_checkpoints = 1000
+    gpu_config.trainer.total_training_steps, gpu_config.trainer.save_freq = 40, 10
+    (problem,) = machine.output(gpu_config, read(gpu_config))
+    assert "4 checkpoints" in problem and "366.2" in problem
 
 
 def test_a_read_only_file_system(starter_config, tmp_path):
