@@ -32,10 +32,13 @@ INSTALL = [
     "fastapi",
     "orjson",
 ]
+# `make docs`: the site, its API reference, and formulas without a script.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2", "latex2mathml>=3.77"]
 EXTRAS = {
     "gpu": ["vllm==0.24.0", "flash-attn==2.8.3"],  # verl 0.9.1's own pins; docs/install.md has the order
     "slurm": ["hydra-submitit-launcher>=1.2,<1.3"],
     "wandb": ["wandb"],
+    "docs": DOCS,
     "dev": [
         "pytest>=8",
         "hypothesis>=6",
@@ -46,6 +49,7 @@ EXTRAS = {
         # tested with the rest
         "hydra-submitit-launcher>=1.2,<1.3",
         "wandb",
+        *DOCS,
     ],
 }
 
