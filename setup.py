@@ -40,6 +40,8 @@ EXTRAS = {
     "gpu": ["vllm==0.24.0", "flash-attn==2.8.3"],  # verl 0.9.1's own pins; docs/install.md has the order
     "slurm": ["hydra-submitit-launcher>=1.2,<1.3"],
     "wandb": ["wandb"],
+    "swanlab": ["swanlab"],
+    "trackio": ["trackio", "huggingface-hub>=1.5,<2"],  # newer hubs are not transformers'
     "docs": DOCS,
     "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],  # `make notebook`
     "dev": [
