@@ -37,7 +37,8 @@ def main() -> None:
     problems = pd.read_parquet(STARTER / "data" / "train.parquet").sample(frac=1, random_state=1)
     for step in range(options.steps):
         rows = problems.iloc[step * PROBLEMS : (step + 1) * PROBLEMS].to_dict("records")
-        print(f"step {step + 1}  " + train_step(model, tokenizer, optimizer, rows, beta=options.beta))
+        numbers = train_step(model, tokenizer, optimizer, rows, beta=options.beta)
+        print(f"step {step + 1}  " + "  ".join(f"{name} {value:.3g}" for name, value in numbers.items()))
 
 
 def train_step(
@@ -47,8 +48,8 @@ def train_step(
     rows: list[dict],
     *,
     beta: float,
-) -> str:
-    """Sample, grade, score with the teacher, and make one update; returns what happened, in words."""
+) -> dict[str, float]:
+    """Sample, grade, score with the teacher, and make one update; returns the step's numbers."""
     rows = [row for row in rows for _ in range(ROLLOUTS)]
     groups = [row["problem"] for row in rows]  # responses to one problem are compared with each other
     asked = [render(tokenizer, student_messages(row["problem"]), TEMPLATE) for row in rows]
@@ -75,8 +76,11 @@ def train_step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    share = earned.metrics["credit/correction_ratio"]
-    return f"reward {rewards.mean():.3f}  entropy {entropy[mask].mean():.3f}  correction/advantage {share:.2g}"
+    return {
+        "reward": rewards.mean().item(),
+        "entropy": entropy[mask].mean().item(),
+        "correction/advantage": earned.metrics["credit/correction_ratio"],
+    }
 
 
 def credit(

@@ -22,6 +22,8 @@ def on_files(files: Files, config: Any) -> Files:
         if present is not None:
             files.remove(present)
         files.append(File.generated(config, place, content=text))
+    for place, picture in site.pictures.items():
+        files.append(File.generated(config, place, content=picture))
     config.nav = completed(config.nav, site)
     return files
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from docs.generate import keys, papers
+from docs.generate import keys, notebook, papers
 from recipes import methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +48,11 @@ class Site:
         origin: place in the site -> file of the repository that a page is, or stands for.
         methods: places of the methods' pages.
         modules: places of the pages of modules.
+        pictures: place in the site -> PNG, of the notebook.
     """
 
     pages: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     methods: list[str] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
@@ -86,6 +88,8 @@ def collect(root: Path = ROOT) -> Site:
                 site.methods.append(place)
     for name, make in GENERATED.items():
         site.origin[name], written[name] = f"docs/{name}", make()
+    site.origin["tour.md"] = notebook.NOTEBOOK.relative_to(ROOT).as_posix()
+    written["tour.md"], site.pictures = notebook.page((root / site.origin["tour.md"]).read_text(encoding="utf-8"))
     for place, text in module_pages(root):
         site.pages[place] = text
         site.modules.append(place)
@@ -113,7 +117,7 @@ def rewritten(
 
     def link(match: re.Match[str]) -> str:
         target, hash_sign, fragment = match["target"].partition("#")
-        if not target or re.match(r"[a-z]+:", target):
+        if not target or re.match(r"[a-z]+:", target) or target in site.pictures:
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), target))
         there = place_for(path, places, site, root)

@@ -102,6 +102,7 @@ def test_every_page_of_the_repository_is_in_the_site():
     for place in ("index.md", "keys.md", "papers.md", "methods.md", "python.md", "own_data.md", "methods/dasd.md"):
         assert place in site.pages
     assert "modules/recipes.common.step.md" in site.pages
+    assert len(site.pictures) == 3 and all(f"![]({name})" in site.pages["tour.md"] for name in site.pictures)
 
 
 # ---------------------------------------------------------------------- the site itself
