@@ -51,7 +51,7 @@ def trainer_class() -> type:
     import advantage.register
     from advantage import token_signals
     from recipes.common.teacher.prompts import render, teacher_messages
-    from recipes.common.teacher.sequences import sequence_log_probs, teacher_sequences
+    from recipes.common.teacher.sequences import sequence_scores, teacher_sequences
     from workers.training.worker import SelfDistillWorker
 
     @register_trainer("dasd_in_verl")
@@ -88,7 +88,7 @@ def trainer_class() -> type:
             ]
             responses, masks = data["responses"].unbind(), data["response_mask"].unbind()
             lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-            return sequence_log_probs(
+            scores = sequence_scores(
                 self.actor_rollout_wg,
                 keys=[f"{key}_teacher" for key in batch.keys],
                 fields=teacher_sequences(prompts, responses, masks),
@@ -97,6 +97,7 @@ def trainer_class() -> type:
                 weights="current",
                 temperature=self.config.actor_rollout_ref.rollout.temperature,
             )
+            return scores["log_probs"]
 
     assert advantage.register  # imported for what it does
     return DasdTrainer
