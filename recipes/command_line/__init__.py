@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from config import CONFIG_DIR
+from recipes import _shadowed
 from recipes.command_line import directories, refusals
 from recipes.command_line.page import Command, page
 
@@ -56,7 +58,8 @@ def run(
     """
     help_asked(command)
     given = sys.argv[1:]
-    problems = refusals.renamed_arguments(given, renamed or {})
+    problems = _shadowed.sentences(Path.cwd())  # Ray puts this folder first in the path of its processes
+    problems += refusals.renamed_arguments(given, renamed or {})
     if problems:
         sys.exit(refused(command, problems))
 

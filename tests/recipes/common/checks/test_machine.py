@@ -107,6 +107,28 @@ def test_wandb_without_a_key(starter_config, monkeypatch, tmp_path):
     assert list(machine.logging(starter_config, read(starter_config))) == []
 
 
+@pytest.mark.parametrize("tracker", ["swanlab", "trackio"])
+def test_a_tracker_that_is_not_there(starter_config, monkeypatch, tracker):
+    starter_config.trainer.logger = tracker
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    (problem,) = machine.logging(starter_config, read(starter_config))
+    assert f"pip install {tracker}" in problem
+    monkeypatch.setattr(machine, "find_spec", lambda name: object())
+    assert list(machine.logging(starter_config, read(starter_config))) == []
+
+
+def test_trackers_write_into_the_run_and_have_its_page(starter_config, monkeypatch, tmp_path):
+    from recipes.common.processes.launch import process_environment
+
+    for name in ("WANDB_NOTES", "SWANLAB_LOG_DIR", "TRACKIO_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    given = process_environment(starter_config, tmp_path)
+    assert given["WANDB_NOTES"] == f"report: {tmp_path}/report.html"
+    assert given["SWANLAB_LOG_DIR"] == f"{tmp_path}/swanlog" and given["TRACKIO_DIR"] == f"{tmp_path}/trackio"
+    monkeypatch.setenv("TRACKIO_DIR", "/elsewhere")
+    assert process_environment(starter_config, tmp_path)["TRACKIO_DIR"] == "/elsewhere"
+
+
 def test_secrets_are_not_passed_on_where_config_yaml_shows_them(starter_config, monkeypatch, tmp_path):
     from recipes.common.processes.launch import process_environment
 
