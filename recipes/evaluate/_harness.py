@@ -75,6 +75,7 @@ GRADES: dict[tuple[str, str], Callable[[], Grade]] = {
 
 
 def main() -> None:
+    """Answer each line of the standard input with the verdict of the grader that the command line names."""
     harness, grader = sys.argv[1:]
     grade = GRADES[harness, grader]()
     out = sys.stdout

@@ -22,6 +22,7 @@ def by_difficulty(
     """Avg@n of the problems of each difficulty, as records like those of `summarize`, with ``level``, the difficulty.
 
     Args:
+        evaluations: of all labels, sets and seeds.
         difficulties: set -> problem id -> difficulty.  Where a set has more than `MOST_LEVELS` different ones they are
             rounded down to whole numbers.
     """

@@ -77,7 +77,12 @@ class EvaluationConsole:
         self.done = self.total = self.failed = self._tokens = self._correct = self._responses = 0
 
     def begin(self, plan: Plan, results: ResultsFile) -> None:
-        """Show the plan, and what is left of it where an evaluation goes on."""
+        """Show the plan, and what is left of it where an evaluation goes on.
+
+        Args:
+            plan: of the whole evaluation.
+            results: the file of results, with what is done already.
+        """
         self.console.print(plan_table(plan))
         if results.corrupt:
             self.console.print(
@@ -91,7 +96,12 @@ class EvaluationConsole:
         self._progress.start()
 
     def member(self, member: Member, problems: int) -> None:
-        """A model's turn begins."""
+        """Say that a model's turn begins.
+
+        Args:
+            member: the model.
+            problems: number of problems that it is still to be asked.
+        """
         self.done, self.total = 0, problems
         self._tokens = self._correct = self._responses = 0
         if self._task is not None:
@@ -101,7 +111,12 @@ class EvaluationConsole:
             self.console.print(f"{escape(member.label)}: {problems} problems to sample")
 
     def problem_done(self, record: Mapping[str, Any], seconds: float) -> None:
-        """A problem was written down; ``seconds`` since the model's first."""
+        """Count a problem that was written down, and show how far the model is.
+
+        Args:
+            record: its line of results.jsonl.
+            seconds: since the model's first problem began.
+        """
         self.done += 1
         self._responses += len(record["responses"])
         self._tokens += sum(r["tokens"] for r in record["responses"])
@@ -117,11 +132,21 @@ class EvaluationConsole:
             self.console.print(f"[yellow]no answer[/] {escape(reason)}{last}", soft_wrap=True)
 
     def server_quiet(self, seconds: float, requests: int) -> None:
-        """The server has answered nothing for so long, with so many requests open."""
+        """Say that the server answers nothing.
+
+        Args:
+            seconds: for how long.
+            requests: number of requests that wait for an answer.
+        """
         self.console.print(f"[yellow]waiting[/] nothing from the server for {seconds:.0f} s, {requests} requests open")
 
     def step_scoring(self, prm: str, problems: int) -> None:
-        """The process reward model's turn begins."""
+        """Say that the process reward model's turn begins.
+
+        Args:
+            prm: its name.
+            problems: number of problems whose steps it is still to score.
+        """
         self.done, self.total = 0, problems
         if self._task is not None:
             self._progress.remove_task(self._task)
@@ -144,7 +169,12 @@ class EvaluationConsole:
             self.console.print(f"  {what} {self.done}/{self.total}  {numbers}".rstrip())
 
     def finished(self, summary: Mapping[str, Any], plan: Plan) -> None:
-        """The tables, the warnings, and where everything is."""
+        """Show the tables, the warnings, and where everything is.
+
+        Args:
+            summary: as summary.json has it.
+            plan: of the evaluation.
+        """
         self._progress.stop()
         self.console.print()
         for table in tables(summary):
@@ -164,7 +194,12 @@ class EvaluationConsole:
         self.console.print(f"report: {escape(text)}", soft_wrap=True)
 
     def stopped(self, reason: str, plan: Plan) -> None:
-        """An early end, and how to go on."""
+        """Say that the evaluation ended early, and how it goes on.
+
+        Args:
+            reason: why it ended, in rich's markup.
+            plan: of the evaluation.
+        """
         self._progress.stop()
         self.console.print(reason)
         self.console.print(
@@ -261,7 +296,14 @@ def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def breakdown_tables(rows: Sequence[Mapping[str, Any]], heading: str, column: str, form: str) -> list[Table]:
-    """For each set that has such rows, the accuracy at each level (a line) of each model (a column)."""
+    """For each set that has such rows, the accuracy at each level (a line) of each model (a column).
+
+    Args:
+        rows: of one breakdown in summary.json.
+        heading: what the problems are told apart by, for the titles.
+        column: heading of the column of levels.
+        form: format of a level's number, for rows that have no ``range``.
+    """
     found = []
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]

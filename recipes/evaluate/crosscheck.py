@@ -263,6 +263,7 @@ def show(console: Console, data: str, rows: list[Row], harness: str) -> None:
 
 
 def main() -> int:
+    """Run the command, and return its exit code: 0, or 2 if it was refused."""
     help_asked(COMMAND)
     parser = argparse.ArgumentParser(prog=f"python -m {COMMAND.module}", add_help=False)
     parser.add_argument("directory", type=Path)

@@ -51,6 +51,7 @@ def measures(
         record: a line of results.jsonl.
         ks: k of Pass@k; those beyond the record's number of samples are left out.
         scores: the process reward model's, one list a response; None where there is none.
+        threshold: a step is right if its score is at least this.
     """
     responses = record["responses"]
     n, correct = len(responses), [r["status"] == "correct" for r in responses]
@@ -79,8 +80,12 @@ def read_evaluations(
     """What a directory's results say about the models, seeds and problems asked for; other records are passed over.
 
     Args:
+        directory: of an evaluation.
         labels: (model fingerprint, seed) -> label.
         ids: set -> ids of its problems.
+        ks: k of Pass@k.
+        prm: name of the process reward model whose step scores count; None for no step scores.
+        threshold: a step is right if its score is at least this.
     """
     scores = {
         result_key(r): r
@@ -110,7 +115,15 @@ def read_evaluations(
 
 
 def estimates_of(runs: Sequence[Evaluation], ids: Sequence[str]) -> dict[str, tuple[Estimate, list[float]]]:
-    """Metric -> (mean over the runs, each run's value), over the given problems, for one label on one set."""
+    """Average the metrics of one label on one set.
+
+    Args:
+        runs: its evaluations there, one a seed; at least one.
+        ids: the problems to average over, at least one; every run has answered them.
+
+    Returns:
+        Metric -> (mean over the runs, each run's value).  A metric that some run has no value of is left out.
+    """
     names = [name for name in runs[0].problems[ids[0]] if all(name in run.problems[ids[0]] for run in runs)]
     result = {}
     for name in names:
@@ -143,8 +156,11 @@ def summarize(
 ) -> dict[str, list[dict[str, Any]]]:
     """``metrics`` and ``differences`` as flat lists of records; the fields are in the README.
 
-    A difference is the first label's minus the second's, in the order of the evaluations, but trained − base where one
-    of a pair is among `trained`.  Labels in `unpaired` are in no pair.
+    Args:
+        evaluations: of all labels, sets and seeds.  A difference is the first label's minus the second's, in their
+            order.
+        trained: labels of trained models; where one of a pair is among them, the difference is trained − base.
+        unpaired: labels that are in no pair.
     """
     trained = set(trained)
     labels = list(dict.fromkeys(e.label for e in evaluations))
@@ -205,7 +221,13 @@ def _average(per_set: Mapping[str, Mapping[str, tuple[Estimate, list[float]]]]) 
 
 
 def row_of(estimate: Estimate, values: Sequence[float], **where: str) -> dict[str, Any]:
-    """A record of an estimate; with its values over seeds where there are several."""
+    """Write an estimate as a record.
+
+    Args:
+        estimate: the value, and what each problem contributes to its error.
+        values: one a seed; where there are several, the record has them and their standard deviation.
+        where: further fields, such as ``label``, ``data`` and ``metric``.
+    """
     half = estimate.half_width
     row: dict[str, Any] = {
         **where,

@@ -69,8 +69,14 @@ def distinct_3(texts: Sequence[str]) -> float | None:
 def exploration(texts: Sequence[str], tokens: Sequence[int], truncated: Sequence[bool]) -> Sums:
     """Sums and weights of a problem's n responses; all but Dist-3 are means over responses.
 
-    ``e_per_1k`` (markers per 1000 tokens of a response), ``e_per_response``, ``rev_rate``, ``dist_3``, ``length``
-    (tokens), ``truncated`` (share that reached the length limit).
+    Args:
+        texts: the responses.
+        tokens: number of tokens of each.
+        truncated: whether each reached the length limit.
+
+    Returns:
+        ``e_per_1k`` (markers per 1000 tokens of a response), ``e_per_response``, ``rev_rate``, ``dist_3``, ``length``
+        (tokens), ``truncated`` (share that reached the length limit).
     """
     n = len(texts)
     markers = [count_markers(text) for text in texts]
@@ -117,8 +123,12 @@ def execution(verdicts: Sequence[Sequence[bool]]) -> Sums:
 def arithmetic_verdicts(problem: str, response: str) -> list[bool]:
     """Exact verdicts on the starter's steps: those that stand, in order; a withdrawn slip is no error.
 
+    Args:
+        problem: text of a problem of the embedded world.
+        response: a response to it.
+
     Raises:
-        ValueError: the problem is none of the starter's.
+        ValueError: if the problem is none of the starter's.
     """
     from recipes.starter.task import check_steps
 

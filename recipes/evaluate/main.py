@@ -68,7 +68,16 @@ COMMAND = Command(
 
 
 def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None) -> int:
-    """Check, evaluate, summarise; returns the exit code. `preset`: the one that the configuration was made from."""
+    """Check, evaluate and summarise.
+
+    Args:
+        cfg: the resolved configuration of config/evaluate.yaml.
+        directory: where the evaluation writes.
+        preset: name of the preset that the configuration was made from.
+
+    Returns:
+        The exit code: 0, 1 (failed), 2 (refused) or 130 (stopped).
+    """
     from recipes.evaluate.plan import make_plan
 
     try:

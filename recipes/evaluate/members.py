@@ -57,7 +57,7 @@ def local_members(cfg: DictConfig) -> tuple[list[Member], list[str]]:
         The models, still without fingerprints, and sentences about how they were chosen.
 
     Raises:
-        SettingsError: with every model that is not there or not complete.
+        SettingsError: if a model is not there or not complete; it lists them all.
     """
     chosen, notes = chosen_models(named_models(cfg.model), cfg.checkpoints)
     members: list[Member] = []
@@ -201,6 +201,7 @@ def named_models(model: Any) -> list[tuple[str, str]]:
 
 
 def texts(value: Any) -> list[str]:
+    """The entries of a setting that takes one value or a list, as texts; none for null."""
     if value is None:
         return []
     return [str(v) for v in value] if isinstance(value, ListConfig | list | tuple) else [str(value)]

@@ -33,8 +33,14 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
     1 - C(n-c, k) / C(n, k): the unbiased estimator of Chen et al. (arXiv 2107.03374, Eq. 1), in exact integers.
 
+    Args:
+        n: number of samples.
+        c: number of correct ones among them.
+        k: number of samples that are drawn.
+
     Raises:
-        ValueError: not 1 <= k <= n, or not 0 <= c <= n.  TypeError: a number that is no integer.
+        ValueError: if not 1 <= k <= n, or not 0 <= c <= n.
+        TypeError: if a number is no integer.
     """
     n, c, k = operator.index(n), operator.index(c), operator.index(k)
     if not 1 <= k <= n:
@@ -62,7 +68,7 @@ def majority_vote(answers: Sequence[Answer | None], equivalent: Callable[[Answer
         equivalent: whether its second argument means the same as its first; need not be symmetric.
 
     Raises:
-        ValueError: no answers at all.
+        ValueError: if there are no answers at all.
     """
     if not answers:
         raise ValueError("a majority vote needs at least one answer")
@@ -93,6 +99,7 @@ class Estimate:
 
     @property
     def problems(self) -> int:
+        """Number of problems of all data sets together."""
         return sum(len(stratum) for stratum in self.strata)
 
     @property
@@ -118,6 +125,9 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float] | None = No
 
     Returns:
         None where the denominators sum to 0, that is, where there is nothing to average.
+
+    Raises:
+        ValueError: if the two are not one number a problem each.
     """
     a = np.asarray(numerators, dtype=np.float64)
     b = np.ones_like(a) if denominators is None else np.asarray(denominators, dtype=np.float64)
@@ -130,10 +140,13 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float] | None = No
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """``one - other``, paired: both must stand on the same problems in the same order.
+    """``one - other``, paired by problem.
+
+    Args:
+        one, other: estimates on the same problems in the same order.
 
     Raises:
-        ValueError: the numbers of problems differ.
+        ValueError: if the numbers of problems differ.
     """
     if [len(s) for s in one.strata] != [len(s) for s in other.strata]:
         raise ValueError(
@@ -146,7 +159,7 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of one quantity over seeds; its interval is that of drawing other problems, see `sample_std` for seeds.
 
     Raises:
-        ValueError: no estimate, or estimates on different problems.
+        ValueError: if there is no estimate, or some stand on different problems.
     """
     if not estimates:
         raise ValueError("no seed to average over")
@@ -163,7 +176,11 @@ def sample_std(values: Sequence[float]) -> float:
 
 
 def over_sets(estimates: Sequence[Estimate]) -> Estimate:
-    """The plain mean over data sets, each weighing the same however many problems it has (the papers' "Avg")."""
+    """The plain mean over data sets, each weighing the same however many problems it has (the papers' "Avg").
+
+    Raises:
+        ValueError: if there is no data set.
+    """
     if not estimates:
         raise ValueError("no data set to average over")
     share = 1 / len(estimates)

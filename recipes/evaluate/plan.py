@@ -76,19 +76,40 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def messages(self, member: Member, problem: Problem) -> list[dict[str, str]]:
-        """A problem's chat as the member is asked it."""
+        """A problem's chat as the member is asked it.
+
+        Args:
+            member: a student, or a teacher, which is shown its context too.
+            problem: of one of the sets.
+        """
         if member.privileged is None:
             return problem.messages
         return privileged_messages(problem, member.privileged, member.tokenizer)
 
     def prompt(self, member: Member, problem: Problem) -> list[int]:
-        """A problem's prompt as the member reads it: token ids up to where the assistant speaks."""
+        """A problem's prompt as the member reads it: token ids up to where the assistant speaks.
+
+        Args:
+            member: a student, or a teacher, which is shown its context too.
+            problem: of one of the sets.
+
+        Raises:
+            ValueError: if the member has no tokenizer here, as a model behind a server has none.
+        """
         if member.tokenizer is None:
             raise ValueError(f"{member.located} has no tokenizer here")
         return render(member.tokenizer, self.messages(member, problem), self.template_kwargs)
 
     def tasks(self, member: Member, done: set[Any]) -> list[tuple[int, ProblemSet, Problem]]:
-        """(seed, set, problem) still to be sampled by a member; ``done`` holds keys as `result_key` makes them."""
+        """What a member still has to be asked.
+
+        Args:
+            member: the model.
+            done: keys of the records that are on disk, as `result_key` makes them.
+
+        Returns:
+            (seed, set, problem) in the order of the work.
+        """
         return [
             (seed, problem_set, problem)
             for seed in self.seeds
@@ -107,11 +128,12 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     """Check the configuration and everything it points to.
 
     Args:
+        cfg: the resolved configuration of config/evaluate.yaml.
         directory: where the evaluation writes.
-        gpus: of this machine.
+        gpus: number of GPUs of this machine.
 
     Raises:
-        SettingsError: listing every problem found.
+        SettingsError: if anything is wrong; it lists every problem found.
     """
     problems = list(_value_problems(cfg, gpus))
     sets: list[ProblemSet] = []
@@ -315,7 +337,15 @@ def read_settings(directory: Path) -> dict[str, Any] | None:
 
 
 def changed_settings(plan: Plan, before: dict[str, Any]) -> list[str]:
-    """Settings of a plan that an earlier evaluation was not begun with."""
+    """Settings of a plan that an earlier evaluation was not begun with.
+
+    Args:
+        plan: of the evaluation that is to go on, or to be compared.
+        before: what the earlier one wrote of its settings (`SETTINGS`).
+
+    Returns:
+        Their names.
+    """
     # Evaluations from before there were these asked with the prepared prompts, and ran no program.
     known = {"prompts": {}, "code": plan.settings.get("code"), **before["settings"]}
     return [key for key, value in plan.settings.items() if known.get(key) != value]

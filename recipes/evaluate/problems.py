@@ -57,13 +57,16 @@ class ProblemSet:
 def load_sets(
     entries: Sequence[str], data_dir: str, limit: int | None, prompts: Mapping[str, str] | None = None
 ) -> list[ProblemSet]:
-    """The sets named by ``data=``, each the first ``limit`` problems.
+    """The sets named by ``data=``.
 
     Args:
+        entries: names of prepared sets, parquet files, or folders with test.parquet.
+        data_dir: where prepared sets are.
+        limit: only the first problems of each set, this many; None for all.
         prompts: set's or grader's name -> what is asked instead of the prepared prompt, with {problem}.
 
     Raises:
-        SettingsError: every unknown name, unprepared set, unreadable file and unusable row, in one list.
+        SettingsError: if a name is unknown, a set not prepared, a file unreadable or a row unusable; it lists them all.
     """
     sets: list[ProblemSet] = []
     wrong: list[str] = []
@@ -83,7 +86,18 @@ def load_sets(
 
 
 def load_set(entry: str, data_dir: str, limit: int | None, prompts: Mapping[str, str] | None = None) -> ProblemSet:
-    """One set; see `load_sets`.  Raises SettingsError or DataError where it is not there or cannot be used."""
+    """One set of `load_sets`.
+
+    Args:
+        entry: name of a prepared set, a parquet file, or a folder with test.parquet.
+        data_dir: where prepared sets are.
+        limit: only the first problems, this many; None for all.
+        prompts: set's or grader's name -> what is asked instead of the prepared prompt, with {problem}.
+
+    Raises:
+        SettingsError: if the set is not there, or has no rows, or a row cannot be used.
+        DataError: if the file cannot be read.
+    """
     path = find_file(entry, data_dir)
     problems = []
     for index, row in enumerate(read_rows(path)):
@@ -103,7 +117,15 @@ def known_sets() -> list[str]:
 
 
 def find_file(entry: str, data_dir: str) -> Path:
-    """The parquet file of a set's name, a folder or a file.  Raises SettingsError saying what to do instead."""
+    """The parquet file of a set.
+
+    Args:
+        entry: name of a prepared set, a parquet file, or a folder with test.parquet.
+        data_dir: where prepared sets are.
+
+    Raises:
+        SettingsError: if there is none; it says what to do instead.
+    """
     path = Path(entry)
     if path.suffix == ".parquet" or path.is_file():
         if not path.is_file():
@@ -130,7 +152,15 @@ def find_file(entry: str, data_dir: str) -> Path:
 
 
 def prompt_problems(prompts: Mapping[str, Any], sets: Sequence[ProblemSet]) -> Iterator[str]:
-    """What is wrong with ``prompts=``, in sentences."""
+    """What is wrong with ``prompts=``.
+
+    Args:
+        prompts: set's or grader's name -> what is asked instead of the prepared prompt.
+        sets: those that are evaluated.
+
+    Yields:
+        A sentence for each mistake.
+    """
     names = {s.name for s in sets} | set(GRADERS) | set(known_sets())
     for name, template in prompts.items():
         if name not in names:

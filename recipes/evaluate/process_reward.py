@@ -37,6 +37,7 @@ class Qwen2ProcessRewardModel(Qwen2PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The two logits, wrong and right, at every token: (B, T, 2)."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self.score(hidden)
 
@@ -45,7 +46,7 @@ def check(path: str) -> tuple[Qwen2Config, Any]:
     """(configuration, tokenizer) of a folder or hub name, without loading its weights.
 
     Raises:
-        SettingsError: it is not there, its body is not a Qwen2, or its tokenizer has no separator or chat template.
+        SettingsError: if it is not there, its body is not a Qwen2, or its tokenizer has no separator or chat template.
     """
     from transformers import AutoConfig
 
@@ -73,10 +74,12 @@ def load(path: str, dtype: str, device: str) -> tuple[Qwen2ProcessRewardModel, A
     """(model, tokenizer) of a folder or hub name.
 
     Args:
+        path: the folder or name.
+        dtype: torch's name of the weights' type.
         device: torch's name of one, or "auto" to spread the layers over all that this process sees.
 
     Raises:
-        SettingsError: as `check`, and where the weights have no such head.
+        SettingsError: if `check` refuses it, or the weights have no such head.
     """
     config, tokenizer = check(path)
     spread = {"device_map": "auto"} if device == "auto" else {}
@@ -93,9 +96,20 @@ def load(path: str, dtype: str, device: str) -> tuple[Qwen2ProcessRewardModel, A
 
 
 def step_ids(tokenizer: Any, problem: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-    """(token ids, positions of the separators) of a solution as the model reads it; one separator a step.
+    """Write a solution as the model reads it, with one separator after each step.
 
     A separator written inside a step by the model under evaluation is taken out: it would shift every verdict.
+
+    Args:
+        tokenizer: the process reward model's.
+        problem: text of the problem.
+        steps: of the solution.
+
+    Returns:
+        Token ids, and the positions of the separators among them.
+
+    Raises:
+        ValueError: if the tokens hold another number of separators than there are steps.
     """
     steps = [step.replace(SEPARATOR, " ") for step in steps]
     messages = [
@@ -115,11 +129,18 @@ def step_ids(tokenizer: Any, problem: str, steps: Sequence[str]) -> tuple[list[i
 def score_steps(
     model: Qwen2ProcessRewardModel, tokenizer: Any, solutions: Sequence[tuple[str, Sequence[str]]]
 ) -> list[list[float]]:
-    """Probability in [0, 1] that each step is right, for each solution: (problem, steps).
+    """Probability in [0, 1] that each step is right, for each solution.
 
     Solutions of whatever problems share forward passes of at most `BATCH_TOKENS` tokens, similar lengths together.
-    Steps whose separator lies beyond the model's context (``max_position_embeddings``) get no score: the list of such a
-    solution is shorter than its steps.
+
+    Args:
+        model: the process reward model, in evaluation mode.
+        tokenizer: its tokenizer.
+        solutions: (problem, steps) each.
+
+    Returns:
+        A list for each solution.  Steps whose separator lies beyond the model's context (``max_position_embeddings``)
+        get no score: the list of such a solution is shorter than its steps.
     """
     device = next(model.parameters()).device
     limit = model.config.max_position_embeddings
@@ -158,4 +179,10 @@ class ProcessRewardScorer:
         """Nothing outlives the actor."""
 
     def score(self, problem: str, responses: list[list[str]]) -> list[list[float]]:
+        """Score the steps of all responses to one problem, as `score_steps` does.
+
+        Args:
+            problem: its text.
+            responses: the steps of each response.
+        """
         return score_steps(self.model, self.tokenizer, [(problem, steps) for steps in responses])

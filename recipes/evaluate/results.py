@@ -39,7 +39,14 @@ class Incidents:
     sampled: list[dict[str, Any]] = field(default_factory=list)
 
     def failed(self, label: str, model: str, reason: str, problems: int = 1) -> None:
-        """Count problems without an answer; those of one model that failed alike are one entry."""
+        """Count problems without an answer; those of one model that failed alike are one entry.
+
+        Args:
+            label: the model's, in tables.
+            model: its fingerprint.
+            reason: why, in words.
+            problems: how many.
+        """
         for entry in self.failures:
             if (entry["model"], entry["reason"]) == (model, reason):
                 entry["problems"] += problems

@@ -49,12 +49,16 @@ def evaluate(cfg: DictConfig, plan: Plan, incidents: Incidents, console: Evaluat
     """Sample, grade and score steps.
 
     Args:
+        cfg: the resolved configuration of config/evaluate.yaml.
+        plan: made from it.
         incidents: is told what goes wrong without ending the evaluation.
+        console: is told how far the evaluation is.
 
     Raises:
-        SettingsError: the directory is in use, a checkpoint cannot be merged, the process reward model cannot be read.
-        server.ServerError: the server cannot be used.
-        ray.exceptions.RayError: a worker failed.  All that was complete before is on disk.
+        SettingsError: if the directory is in use, a checkpoint cannot be merged, or the process reward model cannot be
+            read.
+        server.ServerError: if the server cannot be used.
+        ray.exceptions.RayError: if a worker failed.  All that was complete before is on disk.
     """
     plan.directory.mkdir(parents=True, exist_ok=True)
     with ResultsFile(plan.directory / RESULTS, result_key) as results:
@@ -220,7 +224,17 @@ def _from_workers(
 
 
 def grade(plan: Plan, problem: Problem, answers: list[server.Answer], threads: ThreadPoolExecutor) -> dict[str, Any]:
-    """A problem's record: its responses with their verdicts, and the vote among them."""
+    """Grade the answers to a problem.
+
+    Args:
+        plan: of the evaluation, for the graders' options.
+        problem: the problem.
+        answers: (text, number of tokens, "completed" or "length") each.
+        threads: those in which to wait for the grading children.
+
+    Returns:
+        The problem's record for results.jsonl: its responses with their verdicts, and the vote among them.
+    """
     texts = [text for text, _, _ in answers]
 
     def score(number: int) -> dict[str, Any]:

@@ -39,7 +39,13 @@ class EngineOptions:
 
 
 def seeds_of(seed: int, problem_id: str, samples: int) -> list[int]:
-    """The samples' seeds: equal for all models, so that they answer a problem with the same random numbers."""
+    """The samples' seeds: equal for all models, so that they answer a problem with the same random numbers.
+
+    Args:
+        seed: of the evaluation.
+        problem_id: the problem's.
+        samples: number of responses.
+    """
     return [response_seed("evaluate", seed, problem_id, number) for number in range(samples)]
 
 
@@ -64,7 +70,12 @@ class TransformersSampler:
         """Nothing outlives the actor."""
 
     def sample(self, prompt: list[int], seeds: list[int]) -> list[Response]:
-        """One response for each seed."""
+        """Draw one response for each seed.
+
+        Args:
+            prompt: token ids.
+            seeds: one a response.
+        """
         responses: list[Response] = []
         for start in range(0, len(seeds), self.options.batch_size):
             part = seeds[start : start + self.options.batch_size]
@@ -118,7 +129,12 @@ class VLLMSampler:
         self.engine.shutdown()
 
     async def sample(self, prompt: list[int], seeds: list[int]) -> list[Response]:
-        """One response for each seed."""
+        """Draw one response for each seed, all at a time.
+
+        Args:
+            prompt: token ids.
+            seeds: one a response.
+        """
         return list(await asyncio.gather(*(self._one(prompt, seed) for seed in seeds)))
 
     async def _one(self, prompt: list[int], seed: int) -> Response:
@@ -150,7 +166,14 @@ SAMPLERS = {"vllm": VLLMSampler, "transformers": TransformersSampler}
 
 
 def start_workers(actor: type, count: int, options: EngineOptions, arguments: Sequence[Any]) -> list[Any]:
-    """``count`` Ray actors, loaded and ready.  Raises what the first one that could not start raised."""
+    """Start Ray actors, and wait until each is loaded and ready; an error of one that could not start is raised here.
+
+    Args:
+        actor: the class.
+        count: number of actors.
+        options: how each is loaded, and how many GPUs it takes.
+        arguments: of the class.
+    """
     gpus = options.gpus * options.tensor_parallel_size
     remote: Any = ray.remote(actor)
     remote = remote.options(num_gpus=gpus, num_cpus=1, max_concurrency=_concurrency(options))
@@ -174,13 +197,16 @@ def _concurrency(options: EngineOptions) -> int:
 def run_on_workers(
     workers: Sequence[Any], method: str, tasks: Iterable[tuple[Task, tuple]], in_flight: int
 ) -> Iterator[tuple[Task, Any]]:
-    """Call ``method`` once for each task, at most ``in_flight`` at a time on a worker; yields results as they come.
+    """Call a method once for each task; yields (task, result) as results come.
 
     Args:
+        workers: Ray actors.
+        method: name of the method.
         tasks: (task, arguments of the call).
+        in_flight: most calls at a time on one worker.
 
     Raises:
-        ray.exceptions.RayError: a call failed, or its worker died; what was yielded before stands.
+        ray.exceptions.RayError: if a call failed, or its worker died; what was yielded before stands.
     """
     waiting = iter(tasks)
     running: dict[Any, tuple[Task, Any]] = {}

@@ -412,7 +412,7 @@ def _answer(reply: Any, clean: Any) -> Answer:
     """Text, tokens and stop of a chat completion; its thoughts, where the server keeps them apart, come first.
 
     Raises:
-        NoAnswer: it is none.
+        NoAnswer: if it is none.
     """
     try:
         choice = reply["choices"][0]

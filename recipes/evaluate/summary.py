@@ -34,6 +34,9 @@ def summary_of(
     """Everything that summary.json holds.
 
     Args:
+        plan: of the evaluation.
+        prm: name of the process reward model; None where there was none.
+        threshold: a step is right if its score is at least this.
         incidents: what went wrong without ending the evaluation, and what was sampled.
         status: "done", or "stopped" or "failed" where results may be missing.
         preset, config: what the evaluation was started with, for its report.

@@ -39,7 +39,7 @@ def load_evaluation(directory: Path) -> dict[str, Any]:
     """An evaluation's summary.
 
     Raises:
-        NotARun: it has none, since it never ended, or one that cannot be read.
+        NotARun: if it has none, since it never ended, or one that cannot be read.
     """
     path = directory / SUMMARY
     again = f"start the evaluation again with hydra.run.dir={directory}: what is complete is kept"
@@ -297,7 +297,15 @@ def accuracy_panels(summary: Row) -> list[Shown]:
 def interval_line(
     x: Sequence[float], rows: Sequence[Row], colour: int, symbol: str = "o", *, band: bool = True
 ) -> Line:
-    """A line through rows of the summary, which are shares, with a band of their intervals where all have one."""
+    """A line through rows of the summary, which are shares, with a band of their intervals where all have one.
+
+    Args:
+        x: place of each row on the horizontal axis.
+        rows: of summary.json.
+        colour: index of the series, from 0.
+        symbol: matplotlib's name of the mark.
+        band: whether the band is drawn.
+    """
     known = band and all(row["low"] is not None for row in rows)
     return Line(
         x,

@@ -54,7 +54,7 @@ def write_report(directory: Path) -> Path:
         The report's path.
 
     Raises:
-        NotARun: the directory holds no configuration, or no record of a step.
+        NotARun: if the directory holds no configuration, or no record of a step.
     """
     return write_page(directory / files.REPORT, run_page(load_run(directory)))
 
@@ -69,7 +69,7 @@ def write_evaluation_report(directory: Path) -> Path:
         The report's path.
 
     Raises:
-        NotARun: the directory holds no summary of an evaluation.
+        NotARun: if the directory holds no summary of an evaluation.
     """
     return write_page(directory / files.REPORT, evaluation_page(directory, evaluation.load_evaluation(directory)))
 

@@ -80,7 +80,7 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
         config: the run's configuration, resolved.
 
     Raises:
-        NoPreset: the run does not say which method and experiment it had, or they do not exist any more.
+        NoPreset: if the run does not say which method and experiment it had, or they do not exist any more.
     """
     choices, started_in = _choices(directory)
     config = OmegaConf.create(OmegaConf.to_container(config))
@@ -103,7 +103,7 @@ def compare_evaluation(name: str, config: Mapping[str, Any]) -> Comparison:
         config: the evaluation's configuration, resolved.
 
     Raises:
-        NoPreset: the preset does not exist any more.
+        NoPreset: if the preset does not exist any more.
     """
     values = flat(config)
     return _comparison(
@@ -141,7 +141,7 @@ def sourced_values(group: str, name: str) -> dict[str, tuple[Any, str]]:
         Dotted key -> (value, comment; "" if there is none).
 
     Raises:
-        NoPreset: there is no such file.
+        NoPreset: if there is no such file.
     """
     path = CONFIG_DIR / group / f"{name}.yaml"
     if Path(name).name != name or not path.exists():

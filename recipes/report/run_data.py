@@ -123,7 +123,7 @@ def load_run(directory: str | Path, *, needs_records: bool = True) -> Run:
         needs_records: whether a run without a record of a step is refused.
 
     Raises:
-        NotARun: there is no configuration that can be read, or no record although one is needed.
+        NotARun: if there is no configuration that can be read, or no record although one is needed.
     """
     directory = Path(directory).resolve()
     try:
@@ -156,7 +156,7 @@ def find_runs(path: str | Path, *, needed: bool = True) -> list[Path]:
         needed: whether it is an error if there is none.
 
     Raises:
-        NotARun: there is none, although one is needed.
+        NotARun: if there is none, although one is needed.
     """
     path = Path(path)
     found = [path] if (path / files.CONFIG).exists() else sorted(p.parent for p in path.rglob(files.METRICS))
