@@ -36,6 +36,7 @@ class EopdParams(EstimatorParams):
     entropy_threshold: float = 0.8
 
     def validate(self) -> None:
+        """Refuse a threshold that is no number."""
         require(
             self.entropy_threshold > -math.inf,
             "entropy_threshold",
@@ -48,7 +49,14 @@ class EopdParams(EstimatorParams):
 def eopd_weight(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: EopdParams
 ) -> torch.Tensor:
-    """1[H_T > threshold], (B, T) fp32; the rewards have no part in it."""
+    """1[H_T > threshold], (B, T) fp32; the rewards have no part in it.
+
+    Args:
+        signals: ``teacher_entropy`` H_T, (B, T) in nats, and which responses have a teacher.
+        response_mask: (B, T) bool.
+        equal_reward_rows: (B,) bool, not used.
+        params: the threshold in nats.
+    """
     entropy = signals.signal("teacher_entropy")
     taught = signals.taught(response_mask)
     check_finite("teacher_entropy", entropy, taught)

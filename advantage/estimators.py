@@ -293,7 +293,7 @@ def masked_gap(inputs: CreditInputs, name: str = "log_prob_gap") -> torch.Tensor
         name: "log_prob_gap", or "contrast_gap".
 
     Raises:
-        ValueError: as `masked_signal`, for a gap that is missing, of another shape or not finite.
+        ValueError: if the gap is missing, of another shape or not finite, as in `masked_signal`.
     """
     return masked_signal(inputs, name).mul_(inputs.taught(inputs.response_mask))
 

@@ -31,7 +31,14 @@ class TaughtParams(EstimatorParams):
 def taught_weight(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: TaughtParams
 ) -> torch.Tensor:
-    """N / N_taught in responses with a teacher, 0 elsewhere, (B, T) fp32; the rewards have no part in it."""
+    """N / N_taught in responses with a teacher, 0 elsewhere, (B, T) fp32; the rewards have no part in it.
+
+    Args:
+        signals: which responses have a teacher.
+        response_mask: (B, T) bool; N of its tokens are valid, N_taught of them in responses with a teacher.
+        equal_reward_rows: (B,) bool, not used.
+        params: of this weight, which has none.
+    """
     taught = signals.taught(response_mask)
     share = batch_mean(taught, response_mask)
     return taught.float() / share if share > 0 else torch.zeros_like(taught, dtype=torch.float32)

@@ -44,6 +44,7 @@ class SrpoParams(EstimatorParams):
     entropy_sharpness: float = 1.0
 
     def validate(self) -> None:
+        """Refuse a sharpness that is negative or not finite."""
         require(
             0.0 <= self.entropy_sharpness < math.inf,
             "entropy_sharpness",
@@ -72,7 +73,12 @@ class SrpoParams(EstimatorParams):
     ),
 )
 def srpo_credit(inputs: CreditInputs, params: SrpoParams) -> Credit:
-    """A_G in responses without a teacher, 0 in those that it corrects."""
+    """A_G in responses without a teacher, 0 in those that it corrects.
+
+    Args:
+        inputs: the group's advantage A_G, (B, T) fp32, and which responses have a teacher.
+        params: not used here; they are the weight's.
+    """
     mask = inputs.response_mask
     distilled = inputs.taught(mask)
     metrics = {
@@ -86,7 +92,14 @@ def srpo_credit(inputs: CreditInputs, params: SrpoParams) -> Credit:
 def srpo_weight(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: SrpoParams
 ) -> torch.Tensor:
-    """exp(-beta * H_T) over its mean in the distilled tokens, 0 elsewhere, (B, T) fp32."""
+    """exp(-beta * H_T) over its mean in the distilled tokens, 0 elsewhere, (B, T) fp32.
+
+    Args:
+        signals: ``teacher_entropy`` H_T, (B, T) in nats, and which responses have a teacher.
+        response_mask: (B, T) bool.
+        equal_reward_rows: (B,) bool, not used.
+        params: beta, in 1/nat.
+    """
     distilled = signals.taught(response_mask)
     entropy = signals.signal("teacher_entropy")
     check_finite("teacher_entropy", entropy, distilled)
