@@ -84,7 +84,7 @@ def parsed(arguments: Sequence[str]) -> dict[str, Any]:
     """The options of a command line.
 
     Raises:
-        SettingsError: listing what is wrong with it.
+        SettingsError: if something is wrong with it; it lists every problem found.
     """
     try:
         given: Any = OmegaConf.to_container(OmegaConf.from_cli(list(arguments)))
@@ -158,10 +158,17 @@ def describe(table: Table) -> Iterator[str]:
 
 
 def reproduce(table: Table, options: Mapping[str, Any]) -> int:
-    """Train, evaluate, write the page; returns the exit code.
+    """Train the runs of a table, evaluate them, and write the page.
+
+    Args:
+        table: what is reproduced.
+        options: of the command line, as `parsed` returns them.
+
+    Returns:
+        The exit code: 0, or 1 if something is not complete.
 
     Raises:
-        SettingsError: the table cannot be had at this scale, or on this machine.
+        SettingsError: if the table cannot be had at this scale, or on this machine.
     """
     name = options["scale"]
     if name not in table.scales and name not in table.commands:

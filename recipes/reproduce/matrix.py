@@ -11,7 +11,16 @@ from recipes.reproduce.tables import Row
 
 @dataclass(frozen=True)
 class Column:
-    """One measure in one group (a world or an experiment). `key`: of its cells."""
+    """One measure in one group (a world or an experiment).
+
+    Attributes:
+        group: name of the group.
+        title: of the column.
+        explained: what the measure is, for the page.
+        factor: what values are multiplied by for the reader, such as 100 for per cent.
+        digits: shown after the point.
+        key: of its cells.
+    """
 
     group: str
     title: str
@@ -23,7 +32,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell as text: `value` with its interval, `difference` with its own, or ""; `side`: of the difference."""
+    """A cell as text.
+
+    Attributes:
+        value: the number with its interval.
+        difference: likewise, or "".
+        side: of the difference, as `Cell.side`; None where there is none.
+    """
 
     value: str
     difference: str
@@ -32,8 +47,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Matrix:
-    """`cells`, `differences`: (row's label, column's group, column's key) -> cell; `worth`: (control's label, group) ->
-    difference in accuracy of the method that it is a control of to the control."""
+    """All cells of a table.
+
+    Attributes:
+        baseline: label of the row that the others are compared with.
+        rows: from above.
+        columns: from the left; those of one group stand together.
+        cells, differences: (row's label, column's group, column's key) -> cell.
+        worth: (control's label, group) -> difference in accuracy of the method that it is a control of to the control.
+    """
 
     baseline: str
     rows: tuple[Row, ...]
@@ -44,10 +66,16 @@ class Matrix:
 
     @property
     def groups(self) -> list[str]:
+        """The groups of columns, from the left."""
         return list(dict.fromkeys(column.group for column in self.columns))
 
     def shown(self, row: Row, column: Column) -> Shown:
-        """The texts of a cell; a dash where there is no number."""
+        """The texts of a cell; a dash where there is no number.
+
+        Args:
+            row: its row.
+            column: its column.
+        """
         place = (row.label, column.group, column.key)
         found, difference = self.cells.get(place), self.differences.get(place)
         return Shown(
@@ -65,7 +93,13 @@ class Matrix:
 
 
 def text(cell: Cell | None, column: Column, *, signed: bool = False) -> str:
-    """A number with its interval in the column's unit."""
+    """A number with its interval in the column's unit.
+
+    Args:
+        cell: the number; None gives a dash.
+        column: where it stands.
+        signed: whether positive numbers have a sign too.
+    """
     if cell is None:
         return "–"
     form = f"{'+' if signed else ''}.{column.digits}f"

@@ -28,7 +28,15 @@ SEEDS, PROBLEMS = "seeds", "problems"
 
 @dataclass(frozen=True)
 class Measure:
-    """What a column shows. `factor`: 100 for shares in per cent."""
+    """What a column shows.
+
+    Attributes:
+        name: of the measure in `Measured` and in the keys of cells.
+        title: of the column; {n} is the number of responses to each problem.
+        factor: 100 for shares in per cent.
+        digits: shown after the point.
+        explained: what it is, for the page.
+    """
 
     name: str
     title: str
@@ -48,7 +56,14 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with its interval. `over`: of what the interval is, "seeds" or "problems"; `half` None: not known."""
+    """A number with its interval.
+
+    Attributes:
+        value: the number.
+        half: half the width of its 95 % interval; None if not known.
+        over: of what the interval is, "seeds" or "problems".
+        count: number of runs behind it.
+    """
 
     value: float
     half: float | None
@@ -66,7 +81,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run left: estimates over problems by measure, and the entropy."""
+    """What one run left.
+
+    Attributes:
+        estimates: by measure, over problems.
+        entropy: of the student's next token at the end of training, in nats; None if not recorded.
+        samples: number of responses to each problem.
+    """
 
     estimates: dict[str, Estimate]
     entropy: float | None
@@ -74,10 +95,17 @@ class Measured:
 
 
 def measure(directory: Path, step: int) -> Measured | None:
-    """What a run's validation at a step shows; None where there is none.
+    """Measure the responses of a run's validation.
+
+    Args:
+        directory: of the run.
+        step: the validation's.
+
+    Returns:
+        None where there was no validation at that step.
 
     Raises:
-        ValueError: a problem is none of the embedded worlds'.
+        ValueError: if a problem is none of the embedded worlds'.
     """
     path = directory / VALIDATION / f"{step}.jsonl"
     if not path.exists():
@@ -111,7 +139,7 @@ def problem_in(prompt: str) -> str:
     """The problem of a decoded prompt.
 
     Raises:
-        ValueError: there is none of the embedded worlds' in it.
+        ValueError: if there is none of the embedded worlds' in it.
     """
     lines = [line for line in prompt.splitlines() if task.PROBLEM_PREFIX in line]
     if not lines:
@@ -131,7 +159,15 @@ def _entropy(directory: Path, step: int) -> float | None:
 
 
 def cell(runs: Mapping[int, Measured], name: str) -> Cell | None:
-    """A measure of one row's runs, by seed."""
+    """A measure of one row.
+
+    Args:
+        runs: the row's runs by seed.
+        name: of the measure.
+
+    Returns:
+        None if no run has it.
+    """
     values = _values(runs, name)
     found = over_seeds(list(values.values()))
     if found is None:
@@ -143,7 +179,16 @@ def cell(runs: Mapping[int, Measured], name: str) -> Cell | None:
 
 
 def paired(runs: Mapping[int, Measured], baseline: Mapping[int, Measured], name: str) -> Cell | None:
-    """A measure's difference to the baseline's, over the seeds that both have; over problems where that is one."""
+    """A measure's difference to the baseline's, over the seeds that both have; over problems where that is one.
+
+    Args:
+        runs: the row's runs by seed.
+        baseline: the baseline's runs by seed.
+        name: of the measure.
+
+    Returns:
+        None if there is no seed for which both have it.
+    """
     mine, others = _values(runs, name), _values(baseline, name)
     shared = [seed for seed in mine if seed in others]
     found = over_seeds([mine[seed] - others[seed] for seed in shared])
@@ -171,12 +216,33 @@ def _half(estimate: Estimate | None) -> float | None:
 
 
 def cell_of_summary(summary: Mapping[str, Any], label: str, data: str, metric: str) -> Cell | None:
-    """A model's metric on a set."""
+    """A model's metric on a set, from an evaluation.
+
+    Args:
+        summary: as summary.json has it.
+        label: the model's.
+        data: name of the set.
+        metric: name of the metric.
+
+    Returns:
+        None if the summary has no such number.
+    """
     return _cell(_find(summary["metrics"], label=label, data=data, metric=metric))
 
 
 def paired_of_summary(summary: Mapping[str, Any], label: str, baseline: str, data: str, metric: str) -> Cell | None:
-    """Its difference to the baseline's: in the summary it stands for one order of the two."""
+    """A model's difference to the baseline; the summary may have it in the other order, and it is turned then.
+
+    Args:
+        summary: as summary.json has it.
+        label: the model's.
+        baseline: the label of the baseline.
+        data: name of the set.
+        metric: name of the metric.
+
+    Returns:
+        None if the summary has no such number.
+    """
     found = _cell(_find(summary["differences"], a=label, b=baseline, data=data, metric=metric))
     if found is not None:
         return found

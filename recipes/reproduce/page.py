@@ -87,7 +87,9 @@ def render(
     """The page.
 
     Args:
+        table: what was reproduced.
         matrix: None where nothing was measured.
+        scale: name of the scale.
         facts: how it was made, for the line under the title.
         notices: sentences that a reader must see first, such as runs that failed.
         curves: names of the pages of curves beside it.

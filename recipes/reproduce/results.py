@@ -38,7 +38,14 @@ class Planned:
 
 
 def plan(table: Table, scale: Scale, out: Path, overrides: Sequence[str] = ()) -> Planned:
-    """The runs of a table, seed by seed, so that a table that was interrupted has all rows with the first seeds."""
+    """The runs of a table, seed by seed, so that a table that was interrupted has all rows with the first seeds.
+
+    Args:
+        table: what is reproduced.
+        scale: how large.
+        out: where everything is written.
+        overrides: of the user, for every run.
+    """
     jobs = {}
     length = f"{scale.steps}_steps" if scale.steps else "whole"
     for seed in scale.seeds:
@@ -145,7 +152,15 @@ def _of_summaries(planned: Planned) -> Matrix:
 
 
 def write(planned: Planned, scale: str) -> tuple[Path, str]:
-    """Write page and Markdown; returns the page's path, and the Markdown with what to conclude."""
+    """Write page and Markdown.
+
+    Args:
+        planned: the runs.
+        scale: name of the scale.
+
+    Returns:
+        The page's path, and the Markdown with what to conclude.
+    """
     table, found = planned.table, matrix(planned)
     facts = [f"scale={scale}", f"{len(planned.scale.seeds)} seeds" if len(planned.scale.seeds) > 1 else "one seed"]
     facts += [f"{planned.scale.steps} steps"] if planned.scale.steps else []

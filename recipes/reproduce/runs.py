@@ -51,11 +51,13 @@ class Job:
 
     @property
     def command(self) -> list[str]:
+        """The command that trains it, or goes on with it."""
         steps = (f"trainer.total_training_steps={self.steps}", f"trainer.test_freq={self.steps}") if self.steps else ()
         return [sys.executable, "-m", "recipes.entry", *self.overrides, f"hydra.run.dir={self.directory}", *steps]
 
     @property
     def complete(self) -> bool:
+        """Whether the run is done, as its directory says."""
         if self.steps is None:
             return files.read_stage(self.directory).get("stage") == files.DONE
         return files.has_validation(self.directory, self.steps)
@@ -75,7 +77,15 @@ class Children:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, command: Sequence[str], console: Path) -> int | None:
-        """Exit code of a command whose output is added to a file; None if all was stopped before."""
+        """Run a command to its end.
+
+        Args:
+            command: program and arguments.
+            console: file that its output is added to.
+
+        Returns:
+            Its exit code; None if all was stopped before it began.
+        """
         with console.open("a") as output:
             with self._lock:
                 if self.stopping:
@@ -107,7 +117,15 @@ class Children:
 
 
 def train(job: Job, children: Children) -> str:
-    """Run one training command to its end; returns a line for the log."""
+    """Run one training command to its end.
+
+    Args:
+        job: the run.
+        children: the processes that are stopped together.
+
+    Returns:
+        A line for the log.
+    """
     if job.complete:
         return f"{job.name}: already complete"
     job.directory.mkdir(parents=True, exist_ok=True)
@@ -124,6 +142,7 @@ def train_all(jobs: Sequence[Job], *, parallel: int = 1) -> bool:
     """Run all jobs and show how far each is.
 
     Args:
+        jobs: the runs, in the order in which they start.
         parallel: runs at a time; step times mean something with 1 only.
 
     Returns:

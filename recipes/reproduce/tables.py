@@ -112,8 +112,12 @@ def names(folder: Path = FOLDER) -> list[str]:
 def read(name: str, folder: Path = FOLDER) -> Table:
     """A table by its name.
 
+    Args:
+        name: of its description.
+        folder: where the descriptions are.
+
     Raises:
-        SettingsError: there is none of that name, or its description is wrong.
+        SettingsError: if there is none of that name, or its description is wrong.
     """
     found = _descriptions(folder)
     if name not in found:
@@ -159,10 +163,12 @@ def table_of(name: str, description: Mapping[str, Any], methods: Collection[str]
     """A table from its description.
 
     Args:
+        name: the table's.
+        description: as its YAML file has it.
         methods: names of those that there are.
 
     Raises:
-        SettingsError: listing what is wrong with it.
+        SettingsError: if something is wrong with it; it lists every problem found.
     """
     problems = [
         f"tables: {name} has no key {key!r}; there are {', '.join(sorted(KEYS))}" for key in description.keys() - KEYS
@@ -234,7 +240,12 @@ def _scale(values: Mapping[str, Any]) -> Scale:
 
 
 def changed(scale: Scale, *, seeds: list[int] | None, steps: int | None) -> Scale:
-    """A scale with the user's seeds and steps, where there are any."""
+    """A scale with the user's seeds and steps, where there are any.
+
+    Args:
+        scale: the table's own.
+        seeds, steps: of the user; None keeps the scale's.
+    """
     return replace(scale, seeds=tuple(seeds) if seeds else scale.seeds, steps=steps or scale.steps)
 
 
@@ -244,7 +255,12 @@ def trained(table: Table) -> list[Row]:
 
 
 def forecast(table: Table, scale: Scale) -> float:
-    """Seconds that a table takes on two cores from nothing, in the embedded worlds."""
+    """Seconds that a table takes on two cores from nothing, in the embedded worlds.
+
+    Args:
+        table: what is reproduced.
+        scale: how large.
+    """
     total = 0.0
     for experiment in scale.experiments:
         start, step, validation = SECONDS.get(experiment, OTHERWISE)
