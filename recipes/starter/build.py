@@ -31,7 +31,16 @@ MEASURED = ("val", "train")
 
 
 def write_data(folder: Path, world: World, seed: int) -> dict[str, list[dict]]:
-    """Write train, val and probe as parquet and return their rows."""
+    """Write train, val and probe as parquet.
+
+    Args:
+        folder: where; it is made if need be.
+        world: what the problems are drawn for.
+        seed: of the draw.
+
+    Returns:
+        The rows of each set by its name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chains in corpus.draw_splits(world, seed).items():
@@ -42,7 +51,13 @@ def write_data(folder: Path, world: World, seed: int) -> dict[str, list[dict]]:
 
 
 def save_model(model, tokenizer, folder: Path) -> None:
-    """Write weights (fp32 safetensors), configs and tokenizer as transformers expects them."""
+    """Write weights (fp32 safetensors), configs and tokenizer as transformers expects them.
+
+    Args:
+        model: the trained model; it is given the generation config of the rollouts.
+        tokenizer: its tokenizer.
+        folder: where.
+    """
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,

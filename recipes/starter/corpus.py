@@ -39,7 +39,15 @@ class Example:
 
 
 def draw_splits(world: World, seed: int | None = None) -> dict[str, list[task.Chain]]:
-    """Draw the problems of the three sets, all different, the numbers of steps in equal shares; `seed`: the world's."""
+    """Draw the problems of the three sets, all different, the numbers of steps in equal shares.
+
+    Args:
+        world: whose reserved problems are left out.
+        seed: of the draw; None for the world's.
+
+    Returns:
+        The problems of each set by its name.
+    """
     rng, seen, splits = random.Random(world.seed if seed is None else seed), reserved(world), {}
     lengths = range(task.MIN_STEPS, task.MAX_STEPS + 1)
     for name, size in SPLITS.items():
@@ -61,7 +69,13 @@ def reserved(world: World) -> set[task.Chain]:
 
 
 def row(chain: task.Chain, split: str, index: int) -> dict:
-    """One row in the columns of verl's RLHFDataset, plus `problem`, `solution` and `answer`."""
+    """One row in the columns of verl's RLHFDataset, plus `problem`, `solution` and `answer`.
+
+    Args:
+        chain: the problem.
+        split: name of its set.
+        index: its place in the set.
+    """
     answer = str(chain.values()[-1])
     return {
         "data_source": DATA_SOURCE,
@@ -110,7 +124,15 @@ def _reference(tokenizer, chain: task.Chain, rng: random.Random, world: World) -
 
 
 def example(tokenizer, rng: random.Random, forbidden: set[task.Chain], world: World, *, drill: bool = False) -> Example:
-    """Draw one pre-training example on a problem outside of `forbidden`; a `drill` is worked out, no slip stays."""
+    """Draw one pre-training example.
+
+    Args:
+        tokenizer: of the model.
+        rng: the source of randomness.
+        forbidden: problems that must not be drawn.
+        world: how often which habit is written, and how often steps go wrong.
+        drill: whether the problem is short and worked out, and no slip stays.
+    """
     chain = None
     while chain is None or chain in forbidden:
         chain = task.random_chain(rng, rng.randint(1, world.drill_steps) if drill else None)

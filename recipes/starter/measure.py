@@ -39,7 +39,18 @@ class Score:
 
 @torch.no_grad()
 def sample(model, tokenizer, prompts: list[list[int]], *, seed: int, limit: int = MAX_RESPONSE) -> list[list[int]]:
-    """One response at temperature 1 for each prompt, as token ids with the end token (if it came within `limit`)."""
+    """Draw one response at temperature 1 for each prompt.
+
+    Args:
+        model: the causal language model.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        seed: of the draw.
+        limit: most tokens of a response.
+
+    Returns:
+        Token ids of each response, with the end token if it came within the limit.
+    """
     generator = torch.Generator().manual_seed(seed)
     width, end = max(map(len, prompts)), tokenizer.eos_token_id
     ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
@@ -60,7 +71,13 @@ def sample(model, tokenizer, prompts: list[list[int]], *, seed: int, limit: int 
 
 
 def score(problems: list[str], responses: list[list[int]], tokenizer) -> Score:
-    """Score sampled responses, `responses[i]` answering `problems[i]`."""
+    """Score sampled responses.
+
+    Args:
+        problems: text of each response's problem.
+        responses: token ids; as many as problems.
+        tokenizer: of the model that wrote them.
+    """
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in responses]
     pairs = list(zip(problems, texts, strict=True))
     right = [float(task.boxed_answer(text) == str(task.parse_problem(problem).values()[-1])) for problem, text in pairs]
@@ -94,14 +111,30 @@ def score(problems: list[str], responses: list[list[int]], tokenizer) -> Score:
 
 
 def prompt_ids(tokenizer, problem: str, solution: str, exposure: float | None) -> list[int]:
-    """The student's prompt (`exposure` None), or the teacher's with that share of the solution's reasoning."""
+    """The student's prompt, or the teacher's.
+
+    Args:
+        tokenizer: of the model.
+        problem: its text.
+        solution: its reference solution.
+        exposure: share in [0, 1] of the solution's reasoning that the teacher is shown; None for the student.
+    """
     if exposure is None:
         return render(tokenizer, student_messages(problem))
     return render(tokenizer, teacher_messages(problem, truncate_reference(tokenizer, solution, exposure)))
 
 
 def measure(model, tokenizer, rows: list[dict], exposure: float | None, *, samples: int = 4, seed: int = 0) -> Score:
-    """Sample every row's problem `samples` times with the student's or the teacher's prompt and score."""
+    """Sample responses to each row's problem with the student's or the teacher's prompt, and score them.
+
+    Args:
+        model: the causal language model.
+        tokenizer: its tokenizer.
+        rows: of a set, as `corpus.row` makes them.
+        exposure: share in [0, 1] of the solution's reasoning that the teacher is shown; None for the student.
+        samples: responses to each problem.
+        seed: of the draw.
+    """
     repeated = [row for row in rows for _ in range(samples)]
     prompts = [prompt_ids(tokenizer, row["problem"], row["solution"], exposure) for row in repeated]
     responses = []
@@ -112,7 +145,14 @@ def measure(model, tokenizer, rows: list[dict], exposure: float | None, *, sampl
 
 @torch.no_grad()
 def reference_log_prob(model, tokenizer, rows: list[dict], exposure: float | None) -> float:
-    """Mean log-probability per token (nats) that a prompt form gives to the careful reference solutions."""
+    """Mean log-probability per token (nats) that a prompt form gives to the careful reference solutions.
+
+    Args:
+        model: the causal language model.
+        tokenizer: its tokenizer.
+        rows: of a set, as `corpus.row` makes them.
+        exposure: share in [0, 1] of the solution's reasoning that the teacher is shown; None for the student.
+    """
     total, count = 0.0, 0
     for row in rows:
         prompt = prompt_ids(tokenizer, row["problem"], row["solution"], exposure)

@@ -20,7 +20,12 @@ WARMUP = 50
 
 
 def new_model(tokenizer, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 of about half a million parameters with random weights in fp32."""
+    """A Qwen3 of about half a million parameters with random weights in fp32.
+
+    Args:
+        tokenizer: whose vocabulary it has.
+        seed: of the weights.
+    """
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -83,7 +88,19 @@ def _rate(step: int, steps: int) -> float:
 
 
 def pretrain(tokenizer, forbidden: set, world: World, *, seed: int, steps: int, report=print) -> Qwen3ForCausalLM:
-    """Train from random weights on examples over problems outside of `forbidden`; returns the model in eval mode."""
+    """Train a new model from random weights.
+
+    Args:
+        tokenizer: of the model.
+        forbidden: problems that no example may be on.
+        world: what the examples are drawn by.
+        seed: of weights and examples.
+        steps: number of optimizer steps.
+        report: is called with a line about the progress now and then.
+
+    Returns:
+        The model in evaluation mode.
+    """
     model = new_model(tokenizer, seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     batches = _batches(tokenizer, seed, forbidden, int(world.drill_share * steps), world)

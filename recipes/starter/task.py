@@ -88,7 +88,12 @@ class Step:
 
 
 def random_chain(rng: random.Random, steps: int | None = None) -> Chain:
-    """Draw a problem with the given number of steps, or with 3 to 7 at random."""
+    """Draw a problem.
+
+    Args:
+        rng: the source of randomness.
+        steps: number of its operations; None for 3 to 7 at random.
+    """
     steps = rng.randint(MIN_STEPS, MAX_STEPS) if steps is None else steps
     operations = []
     for _ in range(steps):
@@ -98,7 +103,11 @@ def random_chain(rng: random.Random, steps: int | None = None) -> Chain:
 
 
 def parse_problem(problem: str) -> Chain:
-    """Read the chain back from a problem's text; raises ValueError for any other text."""
+    """Read the chain back from a problem's text.
+
+    Raises:
+        ValueError: if the text does not end with a chain of one-digit operations.
+    """
     match = _CHAIN.search(problem)
     if match is None:
         raise ValueError(f"no chain of one-digit operations at the end of the problem: {problem!r}")
@@ -135,12 +144,18 @@ def write_solution(
     """Write a solution in one habit.
 
     Args:
+        chain: the problem.
+        habit: one of `HABITS`.
+        rng: the source of randomness.
         slip: probability that a step's result comes out wrong.
         notice: probability that a slip is noticed and the step written again (``revising`` only).
         doubt: probability that a right step is written again all the same (``revising`` only).
-        covered: the first steps that slip never (a reference shows them).
+        covered: number of first steps that never slip, since a reference shows them.
         answer: the value to box; by default the one that the steps arrive at, or, where none is written (``direct``),
             the right one.
+
+    Raises:
+        ValueError: if there is no such habit.
     """
     if habit not in HABITS:
         raise ValueError(f"unknown habit {habit!r}; one of {', '.join(HABITS)}")
@@ -166,7 +181,12 @@ def write_solution(
 
 
 def check_steps(problem: str, response: str) -> list[Step]:
-    """Verdict on every step written in a response, in order, whatever the habit (see `Step`)."""
+    """Verdict on every step written in a response, in order, whatever the habit (see `Step`).
+
+    Args:
+        problem: its text.
+        response: to it.
+    """
     chain = parse_problem(problem)
     steps: list[Step] = []
     before, value, index, revising = chain.start, chain.start, 0, False
@@ -190,13 +210,23 @@ def check_steps(problem: str, response: str) -> list[Step]:
 
 
 def step_accuracy(problem: str, response: str) -> float | None:
-    """Share of the standing (not withdrawn) steps that are right; None when the response has no step."""
+    """Share of the standing (not withdrawn) steps that are right; None when the response has no step.
+
+    Args:
+        problem: its text.
+        response: to it.
+    """
     standing = [step.right for step in check_steps(problem, response) if not step.withdrawn]
     return sum(standing) / len(standing) if standing else None
 
 
 def answer_follows(problem: str, response: str) -> bool:
-    """Whether the boxed answer is the value at which the response's own steps arrive."""
+    """Whether the boxed answer is the value at which the response's own steps arrive.
+
+    Args:
+        problem: its text.
+        response: to it.
+    """
     steps = check_steps(problem, response)
     return bool(steps) and boxed_answer(response) == str(steps[-1].value)
 

@@ -78,12 +78,23 @@ def build_tokenizer(max_length: int = 1024) -> PreTrainedTokenizerFast:
 
 
 def render(tokenizer, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a prompt, thinking off, ready for the response's first token."""
+    """Token ids of a prompt, thinking off, ready for the response's first token.
+
+    Args:
+        tokenizer: whose chat template is used.
+        messages: of the chat, with ``role`` and ``content``.
+    """
     return prompts.render(tokenizer, messages, {"enable_thinking": False})
 
 
 def truncate_reference(tokenizer, solution: str, exposure: float) -> str:
-    """The first ``floor(exposure * n)`` of the reasoning's n tokens, then the boxed answer, which is always kept."""
+    """The first ``floor(exposure * n)`` of the reasoning's n tokens, then the boxed answer, which is always kept.
+
+    Args:
+        tokenizer: that counts the tokens.
+        solution: reasoning, then the boxed answer.
+        exposure: share in [0, 1].
+    """
     cut = solution.rindex("\\boxed{")
     reason, answer = solution[:cut], solution[cut:]
     ids = tokenizer(reason, add_special_tokens=False)["input_ids"]
@@ -91,7 +102,12 @@ def truncate_reference(tokenizer, solution: str, exposure: float) -> str:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+    Args:
+        tokenizer: what is saved.
+        folder: where.
+    """
     tokenizer.save_pretrained(folder)
     # transformers 5 writes names that 4 does not know; these are read by both.
     path = Path(folder) / "tokenizer_config.json"
