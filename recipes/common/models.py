@@ -120,10 +120,15 @@ def _hub(name: str, option: str) -> Located:
 
 
 def tracked_step(name: str, checkpoints: Path, option: str = "model") -> int:
-    """Step of the last complete checkpoint of a run that keeps them there.
+    """Step of the last complete checkpoint of a run.
+
+    Args:
+        name: of the run, as the command has it.
+        checkpoints: folder where the run keeps its checkpoints and the tracker that names the last complete one.
+        option: the key of the command that named it, for the message.
 
     Raises:
-        SettingsError: there is none, or the tracker does not say; ``option`` and ``name`` are the command's words.
+        SettingsError: if there is none, or the tracker does not say.
     """
     if checkpoints.name == CHECKPOINTS:
         try:

@@ -151,6 +151,7 @@ def intervened(
 
     Args:
         engine: the model.
+        judge: of the steps of responses; None for no measures of steps.
         asked: problem and number of each rollout.
         ids: token ids of the unmodified rollouts.
         sites: those of each rollout.
