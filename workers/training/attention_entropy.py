@@ -38,7 +38,8 @@ def attention_entropy(
     In the order of `workers.training.packing.response_rows`: the row of the token before the response comes first.
 
     Args:
-        query: (heads, T, head_dim) of packed sequences, rotated.  key: (kv_heads, T, head_dim); kv_heads divides heads.
+        query: (heads, T, head_dim) of packed sequences, rotated.
+        key: (kv_heads, T, head_dim) likewise; kv_heads divides heads.
         sequence_offsets, response_offsets: (B + 1,) of the packed sequences and of the responses at their ends.
         scaling: factor of the scores; None: 1/√head_dim.
         window: tokens that a token sees, itself included; None: all before it.
@@ -72,9 +73,12 @@ def attention_entropy(
 def attention_watched(
     model: nn.Module, see: Callable[[int, Tensor, Tensor, float | None, int | None], None]
 ) -> Iterator[None]:
-    """Within the block see(layer, query, key, scaling, window) is called before each attention of the model.
+    """Within the block a function is called before each attention of the model.
 
-    query (heads, T, head_dim) and key (kv_heads, T, head_dim) are those of a pass of one packed row.
+    Args:
+        model: whose attention goes through transformers' attention interface.
+        see: called as see(layer, query, key, scaling, window); query (heads, T, head_dim) and key (kv_heads, T,
+            head_dim) are those of a pass of one packed row.
     """
     name = _implementation(model)
     inner = ALL_ATTENTION_FUNCTIONS[name]
@@ -115,7 +119,11 @@ class AttentionEntropy:
         self.seen += 1
 
     def mean(self) -> Tensor:
-        """(Σ response_i,) fp32, nats.  Raises RuntimeError where the model's attention was not seen."""
+        """The entropy of the pass, (Σ response_i,) fp32, nats.
+
+        Raises:
+            RuntimeError: if the attention of a layer that is asked for was not seen.
+        """
         wanted = 1 if self.layers == "last" else self.count
         if self.total is None or self.seen != wanted:
             raise RuntimeError(

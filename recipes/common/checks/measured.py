@@ -12,7 +12,15 @@ from workers.training.packing import ATTENTION_ENTROPY, ATTENTION_LAYERS
 
 
 def measured(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """The norm of the log-prob's gradient and the attention's entropy: engine, layout and model."""
+    """What the norm of the log-prob's gradient and the attention's entropy ask of engine, layout and model.
+
+    Args:
+        cfg: the resolved configuration.
+        method: read from it.
+
+    Yields:
+        A sentence for each mistake.
+    """
     if method.attention_layers not in ATTENTION_LAYERS:
         known = ", ".join(ATTENTION_LAYERS)
         yield f"self_distill.attention_entropy_layers={method.attention_layers}: must be one of {known}"

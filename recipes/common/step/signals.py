@@ -154,7 +154,12 @@ class Scores:
         return found
 
     def check(self, *, step: int, safe_ground: str) -> None:
-        """`check_tokens` on all of them; where a teacher scores, they must be float32."""
+        """`check_tokens` on all of them; where a teacher scores, they must be float32.
+
+        Args:
+            step: the training step, for the message.
+            safe_ground: a sentence that says where the run can go on from.
+        """
         named = {
             "student log-probs": self.student,
             "entropy": self.entropy,
@@ -188,13 +193,14 @@ def fetch_scores(
     """The student's scores of a batch, joined with the teacher's; one look into TransferQueue.
 
     Args:
+        batch: the global batch, after verl's log-prob pass.
         teacher: what it says of the response tokens, or None.
         has_teacher: (B,) bool; None where every row has one.
         student: whether the student's pass was made.
         measured: names of the signals that it was asked for beside log-probs and entropy.
 
     Raises:
-        RuntimeError: verl's log-prob pass did not leave what is needed.
+        RuntimeError: if verl's log-prob pass did not leave what is needed.
     """
     measured = list(measured)
     wanted = ["response_mask", "responses", *(["old_log_probs", "entropy"] if student else []), *measured]
@@ -225,7 +231,12 @@ def fetch_scores(
 
 
 def corpus_counts(tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict[str, Any]]) -> torch.Tensor:
-    """How often each token id occurs in the problems and solutions of a data set, (V,) int64."""
+    """How often each token id occurs in the problems and solutions of a data set, (V,) int64.
+
+    Args:
+        tokenizer: the student's.
+        rows: of the data set.
+    """
     counts = torch.zeros(len(tokenizer), dtype=torch.long)
     for row in rows:
         text = f"{problem_of(row)}\n{row.get('solution') or ''}"

@@ -78,13 +78,18 @@ class SkipBudget:
     total: int = 0
 
     def count(self, update: Update, *, step: int, safe_ground: str) -> dict[str, float]:
-        """Count what an update skipped; returns the metrics that say so.
+        """Count what an update skipped.
 
         Args:
+            update: the one that was just made.
+            step: the training step, for the message.
             safe_ground: a sentence that says where the run can go on from.
 
+        Returns:
+            The metrics that say what was skipped.
+
         Raises:
-            BrokenNumbers: more were skipped than the run may; or an update was made although its loss is not finite.
+            BrokenNumbers: if more were skipped than the run may, or an update was made although its loss is not finite.
         """
         self.total += update.skipped
         if self.total > self.allowed:
@@ -109,6 +114,10 @@ def observation(update: Update, scores: Scores) -> Observation:
     With a divergence ℓ is the loss that was trained and mismatch the top-1 disagreement.  In the PPO clip there is no
     full vocabulary: ℓ is −mean δ, the one-sample estimate of KL(p_S ‖ p_T), and mismatch mean |δ| (ours).  Both losses
     are of the weights before the update (with several mini-batches, of those before each): ℓ_{t−1} of update t.
+
+    Args:
+        update: the one that was just made.
+        scores: of the batch that it was made of.
     """
     if update.divergence_loss is not None:
         confidence = update.student_log_prob if scores.student_mean is None else scores.student_mean

@@ -94,7 +94,11 @@ class ExposureController:
 
     @property
     def exposure(self) -> float:
-        """The exposure in force.  Raises RuntimeError before the first `step()`."""
+        """The exposure in force.
+
+        Raises:
+            RuntimeError: if `step` was never called.
+        """
         if self.memory.exposure is None:
             raise RuntimeError("no exposure has been chosen yet; call step() once before the first update")
         return self.memory.exposure
@@ -104,7 +108,9 @@ class ExposureController:
 
         The first call precedes the first update; its observation may be None, or hold what was measured before training
         (a probe's loss: the first decision is then credited for the first update too).  Every later call needs one.
-        Raises ValueError where an observation, or the grounded score that the credit needs, is missing.
+
+        Raises:
+            ValueError: if an observation, or the grounded score that the credit needs, is missing.
         """
         memory = self.memory
         if observation is None and memory.step >= 0:
@@ -286,8 +292,11 @@ class ExposureController:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state.
 
-        Settings that give the saved windows their meaning must be the same (ValueError names the one that is not);
-        others, such as total_steps or the learning rate, are those of this controller.
+        Settings that give the saved windows their meaning must be the same; others, such as total_steps or the learning
+        rate, are those of this controller.
+
+        Raises:
+            ValueError: if another release saved it, or one of those settings differs; the message names the setting.
         """
         values, tensors = state["values"], state["tensors"]
         if values.get("version") != STATE_VERSION:
@@ -331,7 +340,12 @@ class ExposureController:
         os.replace(f"{target}.tmp", target)
 
     def load(self, directory: str | Path) -> None:
-        """Continue from what `save` wrote.  Raises FileNotFoundError, or ValueError as `load_state_dict` does."""
+        """Continue from what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if one of its files is missing.
+            ValueError: if the files are of different steps, or `load_state_dict` refuses what they hold.
+        """
         from safetensors import safe_open
 
         directory = Path(directory)

@@ -16,10 +16,13 @@ def lookahead_reward(
 ) -> tuple[float, float | None]:
     """(G_lp, G_gt) of eq. 8 for one decision.
 
+    A loss that is missing is skipped, so its progress falls to the next one measured; G_gt averages over what was
+    measured and is None where nothing was.
+
     Args:
-        losses: ℓ_{t0} … ℓ_{t0+L} (L + 1 values), grounded: g_{t0+1} … g_{t0+L}; None where not measured.  A loss that
-            is missing is skipped, so its progress falls to the next one measured; G_gt averages over what was measured
-            and is None where nothing was.
+        losses: ℓ_{t0} … ℓ_{t0+L} (L + 1 values); None where not measured.
+        grounded: g_{t0+1} … g_{t0+L}; None where not measured.
+        gamma: γ, the discount of a later update.
     """
     progress, previous = 0.0, losses[0]
     for i, loss in enumerate(losses[1:]):
@@ -34,7 +37,12 @@ def lookahead_reward(
 
 
 def standardise(rewards: Tensor, eps: float) -> Tensor:
-    """(R − mean) / (std + ε) with the population's standard deviation (eq. 9); rewards (B,)."""
+    """(R − mean) / (std + ε) with the population's standard deviation (eq. 9).
+
+    Args:
+        rewards: (B,).
+        eps: ε.
+    """
     return (rewards - rewards.mean()) / (rewards.std(unbiased=False) + eps)
 
 
@@ -47,7 +55,15 @@ def concentrations(outputs: Tensor) -> tuple[Tensor, Tensor]:
 def controller_loss(
     outputs: Tensor, raw: Tensor, advantages: Tensor, *, entropy_coef: float, entropy_target: float
 ) -> Tensor:
-    """Eq. 9: REINFORCE plus the cap on the entropy.  outputs (B, 2) of the policy, raw (B,) samples before the clip."""
+    """Eq. 9: REINFORCE plus the cap on the entropy, a scalar.
+
+    Args:
+        outputs: (B, 2) of the policy.
+        raw: (B,) samples before the clip.
+        advantages: (B,) standardised rewards.
+        entropy_coef: c_t, the weight of the cap.
+        entropy_target: H_target; only what the Beta's entropy has above it is penalised.
+    """
     policy = Beta(*concentrations(outputs), validate_args=False)
     log_prob = policy.log_prob(raw.clamp(_RAW_MARGIN, 1.0 - _RAW_MARGIN))
     excess = (policy.entropy() - entropy_target).clamp(min=0.0)
@@ -60,6 +76,8 @@ def policy_network(features: int, hidden: int, uniform: Tensor) -> nn.Sequential
     fp64, so that its arithmetic never is what two runs differ by.
 
     Args:
+        features: number of inputs.
+        hidden: width of the hidden layer.
         uniform: (hidden · (features + 1),) numbers in [0, 1), from which the first layer is made.
     """
     first: nn.Linear = nn.utils.skip_init(nn.Linear, features, hidden, dtype=torch.float64)

@@ -64,7 +64,11 @@ class ControllerConfig:
         self.validate()
 
     def validate(self) -> None:
-        """Raise ValueError, with value and rule, on a setting that is not usable."""
+        """Refuse a setting that is not usable.
+
+        Raises:
+            ValueError: if there is one; the message has value and rule.
+        """
         for name, allowed in (("mode", MODES), ("credit", CREDITS), ("progress_signal", PROGRESS_SIGNALS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}")

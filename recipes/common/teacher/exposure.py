@@ -62,7 +62,11 @@ class ExposureParams:
         return self.mode != "full"
 
     def validate(self) -> None:
-        """Raise ValueError, with value and rule, on a setting that is not usable."""
+        """Refuse a setting that is not usable.
+
+        Raises:
+            ValueError: if there is one; the message has value and rule.
+        """
         require(self.mode in EXPOSURE_MODES, "mode", self.mode, f"one of {', '.join(EXPOSURE_MODES)}")
         require(self.difficulty_strength >= 0.0, "difficulty_strength", self.difficulty_strength, "0 or more")
         require(0.0 <= self.difficulty_memory <= 1.0, "difficulty_memory", self.difficulty_memory, "in [0, 1]")
@@ -72,7 +76,11 @@ class ExposureParams:
 
 
 def exposure_params(self_distill: Any) -> ExposureParams:
-    """`self_distill.exposure` but for its node `controller`, checked.  Raises ValueError."""
+    """`self_distill.exposure` but for its node `controller`, checked.
+
+    Raises:
+        ValueError: if a setting is not usable.
+    """
     node = {key: value for key, value in (self_distill.get("exposure") or {}).items() if key != "controller"}
     return load_params(ExposureParams, node, where="self_distill.exposure")
 
@@ -81,7 +89,11 @@ def controller_config(self_distill: Any, params: ExposureParams) -> ControllerCo
     """`self_distill.exposure.controller`, checked, for a run of one step; `dataclasses.replace` sets `total_steps`.
 
     Args:
-        params: of the same configuration; its mode must not be "full".  Raises ValueError.
+        self_distill: the node of the configuration.
+        params: of the same configuration; its mode must not be "full".
+
+    Raises:
+        ValueError: if a setting is not usable.
     """
     given = {"total_steps": 1, "mode": params.mode, "fixed_exposure": params.fixed_exposure}
     node = self_distill.exposure.get("controller") or {}
@@ -143,7 +155,11 @@ class ExposureLoop:
             self.accuracy.save(checkpoint / FOLDER)
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint.  Raises RuntimeError where it does not hold what this run needs."""
+        """Continue from a checkpoint.
+
+        Raises:
+            RuntimeError: if the checkpoint does not hold what this run needs.
+        """
         try:
             self.controller.load(checkpoint / FOLDER)
         except FileNotFoundError as error:

@@ -57,13 +57,17 @@ class Measured:
 def load_probe(
     path: str, size: int, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, template_kwargs: dict[str, Any]
 ) -> Probe:
-    """The first `size` rows with a solution of a prepared parquet file.
+    """The first rows with a solution of a prepared parquet file.
 
     Args:
+        path: the file.
+        size: most rows.
+        tokenizer: the student's.
         max_tokens: longest reference; longer ones are cut, and counted.
+        template_kwargs: verl's ``data.apply_chat_template_kwargs``.
 
     Raises:
-        ValueError: no row has a solution.
+        ValueError: if no row has a solution.
     """
     import pandas as pd
 
@@ -93,9 +97,13 @@ def measure(
     """Score the probe with the weights of this moment.
 
     Args:
-        exposure: α at which the grounded score is taken.  teacher_weights: as in `sequence_scores`.
+        probe: problems and references.
+        worker_group: verl's, of the actor.
+        teacher_prompts: renders what the teacher is shown.
+        exposure: α at which the grounded score is taken.
+        teacher_weights: those that the teacher scores with, as `weights` of `sequence_scores`.
         workers: data-parallel workers; rows are repeated to a multiple of them, and not counted.
-        fixed_exposure: measure ℓ at full exposure too.
+        fixed_exposure: whether ℓ at full exposure is measured too.
     """
 
     def score(prompts: Sequence[Sequence[int]], weights: str) -> float:

@@ -32,8 +32,12 @@ def split_reference(solution: str, answer: Any) -> tuple[str, str | None, str | 
     """(reason, boxed answer, "boxed" or "column") of a reference solution (ATESD §3.2).
 
     The boxed answer is the solution's last box that is not empty, as written there; the reason is what precedes it.
-    Without one, the answer column (anything with a str()) is boxed and the whole solution is the reason; with neither
-    the boxed answer and where it came from are None.
+    Without one, the answer column is boxed and the whole solution is the reason; with neither the boxed answer and
+    where it came from are None.
+
+    Args:
+        solution: the data set's column.
+        answer: likewise, anything with a str(); None where there is none.
     """
     box = last_box(solution)
     if box is not None:
@@ -83,7 +87,11 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 def check_exposure(exposure: float) -> float:
-    """The exposure as a float; raises ValueError outside [0, 1]."""
+    """The exposure as a float.
+
+    Raises:
+        ValueError: if it lies outside of [0, 1].
+    """
     value = float(exposure)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"exposure={exposure} must lie in [0, 1]: it is the share of the reasoning that is shown")
@@ -99,14 +107,18 @@ def truncate_reference(
         tokenizer: a transformers tokenizer (fast ones give exact substrings), a tokenizers.Tokenizer, or anything with
             encode(text, add_special_tokens=False) -> ids and decode(ids); without offsets the prefix is decoded, so a
             tokenizer that normalises text shows the normalised form.
-        solution, answer: the data set's columns.  exposure: α in [0, 1].
-        separator: between a non-empty prefix and the answer, for α < 1 only; "\\n" keeps the answer off a cut formula.
+        solution, answer: the data set's columns.
+        exposure: α in [0, 1].
+        separator: between a non-empty prefix and the answer, for α < 1 only; a line break keeps the answer off a cut
+            formula.
 
     Returns:
         (text, info): info has exposure (as asked), effective_exposure, reason_tokens, shown_tokens, answer_source
         ("boxed", "column" or None) and forced_full: True where no answer was found, so that α was taken as 1 (to be
-        counted by the caller).  reason_tokens and shown_tokens are None where nothing had to be tokenised. Raises
-        ValueError where α is outside [0, 1].
+        counted by the caller).  reason_tokens and shown_tokens are None where nothing had to be tokenised.
+
+    Raises:
+        ValueError: if α lies outside of [0, 1].
     """
     exposure = check_exposure(exposure)
     reason, boxed, source = split_reference(solution, answer)
@@ -141,10 +153,13 @@ def difficulty_exposures(
     α = 0 and α = 1 stay themselves.
 
     Args:
+        exposure: α in [0, 1], of the whole batch.
         difficulty: (B,), any scale; 1 − the prompt's mean reward is the natural one.
+        strength: how far the exposures spread with difficulty.
+        exposure_min, exposure_max: the clip, in [0, 1].
 
     Raises:
-        ValueError: a setting is not allowed.
+        ValueError: if the exposure, the strength or the clip is out of its range.
     """
     exposure = check_exposure(exposure)
     if not math.isfinite(strength):
