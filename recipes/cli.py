@@ -43,7 +43,7 @@ def chosen(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """(module, its arguments) for a command line.
 
     Raises:
-        ValueError: no such command, method or diagnostic; the message lists those there are.
+        ValueError: if there is no such command, method or diagnostic; the message lists those there are.
     """
     name, *rest = arguments
     if name not in COMMANDS:

@@ -86,7 +86,7 @@ def supervise(link: socket.socket, space: Space) -> None:
         space: the namespaces that this process is in.
 
     Raises:
-        Broken: the program could not be started, or not be given its limits.
+        Broken: if the program could not be started, or not be given its limits.
     """
     if not space.pid:
         call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child
@@ -177,7 +177,7 @@ def _watch(
     """The verdict of a program that runs; None if nobody waits for it any more.
 
     Raises:
-        Broken: the program could not be given its limits.
+        Broken: if the program could not be given its limits.
     """
     deadline = time.monotonic() + limits["wall_s"]
     written, tail, answer = 0, b"", b""
@@ -323,7 +323,7 @@ def _become_the_program(space: Space, limits: dict[str, Any], work: str) -> None
     """Set a program's limits, and give up every right that could lift them.
 
     Raises:
-        OSError: the system refuses one of them.
+        OSError: if the system refuses one of them.
     """
     os.setsid()
     if space.user:

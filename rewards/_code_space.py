@@ -40,7 +40,7 @@ def call(name: str, *arguments: Any) -> int:
         What the function returns.
 
     Raises:
-        OSError: it failed; the message names the call.
+        OSError: if it failed; the message names the call.
     """
     result = getattr(libc, name)(*arguments)
     if result < 0:
@@ -63,7 +63,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
         options: of the file system, separated by commas.
 
     Raises:
-        OSError: the system refuses it.
+        OSError: if the system refuses it.
     """
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     call("mount", texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
@@ -114,7 +114,7 @@ def write(path: str, text: str) -> None:
         text: what is written.
 
     Raises:
-        OSError: the system refuses it.
+        OSError: if the system refuses it.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -203,7 +203,7 @@ def build_root(space: Space, packages: list[str]) -> None:
         packages: directories of installed packages that programs may import.
 
     Raises:
-        OSError: the system refuses a mount.
+        OSError: if the system refuses a mount.
     """
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     paths = library_paths(packages)

@@ -18,7 +18,7 @@ def grader_of(extra_info: dict | None) -> str:
         extra_info: the row's; without ``grader`` the row is mathematics.
 
     Raises:
-        ValueError: ``grader`` is none of `GRADERS`.
+        ValueError: if ``grader`` is none of `GRADERS`.
     """
     name = (extra_info or {}).get("grader") or "math"
     if name not in GRADERS:
@@ -42,7 +42,7 @@ def compute_score(
         As `rewards.components.mixed`, the same keys whatever the grader.
 
     Raises:
-        ValueError: a grader or an option is unknown; the row's own function may raise others.
+        ValueError: if a grader or an option is unknown; the row's own function may raise others.
     """
     unknown = set(kwargs) - set(GRADERS) - {"reward_router_address", "reward_model_tokenizer"}
     if unknown:

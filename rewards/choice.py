@@ -102,7 +102,7 @@ def compute_score(
         As `rewards.components.mixed`; ``extracted`` is the letter.
 
     Raises:
-        ValueError: an option is unknown, or options contradict each other.
+        ValueError: if an option is unknown, or options contradict each other.
     """
     mix = read_options(MixOptions, kwargs)
     options = (extra_info or {}).get("options")

@@ -39,7 +39,7 @@ class CodeOptions(Limits, MixOptions):
         isolation: "required" or "available", see ``rewards.code_pool.CodePool``.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     children: int | None = 2
@@ -136,8 +136,8 @@ def judge(response: str, ground_truth: Any, options: CodeOptions) -> tuple[str, 
         is for a row without tests.
 
     Raises:
-        IsolationError: the machine does not hold programs back as required.
-        GradingSetupError: no program can be run here.
+        IsolationError: if the machine does not hold programs back as required.
+        GradingSetupError: if no program can be run here.
     """
     task = task_of(ground_truth)
     if task is None:
@@ -165,9 +165,9 @@ def compute_score(
         As `rewards.components.mixed`; ``format`` is 1 for a program in a code block.
 
     Raises:
-        ValueError: an option is unknown, or options contradict each other.
-        IsolationError: the machine does not hold programs back as required.
-        GradingSetupError: no program can be run here.
+        ValueError: if an option is unknown, or options contradict each other.
+        IsolationError: if the machine does not hold programs back as required.
+        GradingSetupError: if no program can be run here.
     """
     options = read_options(CodeOptions, kwargs)
     status, program, fenced, _ = judge(solution_str, ground_truth, options)

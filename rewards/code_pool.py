@@ -47,7 +47,7 @@ class Limits:
         output_kb: of what it prints, KiB.
 
     Raises:
-        ValueError: a value is no number, or below the least that works.
+        ValueError: if a value is no number, or below the least that works.
     """
 
     wall_s: float = 20.0
@@ -77,7 +77,7 @@ class CodePool:
             grants.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     def __init__(self, children: int | None = None, isolation: str = "required"):
@@ -102,7 +102,7 @@ class CodePool:
         """What programs are not held back from, in words; empty if isolation is complete. Found by trying, once.
 
         Raises:
-            GradingSetupError: the sandbox cannot start at all.
+            GradingSetupError: if the sandbox cannot start at all.
         """
         with self._lock:
             if self._missing is None:
@@ -121,8 +121,8 @@ class CodePool:
         """Refuse to go on if isolation is required and incomplete.
 
         Raises:
-            IsolationError: an escape is open; the message says which, why and what to do.
-            GradingSetupError: the sandbox cannot start at all.
+            IsolationError: if an escape is open; the message says which, why and what to do.
+            GradingSetupError: if the sandbox cannot start at all.
         """
         missing = self.missing()
         if missing and self._isolation == "required":
@@ -153,8 +153,8 @@ class CodePool:
             exception, no entry point, the end before the tests'). ``how``: its last line. ``seconds``: wall time.
 
         Raises:
-            IsolationError: the machine does not hold programs back as required.
-            GradingSetupError: nothing can be run here; no fault of the program.
+            IsolationError: if the machine does not hold programs back as required.
+            GradingSetupError: if nothing can be run here; no fault of the program.
         """
         self.check()
         if len(program) + len(tests) + len(setup) > MAX_REQUEST_CHARS:

@@ -62,7 +62,7 @@ def response_length(solution_str: str, extra_info: dict | None, options: MixOpti
         options: ``tokenizer`` is the one that counts.
 
     Raises:
-        ValueError: there is neither a length nor a tokenizer.
+        ValueError: if there is neither a length nor a tokenizer.
     """
     length = (extra_info or {}).get("response_length")
     if length is not None:

@@ -72,8 +72,8 @@ def exact_value(expression: Basic) -> Fraction | None:
     """The rational number that an expression (evaluated or not) is; None if it is none that arithmetic finds.
 
     Raises:
-        TooLarge: the number cannot be written out.
-        ZeroDivisionError: the expression divides by zero.
+        TooLarge: if the number cannot be written out.
+        ZeroDivisionError: if the expression divides by zero.
     """
     if isinstance(expression, Rational):
         return Fraction(expression.p, expression.q)
@@ -107,7 +107,7 @@ def _height(expression: Basic) -> float:
     """Digits by which two different values built of these numbers may agree, roughly.
 
     Raises:
-        TooLarge: a number cannot be written out.
+        TooLarge: if a number cannot be written out.
     """
     value = exact_value(expression)
     if value is not None:
@@ -177,7 +177,7 @@ def equal_expressions(gold: Expr, answer: Expr, rounded: bool = False) -> bool |
         rounded: one of them is a decimal, which stands for what it was rounded from.
 
     Raises:
-        TooLarge: they are not spelled alike but cannot be written out.
+        TooLarge: if they are not spelled alike but cannot be written out.
     """
     if gold == answer:
         return None if gold.has(nan, zoo) else True

@@ -41,7 +41,7 @@ def gold_text(ground_truth: Any) -> str:
         The text, several answers joined with commas; "" for None, NaN or nothing.
 
     Raises:
-        TypeError: it is of another type.
+        TypeError: if it is of another type.
     """
     if isinstance(ground_truth, str):
         text = ground_truth.strip()
@@ -81,7 +81,7 @@ class Grader:
         counts: how often each status occurred, and "cached".
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Grader:
             answer: likewise, as a response has it.
 
         Raises:
-            GradingSetupError: the grading children cannot start.
+            GradingSetupError: if the grading children cannot start.
         """
         quick = quick_verdict(gold, answer)
         if quick is not None:

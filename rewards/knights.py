@@ -65,7 +65,7 @@ def compute_score(
         As `rewards.components.mixed`; ``extracted`` is the assignment, people in alphabetical order.
 
     Raises:
-        ValueError: an option is unknown, or options contradict each other.
+        ValueError: if an option is unknown, or options contradict each other.
     """
     mix = read_options(MixOptions, kwargs)
     gold, said = read_roles(str(ground_truth or "")), extract_roles(solution_str)

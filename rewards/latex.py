@@ -456,7 +456,7 @@ def plain_latex(text: str) -> str:
     """ASCII LaTeX, markup allowed, in its one spelling.
 
     Raises:
-        Unreadable: the text is not well-formed.
+        Unreadable: if the text is not well-formed.
     """
     plain = _Reader(text).sequence("")
     while (joined := _ADJACENT_WORDS.sub(r"\\text{\1 ", plain)) != plain:

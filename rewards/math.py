@@ -31,9 +31,9 @@ def compute_score(
         As `rewards.components.mixed`.
 
     Raises:
-        ValueError: an option is unknown, or options contradict each other.
-        TypeError: ``ground_truth`` is of another type.
-        GradingSetupError: the grading children cannot start.
+        ValueError: if an option is unknown, or options contradict each other.
+        TypeError: if ``ground_truth`` is of another type.
+        GradingSetupError: if the grading children cannot start.
     """
     options = read_options(RewardOptions, kwargs)
     answer = extract_answer(solution_str, options.answer_line)

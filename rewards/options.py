@@ -30,7 +30,7 @@ class MixOptions:
         tokenizer: path of the tokenizer that counts tokens, needed only if ``extra_info`` has no ``response_length``.
 
     Raises:
-        ValueError: values contradict each other.
+        ValueError: if values contradict each other.
     """
 
     correct_value: float = 1.0
@@ -73,7 +73,7 @@ class MixOptions:
             kwargs: fields of the class; what verl adds of its own accord is passed over.
 
         Raises:
-            ValueError: a key is none; the message names all that are.
+            ValueError: if a key is unknown; the message lists those there are.
         """
         known = {field.name for field in fields(cls)}
         unknown = set(kwargs) - known - IGNORED
@@ -116,6 +116,6 @@ def read_options(kind: type[Options], kwargs: dict[str, Any]) -> Options:
         kwargs: as in `MixOptions.from_kwargs`.
 
     Raises:
-        ValueError: a key is none, or values contradict each other.
+        ValueError: if a key is unknown, or values contradict each other.
     """
     return _read(kind, tuple(sorted((key, value) for key, value in kwargs.items() if key not in IGNORED)))

@@ -84,7 +84,7 @@ class _Link:
         """The next message; None after ``timeout_s``, but one that is already there is read even then.
 
         Raises:
-            _Died: the socket ended.
+            _Died: if the socket ended.
         """
         end = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
@@ -186,7 +186,7 @@ class Nursery:
         """Start the process if it does not run.
 
         Raises:
-            GradingSetupError: it cannot start.
+            GradingSetupError: if it cannot start.
         """
         with self._lock:
             if self._link is None:
@@ -196,7 +196,7 @@ class Nursery:
         """A new child, perhaps still starting.
 
         Raises:
-            GradingSetupError: the process cannot start, or died twice in a row.
+            GradingSetupError: if the process cannot start, or died twice in a row.
         """
         with self._lock:
             for attempt in range(2):
@@ -244,7 +244,7 @@ class GradingPool:
         memory_mb: address-space limit of each in MiB, at least 256.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     def __init__(self, children: int = 2, memory_mb: int = 1024):
@@ -262,7 +262,7 @@ class GradingPool:
         """A child that waits for an item.
 
         Raises:
-            GradingSetupError: none gets ready.
+            GradingSetupError: if none gets ready.
         """
         while True:
             with self._lock:
@@ -302,7 +302,7 @@ class GradingPool:
             cpu_s: CPU time in seconds.
 
         Raises:
-            GradingSetupError: no child can start.
+            GradingSetupError: if no child can start.
         """
         seconds = 0.0
         with self._places:

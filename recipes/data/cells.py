@@ -22,7 +22,7 @@ def field(row: Mapping[str, Any], name: str) -> Any:
             has the dots comes first.
 
     Raises:
-        DataError: the column is there, but has no such field.
+        DataError: if the column is there, but has no such field.
     """
     if name in row:
         return row[name]
@@ -42,7 +42,7 @@ def exact_text(value: Any) -> str:
     """A cell as text: a text as it is, a number as its shortest digits, "" for null.
 
     Raises:
-        DataError: the value can be written in several ways, or may have lost digits before it came here; the message
+        DataError: if the value can be written in several ways, or may have lost digits before it came here; the message
             says why, and what to do.
     """
     if value is None:
@@ -67,7 +67,7 @@ def cell(row: Mapping[str, Any], column: str | None, read: Callable[[Any], str] 
         read: makes the text of the value.
 
     Raises:
-        DataError: the column lacks the field, or ``read`` raises it; the message names the column.
+        DataError: if the column lacks the field, or ``read`` raises it; the message names the column.
     """
     if column is None:
         return ""
@@ -85,8 +85,8 @@ def cells(row: Mapping[str, Any], column: str | None) -> list[str]:
         column: its name, as in `field`; None for a column that the set does not have.
 
     Raises:
-        DataError: the column holds something else than a list, or a value that `exact_text` refuses; the message names
-            the column.
+        DataError: if the column holds something else than a list, or a value that `exact_text` refuses; the message
+            names the column.
     """
     if column is None:
         return []

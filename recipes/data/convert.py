@@ -129,7 +129,7 @@ def to_item(row: dict[str, Any], spec: DatasetSpec, source_index: int, seed: int
         The item; its answer is the answer column's, else the last box of the solution, else "".
 
     Raises:
-        DataError: a value cannot be read as text; the message names the column.
+        DataError: if a value cannot be read as text; the message names the column.
     """
     extra = _difficulty(row, spec)
     dropped = _outside(extra, spec)

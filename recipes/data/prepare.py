@@ -63,7 +63,7 @@ def collect(
         seed: orders the options of multiple choice.
 
     Raises:
-        DataError: a value cannot be read as text; the message names its place and column.
+        DataError: if a value cannot be read as text; the message names its place and column.
     """
     result = Collected()
     counts = result.counts
@@ -116,7 +116,7 @@ def hold_out(items: list[Item], sizes: dict[str, int | None], seed: int) -> dict
         Name of a part -> its items; parts of size 0 are left out.
 
     Raises:
-        DataError: no item would be left to train on.
+        DataError: if no item would be left to train on.
     """
     numbers = {name: min(PROBE_SIZE, len(items) // 10) if size is None else size for name, size in sizes.items()}
     if sum(numbers.values()) >= len(items):
@@ -145,7 +145,7 @@ def hold_out_levels(items: list[Item], size: int, seed: int) -> tuple[list[Item]
         (train, test), each in the source's order.
 
     Raises:
-        DataError: no item would be left to train on.
+        DataError: if no item would be left to train on.
     """
     if size >= len(items):
         raise DataError(f"dataset.test_size={size} leaves nothing of {len(items)} items to train on; make it smaller")
@@ -231,7 +231,7 @@ def prepare(cfg: DictConfig) -> str:
         What to tell the user: files, counts, and how to train on them.
 
     Raises:
-        DataError: a setting is wrong, the source cannot be read, or nothing usable is left.
+        DataError: if a setting is wrong, the source cannot be read, or nothing usable is left.
     """
     source = source_of(cfg)
     spec = named(cfg, source)
@@ -327,7 +327,7 @@ def split_of(items: list[Item], spec: DatasetSpec, sizes: dict[str, int | None],
         seed: chooses what is held out.
 
     Raises:
-        DataError: no item would be left to train on.
+        DataError: if no item would be left to train on.
     """
     if spec.role != "train":
         return {"test": items}
@@ -380,7 +380,7 @@ def source_of(cfg: DictConfig) -> Path | None:
     """The local file or folder that is to be read, which `file=` or `source=` names; None for the hub or the generator.
 
     Raises:
-        DataError: both are given, the value is no path, or the dataset is local and none is given.
+        DataError: if both are given, the value is no path, or the dataset is local and none is given.
     """
     given = {key: cfg[key] for key in ("file", "source") if cfg[key] is not None}
     if len(given) > 1:
@@ -402,7 +402,7 @@ def named(cfg: DictConfig, source: Path | None) -> DatasetSpec:
         source: the local file or folder, if one is read.
 
     Raises:
-        DataError: a key of the dataset is wrong, or a set of the user's has the name of one in config/dataset.
+        DataError: if a key of the dataset is wrong, or a set of the user's has the name of one in config/dataset.
     """
     node = OmegaConf.to_container(cfg.dataset, resolve=True)
     if node.get("name") is None and source is not None:
@@ -444,7 +444,7 @@ def check_settings(cfg: DictConfig) -> None:
     """Check the values of a preparation's configuration.
 
     Raises:
-        DataError: a value is out of its range; the message says which, and the rule.
+        DataError: if a value is out of its range; the message says which, and the rule.
     """
 
     def whole(value: Any, least: int) -> bool:

@@ -77,7 +77,7 @@ def rows_of(
         numbers: the columns that are used as numbers, for which floats of any width will do.
 
     Raises:
-        DataError: the file is not of its format, or damaged; or ``check`` raises it.
+        DataError: if the file is not of its format, or damaged; or ``check`` raises it.
     """
     kind = FORMATS[suffix_of(path) or ""]
     if kind == "parquet":
@@ -257,7 +257,7 @@ def refuse_narrow_floats(schema: Any, wanted: Sequence[str], where: str) -> None
         where: the file or set, for the message.
 
     Raises:
-        DataError: one of the columns, or the numbers of a list in it, are such floats.
+        DataError: if one of the columns, or the numbers of a list in it, are such floats.
     """
     import pyarrow as pa
 

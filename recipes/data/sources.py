@@ -111,7 +111,7 @@ def spec_of(node: Mapping[str, Any]) -> DatasetSpec:
         node: the keys and values of the YAML; see config/dataset/local.yaml.
 
     Raises:
-        DataError: a key is unknown or missing, or a value is of a wrong type or out of its range.
+        DataError: if a key is unknown or missing, or a value is of a wrong type or out of its range.
     """
     known = {f.name: f for f in fields(DatasetSpec)}
     unknown = [key for key in node if key not in known]
@@ -199,7 +199,7 @@ def local_files(source: Path, split: str, subset: str | None = None) -> list[Pat
         subset: if paths of the folder contain it, only these are looked at.
 
     Raises:
-        DataError: there is no file of a known format and of the split, or the split's files differ in format.
+        DataError: if there is no file of a known format and of the split, or the split's files differ in format.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist; give a file or a folder of {', '.join(FORMATS)} files")
@@ -234,7 +234,7 @@ def identity(spec: DatasetSpec, source: Path | None, revision: str | None) -> di
         revision: branch, tag or commit on the hub, as asked for; None for the newest.
 
     Raises:
-        DataError: the local source has no file of the split.
+        DataError: if the local source has no file of the split.
     """
     if spec.generate is not None and source is None:
         return {"generator": GENERATOR_VERSION, **spec.generate}
@@ -257,7 +257,7 @@ def read_rows(
         answers: whether a set without any column for an answer is refused.
 
     Raises:
-        DataError: the dataset cannot be had (the message names the local-file option), or lacks a column.
+        DataError: if the dataset cannot be had (the message names the local-file option), or lacks a column.
     """
     wanted = list(spec.columns.values())
     if source is not None:
@@ -303,7 +303,7 @@ def check_columns(present: Sequence[str], spec: DatasetSpec, where: str, answers
         answers: whether a mathematics set with columns for neither answer nor solution is refused.
 
     Raises:
-        DataError: a column is missing that is not optional.
+        DataError: if a column is missing that is not optional.
     """
 
     def there(column: str) -> bool:

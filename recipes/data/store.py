@@ -92,7 +92,7 @@ def refuse_foreign_files(folder: Path, sources: Iterable[Path]) -> None:
         sources: the files that the dataset is made from.
 
     Raises:
-        DataError: a source lies in the folder, or a file there has a name that would be written and is not ours.
+        DataError: if a source lies in the folder, or a file there has a name that would be written and is not ours.
     """
     inside = [path for path in sources if folder.resolve() in path.resolve().parents]
     if inside:

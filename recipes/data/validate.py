@@ -83,7 +83,7 @@ def parquet_files(where: str) -> list[Path]:
     """The prepared files that a path names: the file itself, or a folder's parquet files.
 
     Raises:
-        DataError: there is none, or the file is of a format that has to be prepared first.
+        DataError: if there is none, or the file is of a format that has to be prepared first.
     """
     path = Path(where).expanduser()
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -98,7 +98,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a parquet file as plain Python values.
 
     Raises:
-        DataError: the file is not parquet, or damaged.
+        DataError: if the file is not parquet, or damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -118,7 +118,7 @@ class Lengths:
         template_kwargs: further arguments of the chat template, as `data.apply_chat_template_kwargs`.
 
     Raises:
-        DataError: the tokenizer cannot be loaded, or has no chat template.
+        DataError: if the tokenizer cannot be loaded, or has no chat template.
     """
 
     def __init__(self, tokenizer: str, template_kwargs: dict[str, Any]):
@@ -250,7 +250,7 @@ def validate(cfg: ValidateConfig) -> tuple[list[Finding], int]:
         (findings in the order of the rows, number of rows read).
 
     Raises:
-        DataError: the files, the tokenizer or the keys do not allow to look.
+        DataError: if the files, the tokenizer or the keys do not allow to look.
     """
     unknown = set(cfg.ignore) - set(CHECKS)
     if unknown:

@@ -82,7 +82,7 @@ def make_plan(cfg: DictConfig) -> Plan:
         cfg: config/export.yaml with the user's choices.
 
     Raises:
-        SettingsError: the export cannot be carried out; lists every problem found.
+        SettingsError: if the export cannot be carried out; lists every problem found.
     """
     missing = [f"{key}= is not given; {what}" for key, what in GIVE.items() if OmegaConf.is_missing(cfg, key)]
     if missing:
@@ -179,7 +179,7 @@ def _run_of(located: Located) -> Run | None:
     """The run of a checkpoint, as it was when that was written.
 
     Raises:
-        NotARun: the run's files are damaged.
+        NotARun: if the run's files are damaged.
     """
     if located.kind != "verl":
         return None

@@ -123,7 +123,7 @@ def load(path: str) -> ModuleType:
 
     Raises:
         FileNotFoundError: if there is no such file, or it is no Python file.
-        BaseException: whatever the module's own code raises.
+        BaseException: if the module's own code raises it.
     """
     if path.startswith("pkg://"):
         return importlib.import_module(path.removeprefix("pkg://").replace("/", "."))

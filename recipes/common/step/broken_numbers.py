@@ -23,8 +23,8 @@ def check_tokens(
         step, safe_ground: for the message: the training step, and a sentence that says where the run can go on from.
 
     Raises:
-        BrokenNumbers: NaN or infinity among the valid tokens.
-        RuntimeError: `exact`, and a tensor is not float32.
+        BrokenNumbers: if a valid token's value is NaN or infinite.
+        RuntimeError: if `exact`, and a tensor is not float32.
     """
     for name, tensor in tensors.items():
         if exact and tensor.dtype != torch.float32:

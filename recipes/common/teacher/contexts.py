@@ -83,7 +83,7 @@ def context_params(teacher: Any) -> ContextParams:
     """Read it from the node `self_distill.teacher`.
 
     Raises:
-        ValueError: no context, a context named twice, `wrong_siblings` below 1, or `teaches` unknown.
+        ValueError: if no context is given or one twice, `wrong_siblings` is below 1, or `teaches` is unknown.
     """
     context = teacher.get("context")
     kinds = (context,) if isinstance(context, str) else tuple(str(kind) for kind in context or ())

@@ -26,6 +26,6 @@ def read_fields(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
         seed: orders the options of multiple choice.
 
     Raises:
-        DataError: a value cannot be read as text; the message names the column.
+        DataError: if a value cannot be read as text; the message names the column.
     """
     return _READ[spec.grader](row, spec, seed)

@@ -33,7 +33,7 @@ def options_of(row: Mapping[str, Any], spec: DatasetSpec) -> tuple[list[str], in
         (options, index of the right one from 0; None if there is none).
 
     Raises:
-        DataError: a value cannot be read as text; or the answer is both the number of one option and the text of
+        DataError: if a value cannot be read as text; or the answer is both the number of one option and the text of
             another, which a file in which numbers are text cannot tell apart.
     """
     if not isinstance(spec.options, str):

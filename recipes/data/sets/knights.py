@@ -330,7 +330,7 @@ class Derivation:
         """The derivation in paragraphs, and the boxed answer.
 
         Raises:
-            ValueError: suppositions nested `MAX_DEPTH` deep do not suffice.
+            ValueError: if suppositions nested `MAX_DEPTH` deep do not suffice.
         """
         names, known, paragraphs = self.puzzle.names, dict[int, bool](), []
         sentences, _ = self.conclude(known)
@@ -383,7 +383,7 @@ def generate(size: int, people: Sequence[int], seed: int) -> Iterator[dict[str, 
         Rows with ``problem``, ``answer``, ``solution``, ``people``.
 
     Raises:
-        DataError: an argument is of a wrong type or out of its range.
+        DataError: if an argument is of a wrong type or out of its range.
     """
     pair = isinstance(people, Sequence) and len(people) == 2 and all(isinstance(count, int) for count in people)
     if not pair or not MIN_PEOPLE <= people[0] <= people[1] <= MAX_PEOPLE:
