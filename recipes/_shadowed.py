@@ -53,7 +53,11 @@ def sentences(folder: Path | None = None) -> list[str]:
 
 
 def refuse() -> None:
-    """Raise ImportError where one of our packages cannot be imported because another is in its way."""
+    """Refuse to go on where one of our packages cannot be imported because another is in its way.
+
+    Raises:
+        ImportError: if there is one; the message says where, and what to do.
+    """
     found = sentences()
     if found:
         raise ImportError("; ".join(found))

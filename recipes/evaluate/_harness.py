@@ -33,7 +33,11 @@ def lm_eval_math() -> Grade:
 
 
 def lm_eval_choice() -> Grade:
-    """The first letter after "answer is", by the pattern of lm-eval's MMLU-Pro tasks."""
+    """The first letter after "answer is", by the pattern of lm-eval's MMLU-Pro tasks.
+
+    Raises:
+        RuntimeError: if the installed lm-eval keeps no such pattern.
+    """
     import lm_eval  # type: ignore[import-not-found]
     from lm_eval.filters.extraction import RegexFilter  # type: ignore[import-not-found]
 
