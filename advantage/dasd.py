@@ -259,12 +259,24 @@ def _check_floor(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class DasdParams(AdditiveParams):
-    """Parameters of `algorithm.dasd`; see `direction_coefficient` for their meaning.
+    """Parameters of `algorithm.dasd`; `direction_coefficient` has the formulas.
 
     `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
     groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
-    these values are in recipes/dasd/README.md. With `normalise_gap` false the correction is the gap in nats, as in
-    Proposition 1; omega stays as it is.
+    these values are in recipes/dasd/README.md.
+
+    Attributes:
+        router: what decides the direction: entropy, position, token_frequency, or external (any signal).
+        router_quantile: rho, the quantile of a response's router signal at which the direction changes sign.
+        direction: how: tanh, hard (the sign), linear (clamped), or constant.
+        constant: the direction where direction=constant: +1 attracts, -1 repels.
+        gate: how strong by the size of the gap: auto, gap, none, fixed, or magnitude.
+        gate_threshold: nats above which gate=fixed lets a gap through.
+        gap_eps: floor in nats under the median |delta| of a response, which gaps are measured in.
+        entropy_eps: floor in nats under the spread of a response's entropies.
+        gap_clip: bound of the normalised gap; null is off.
+        deviation: what the mean absolute deviation of the entropies is about: mean or median.
+        normalise_gap: false takes the gap in nats as it is, Proposition 1; omega stays.
     """
 
     beta: float = 0.02

@@ -81,10 +81,10 @@ class PositionParams(EstimatorParams):
     """Parameters of `algorithm.pw_opsd`: a named schedule, of which single values can be overridden.
 
     Attributes:
-        schedule: a key of `SCHEDULES`.
-        floor: w_min, as in `position_weight`; None takes the schedule's.
-        threshold: theta; None takes the schedule's.
-        scale: s; None takes the schedule's.
+        schedule: a key of `SCHEDULES`: mild, moderate, sharp, aggressive or uniform.
+        floor: w_min, the weight that the earliest tokens tend to; null takes the schedule's.
+        threshold: theta, the relative position of the transition; null takes the schedule's.
+        scale: s, the width of the transition; null takes the schedule's.
     """
 
     schedule: str = "moderate"

@@ -46,7 +46,7 @@ def command_of(method: str | None, groups: dict[str, str]) -> Command:
 
     Args:
         method: the method's name; None for the command line that takes any.
-        groups: the choices that `main` makes where the user makes none, by configuration group.
+        groups: configuration group -> the choice that is made if the user makes none.
     """
     experiment = "experiment=starter"
     any_method = "method=dasd " if method is None else ""

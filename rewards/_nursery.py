@@ -81,7 +81,7 @@ def _serve(link: socket.socket, memory_mb: int) -> None:
 
 
 def _reap(children: dict[int, int]) -> None:
-    """Forget children that have ended.  Their numbers stay theirs until here, so no stranger is ever killed."""
+    """Forget children that have ended; their numbers stay theirs until here, so no stranger is ever killed."""
     while children:
         pid, _ = os.waitpid(-1, os.WNOHANG)
         if pid == 0:

@@ -212,14 +212,17 @@ def shared_pool(children: int | None = None, isolation: str = "required") -> Cod
 def run_program(
     program: str, tests: str, entry_point: str = "", limits: Limits | None = None, isolation: str = "required"
 ) -> Verdict:
-    """Run a program in this process's own pool.
+    """Run a program in this process's own pool, with its default number of programs at a time.
 
     Args:
-        program: as in `CodePool.run`, also for what is returned and raised.
-        tests: likewise.
-        entry_point: likewise.
-        limits: likewise.
+        program: source of the program.
+        tests: as in `CodePool.run`.
+        entry_point: function that the program must define; "" for none.
+        limits: None for the defaults.
         isolation: as in `CodePool`.
+
+    Returns:
+        As `CodePool.run`, which also says what is raised.
     """
     return shared_pool(isolation=isolation).run(program, tests, entry_point, limits)
 

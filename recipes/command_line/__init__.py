@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from config import CONFIG_DIR
+from recipes import _shadowed
 from recipes.command_line import directories, refusals
 from recipes.command_line.page import Command, page
 
@@ -56,7 +58,8 @@ def run(
     """
     help_asked(command)
     given = sys.argv[1:]
-    problems = refusals.renamed_arguments(given, renamed or {})
+    problems = _shadowed.sentences(Path.cwd())  # Ray puts this folder first in the path of its processes
+    problems += refusals.renamed_arguments(given, renamed or {})
     if problems:
         sys.exit(refused(command, problems))
 
@@ -111,14 +114,23 @@ def _wrong_types(command: Command, given: dict[str, Any]) -> Iterator[str]:
     from recipes.common.checks.types import shown, wrong_type, wrong_types
 
     for key, kind in command.types.items():
-        value = given.get(key)
+        value = _at(given, key)
         if value is not None and (problem := wrong_type(value, kind)):
             yield f"{key}={shown(value)}: {problem}, or null"
     if command.checks_types and GlobalHydra.instance().is_initialized():  # a launcher's processes have none
         chosen = [f"{group}={HydraConfig.get().runtime.choices[group]}" for group in command.groups]
         usual = compose(HydraConfig.get().job.config_name, overrides=chosen)
-        for _, problem in wrong_types(given, cast(dict[str, Any], OmegaConf.to_container(usual))):
-            yield problem
+        for key, problem in wrong_types(given, cast(dict[str, Any], OmegaConf.to_container(usual))):
+            if key not in command.types:  # told above, and null is allowed
+                yield problem
+
+
+def _at(given: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, None where it is not there."""
+    node: Any = given
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def _described(command: Command, key: str) -> str:

@@ -23,7 +23,7 @@ class Command:
         examples: (arguments, what they do).
         keys: those that people change: (key or option, with an example of its value; what it is).
         groups: the configuration groups whose choices are listed.
-        types: of keys whose default is null "whole", "number", "bool" or "text".
+        types: of (dotted) keys that may be null "whole", "number", "bool" or "text".
         checks_types: whether values are compared with their defaults' types here, and not by the job.
         may_lack: keys (or nodes) that may stay without a value.
         more: tells where the rest is described.

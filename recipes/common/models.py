@@ -36,8 +36,8 @@ class Located:
 
     Attributes:
         name: as it was given.
-        kind: "folder", "hub", "adapter" or "verl".
-        path: its folder or hub name.
+        kind: "folder", "hub", "adapter" or "verl"; an evaluation also has "server".
+        path: its folder or hub name; of a server, its address and its name there.
         tokenizer: folder or hub name of its tokenizer; empty if it has none.
         step: training step of a verl checkpoint.
         base: the base model of an adapter.
@@ -72,9 +72,9 @@ def locate(name: str, base: str | None = None, option: str = "model") -> Located
         return _hub(name, option)
     if path.is_file():
         raise SettingsError([f"{option}={name} is a file; give the folder that holds the model"])
-    for checkpoints in (path / CHECKPOINTS, path):
-        if (checkpoints / TRACKER).exists():
-            return _run(name, checkpoints, option)
+    checkpoints = checkpoints_folder(path)
+    if checkpoints is not None:
+        return _run(name, checkpoints, option)
     if (path / "actor").is_dir():
         path = path / "actor"
     if model_shards(path):
@@ -98,6 +98,11 @@ def locate(name: str, base: str | None = None, option: str = "model") -> Located
     )
 
 
+def checkpoints_folder(path: Path) -> Path | None:
+    """Where a run keeps its checkpoints; None for a path that is no run."""
+    return next((folder for folder in (path / CHECKPOINTS, path) if (folder / TRACKER).exists()), None)
+
+
 def _hub(name: str, option: str) -> Located:
     from transformers import AutoConfig
 
@@ -114,7 +119,12 @@ def _hub(name: str, option: str) -> Located:
     return Located(name, "hub", name, name, option=option)
 
 
-def _run(name: str, checkpoints: Path, option: str) -> Located:
+def tracked_step(name: str, checkpoints: Path, option: str = "model") -> int:
+    """Step of the last complete checkpoint of a run that keeps them there.
+
+    Raises:
+        SettingsError: there is none, or the tracker does not say; ``option`` and ``name`` are the command's words.
+    """
     if checkpoints.name == CHECKPOINTS:
         try:
             step = checkpointed_step(checkpoints.parent)
@@ -125,6 +135,11 @@ def _run(name: str, checkpoints: Path, option: str) -> Located:
         step = int(text) if text.isdigit() else None
     if step is None:
         raise SettingsError([f"{option}={name}: {checkpoints / TRACKER} names no complete checkpoint"])
+    return step
+
+
+def _run(name: str, checkpoints: Path, option: str) -> Located:
+    step = tracked_step(name, checkpoints, option)
     actor = checkpoints / f"global_step_{step}" / "actor"
     if not model_shards(actor):
         raise SettingsError(
@@ -217,6 +232,8 @@ def fingerprint(model: Located) -> str:
 
         commit = getattr(AutoConfig.from_pretrained(model.path, trust_remote_code=False), "_commit_hash", None)
         digest.update(f"{model.path}@{commit}".encode())
+    elif model.kind == "server":  # its weights cannot be seen
+        digest.update(model.path.encode())
     else:
         for pattern in ("*.safetensors", "pytorch_model*.bin", MODEL_SHARDS, ADAPTER):
             for file in sorted(Path(model.path).glob(pattern)):

@@ -126,7 +126,7 @@ def spines(
     first = respond(engine, [p.prompt for p in problems], greedy, [("greedy", p.index) for p in problems])
     found: list[tuple[Response | None, str]] = [
         (response, "greedy") if right else (None, "none")
-        for response, right in zip(first, grade([r.text for r in first], [p.gold for p in problems]), strict=True)
+        for response, right in zip(first, grade(engine, [r.text for r in first], problems), strict=True)
     ]
     asked = [(i, number) for i, (spine, _) in enumerate(found) if spine is None for number in range(tries)]
     if asked:
@@ -136,7 +136,7 @@ def spines(
             params,
             [("spine", seed, problems[i].index, n) for i, n in asked],
         )
-        verdicts = grade([r.text for r in sampled], [problems[i].gold for i, _ in asked])
+        verdicts = grade(engine, [r.text for r in sampled], [problems[i] for i, _ in asked])
         for (i, _), response, right in zip(asked, sampled, verdicts, strict=True):
             if right and found[i][0] is None:
                 found[i] = (response, "sampled")
@@ -252,7 +252,7 @@ def force(
     )  # fmt: skip
     tails = dict(zip(going, continued, strict=True))
     texts = [as_response(engine, [*start[2], *tails.get(i, [])]).text for i, start in enumerate(starts)]
-    verdicts = grade(texts, [problem.gold for problem, *_ in starts])
+    verdicts = grade(engine, texts, [problem for problem, *_ in starts])
     for (_, child, _, _), verdict in zip(starts, verdicts, strict=True):
         child["correct"].append(verdict)
 

@@ -32,11 +32,12 @@ from recipes.diagnose.engine import (
     response_logits,
     scoring_batches,
 )
-from recipes.diagnose.health import measures
+from recipes.diagnose.health import StepJudge, judge_steps, measures, step_judge
 from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, finish
 from recipes.diagnose.one_step import STEPS, one_step_shifts
 from recipes.diagnose.runner import Findings, Records, command, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
+from recipes.evaluate import process_reward
 from workers.divergence import sampled_token_gap
 from workers.rollout.generation import SamplingParams
 
@@ -61,15 +62,23 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"interventions.alpha={cfg.interventions.alpha}: must be in [0, 1] (paper: 0.5)")
     if cfg.interventions.per_bucket < 0:
         wrong.append(f"interventions.per_bucket={cfg.interventions.per_bucket}: must be at least 0 (0: left out)")
+    if not 0 < cfg.prm_threshold < 1:
+        wrong.append(f"prm_threshold={cfg.prm_threshold}: a probability, between 0 and 1")
+    if cfg.prm is not None:
+        process_reward.check(cfg.prm)  # quick, before a model is loaded
     engine, problems, teacher = material(cfg, wrong)
-    return problems, lambda seed, chunk: measure(engine, teacher, cfg, seed, chunk)
+    judge = step_judge(cfg)
+    return problems, lambda seed, chunk: measure(engine, judge, teacher, cfg, seed, chunk)
 
 
-def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: Sequence[Problem]) -> Records:
+def measure(
+    engine: Engine, judge: StepJudge | None, teacher: Any, cfg: DictConfig, seed: int, problems: Sequence[Problem]
+) -> Records:
     """Sample rollouts of a chunk of problems, and measure all that the probes need.
 
     Args:
         engine: the model.
+        judge: of steps of other problems than the starter's; None where there is none.
         teacher: makes a row's privileged prompt (`PrivilegedPrompts`).
         cfg: the diagnostic's configuration.
         seed: decides every random number.
@@ -107,8 +116,12 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
     shifts = {}
     if cfg.step.lr is not None:
         shifts = one_step_shifts(engine, prompts, ids, gaps, lr=cfg.step.lr, temperature=cfg.temperature)
-    verdicts = grade([response.text for response in responses], [problem.gold for problem, _ in asked])
-    outcomes = intervened(engine, asked, ids, sites, params, identities)
+    texts = [response.text for response in responses]
+    verdicts = grade(engine, texts, [problem for problem, _ in asked])
+    steps = judge_steps(
+        judge, [(problem.row["problem"], text) for (problem, _), text in zip(asked, texts, strict=True)]
+    )
+    outcomes = intervened(engine, judge, asked, ids, sites, params, identities)
     return [
         {
             "problem": problem.index,
@@ -118,7 +131,7 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
             "entropy": rounded(entropies[i]),
             "gap": rounded(gaps[i]),
             "shift": {step: rounded(shifts[step][i]) for step in shifts},
-            "unmodified": measures(problem.row["problem"], responses[i].text, len(ids[i]), verdicts[i]),
+            "unmodified": measures(steps[i], texts[i], len(ids[i]), verdicts[i]),
             "interventions": outcomes[i],
         }
         for i, (problem, number) in enumerate(asked)
@@ -127,6 +140,7 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
 
 def intervened(
     engine: Engine,
+    judge: StepJudge | None,
     asked: Sequence[tuple[Problem, int]],
     ids: Sequence[list[int]],
     sites: Sequence[list[Site]],
@@ -153,16 +167,17 @@ def intervened(
         for site, branch in zip(found, branches, strict=True)
         for kind in KINDS
     ]
-    verdicts = grade([response.text for *_, response in flat], [asked[i][0].gold for i, *_ in flat])
+    verdicts = grade(engine, [response.text for *_, response in flat], [asked[i][0] for i, *_ in flat])
+    steps = judge_steps(judge, [(asked[i][0].row["problem"], response.text) for i, *_, response in flat])
     outcomes: list[list[dict[str, Any]]] = [[] for _ in asked]
-    for (i, site, kind, response), verdict in zip(flat, verdicts, strict=True):
+    for (i, site, kind, response), verdict, judged in zip(flat, verdicts, steps, strict=True):
         outcomes[i].append(
             {
                 "bucket": site.bucket,
                 "kind": kind,
                 "position": site.position,
                 "changed": site.tokens[kind] != site.tokens["resampled"],
-                **measures(asked[i][0].row["problem"], response.text, len(response.ids), verdict),
+                **measures(judged, response.text, len(response.ids), verdict),
             }
         )
     return outcomes
@@ -390,6 +405,7 @@ COMMAND = command(
     "dasd_probes",
     "DASD's probes 2 and 3: where the privileged teacher pushes, and what its pushes do.",
     (
+        ("prm=<path or name>", "a process reward model for StepAcc of other problems than the starter's"),
         ("step.lr=5e-5", "of the one diagnostic step; null leaves it out"),
         ("interventions.per_bucket=2", "positions of each rollout and bucket; 0 leaves them out"),
     ),

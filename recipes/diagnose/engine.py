@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from recipes.common.checks.errors import SettingsError
 from recipes.common.teacher.prompts import render, student_messages
+from rewards.by_grader import compute_score, grader_of
+from rewards.code import CodeOptions, task_of
+from rewards.pool import GradingSetupError
 from workers.rollout.generation import SamplingParams, generate_batch, response_seed, stop_token_ids
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class Engine:
         stop_ids: ids that end a response.
         pad_id: id that fills batches.
         tokens_per_pass: sequences × longest sequence of one forward pass.
+        code: options of rewards.code, for sets of programs.
     """
 
     model: PreTrainedModel
@@ -44,6 +48,7 @@ class Engine:
     stop_ids: list[int]
     pad_id: int
     tokens_per_pass: int
+    code: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -82,8 +87,13 @@ class Problem:
 
     @property
     def gold(self) -> Any:
-        """The right answer, as the row has it."""
-        return self.row.get("answer") or (self.row.get("reward_model") or {}).get("ground_truth")
+        """What its grader compares with; of a file that was not prepared, its answer."""
+        return (self.row.get("reward_model") or {}).get("ground_truth") or self.row.get("answer")
+
+    @property
+    def grader(self) -> str:
+        """One of rewards.by_grader.GRADERS.  Raises ValueError where the row names another."""
+        return grader_of(self.row.get("extra_info"))
 
 
 def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_pass: int) -> Engine:
@@ -127,13 +137,14 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
 
 def engine_of(cfg: DictConfig) -> Engine:
     """Load the model that a diagnostic's configuration names."""
-    return load_model(
+    engine = load_model(
         cfg.model,
         merged=Path(cfg.out) / "model",
         device=cfg.device,
         dtype=cfg.dtype,
         tokens_per_pass=cfg.tokens_per_pass,
     )
+    return replace(engine, code=dict(cfg.code))
 
 
 def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], Any]:
@@ -185,13 +196,19 @@ def load_problems(path: str, count: int | None, engine: Engine, template_kwargs:
                 break
             messages = [dict(turn) for turn in row.get("prompt") or []] or student_messages(row["problem"])
             problem = Problem(index, row, render(engine.tokenizer, messages, template_kwargs))
-            if not gold_text(problem.gold):
+            if not gold_text(problem.gold) or (problem.grader == "code" and task_of(problem.gold) is None):
                 raise SettingsError([f"data={path}: row {index} has no answer, so no response to it can be graded"])
             problems.append(problem)
-    except DataError as error:
+    except (DataError, ValueError) as error:
         raise SettingsError([f"data={path}: {error}"]) from error
     if not problems:
         raise SettingsError([f"data={path} has no rows"])
+    try:
+        options = CodeOptions.from_kwargs(engine.code)
+        if any(problem.grader == "code" for problem in problems):
+            options.pool.check()  # before minutes of sampling, not after
+    except (ValueError, GradingSetupError) as error:
+        raise SettingsError([f"code: {error}"]) from error
     return problems
 
 
@@ -291,21 +308,25 @@ def as_response(engine: Engine, ids: Sequence[int]) -> Response:
     return Response(list(ids), text, bool(ids) and ids[-1] in engine.stop_ids)
 
 
-def grade(texts: Sequence[str], golds: Sequence[Any]) -> list[bool | None]:
-    """Whether each response is right; None where the grader could not tell (time-out, error), which callers count.
+def grade(engine: Engine, texts: Sequence[str], problems: Sequence[Problem]) -> list[bool | None]:
+    """Whether each response is right, by its problem's own grader; None where that could not tell (time-out, error).
 
     Args:
+        engine: has the options for programs.
         texts: the responses.
-        golds: the right answer to each.
-    """
-    from rewards.math import compute_score
+        problems: what each answers.
 
-    def one(pair: tuple[str, Any]) -> bool | None:
-        verdict = compute_score("diagnose", pair[0], pair[1])
+    Returns:
+        A verdict for each; callers count those that are None.
+    """
+
+    def one(text: str, problem: Problem) -> bool | None:
+        extra = problem.row.get("extra_info")
+        verdict = compute_score("diagnose", text, problem.gold, extra, code=engine.code)
         return None if verdict["status"] in ("timeout", "error") else verdict["acc"] == 1.0
 
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, zip(texts, golds, strict=True)))
+        return list(pool.map(one, texts, problems))
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
     names = [("exposure_sweep", seed, problem.index, number) for problem, number in asked]
     responses = respond(engine, prompts, params, names)
     ids = [response.ids for response in responses]
-    verdicts = grade([response.text for response in responses], [problem.gold for problem, _ in asked])
+    verdicts = grade(engine, [response.text for response in responses], [problem for problem, _ in asked])
     references = {alpha: [teacher(problem.row, alpha) for problem, _ in asked] for alpha in cfg.exposures}
     full = references[cfg.exposures[-1]]
     records: Records = [

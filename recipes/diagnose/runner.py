@@ -69,7 +69,7 @@ def command(module: str, what: str, keys: Sequence[tuple[str, str]]) -> Command:
             ("hydra.run.dir=<directory>", "where results go"),
             *keys,
         ),
-        types={"limit": "whole"},
+        types={"limit": "whole", "step.lr": "number", "prm": "text", "prm_device": "text"},
         more="Every key with what it means: config/diagnose*.yaml; the results: recipes/diagnose/README.md.",
         not_started="This diagnostic was not started:",
     )

@@ -114,7 +114,7 @@ def _hub_name(path: str) -> str | None:
 
 
 def _licence(path: str, hub: str | None) -> dict[str, str]:
-    """License fields of the base model's card, where that is on this disk; nothing is guessed or fetched."""
+    """Licence fields of the base model's card, if that is on this disk; nothing is guessed or fetched."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
     places: list[Any] = [Path(path) / "README.md" if path else None]
@@ -351,7 +351,7 @@ def _percent(value: float | None, half: float | None = None) -> str:
 
 
 def _results(subject: Subject) -> list[EvalResult]:
-    """For the hub: the validation of exactly these weights, where there was one."""
+    """For the hub: the validation of exactly these weights, if there was one."""
     from huggingface_hub import EvalResult
 
     here: list[Validation] = []

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from recipes.evaluate.names import EXECUTION, EXPLORATION, Columns, accuracy_columns, main_metrics
+from recipes.evaluate.names import AVERAGE, EXECUTION, EXPLORATION, Columns, accuracy_columns, main_metrics
 from recipes.evaluate.plan import SETTINGS
-from recipes.evaluate.summary import AVERAGE, FORMAT, SUMMARY
+from recipes.evaluate.summary import FORMAT, SUMMARY
 from recipes.report.figures import SERIES, Line, curves, intervals, stacked_bars
 from recipes.report.panels import Shown
 from recipes.report.preset import Comparison, NoPreset, compare_evaluation
@@ -77,7 +77,8 @@ def colour_of(summary: Row, label: str) -> int:
         summary: summary.json, whose order of labels decides.
         label: a model's.
     """
-    return min(labels_of(summary).index(label), SERIES) + 1
+    shown = shown_labels(summary)
+    return min(shown.index(label), SERIES) + 1 if label in shown else SERIES + 1
 
 
 # ---------------------------------------------------------------------- numbers
@@ -191,7 +192,7 @@ class Difference:
         a: label of the first model.
         b: label of the second, which is subtracted.
         data: the set.
-        problems: how many both answered.
+        problems: how many the two were compared on.
         cells: for each metric the difference as text, and whether its interval leaves out zero.
     """
 
@@ -256,9 +257,22 @@ def _apart(row: Row | None) -> bool:
 # ---------------------------------------------------------------------- figures
 
 
+def shown_labels(summary: Row) -> list[str]:
+    """Leave out a run's checkpoints before its last, which are on its curve.
+
+    Args:
+        summary: summary.json.
+
+    Returns:
+        The labels of the models that stand for themselves, in order.
+    """
+    between = {p["label"] for curve in summary.get("curves") or () for p in curve["points"][:-1]}
+    return [label for label in labels_of(summary) if label not in between]
+
+
 def accuracy_panels(summary: Row) -> list[Shown]:
     """For each set a figure of Pass@k over k with the band of its interval, and Maj@n as a diamond to the right."""
-    labels = labels_of(summary)
+    labels = shown_labels(summary)
     panels = []
     for data in sets_of(summary):
         lines, ks, legend = [], set(), []
@@ -268,10 +282,10 @@ def accuracy_panels(summary: Row) -> list[Shown]:
             if not points:
                 continue
             ks |= {k for k, _ in points}
-            lines.append(_interval_line([k for k, _ in points], [row for _, row in points], place))
+            lines.append(interval_line([k for k, _ in points], [row for _, row in points], place))
             majority = [row for name, row in cells.items() if name.startswith("maj@")]
             right = points[-1][0] * 2 ** (0.35 + 0.12 * place)
-            lines += [_interval_line([right], [row], place, symbol="D") for row in majority]
+            lines += [interval_line([right], [row], place, symbol="D") for row in majority]
             legend.append((label, min(place, SERIES) + 1, False))
         if lines:
             name = "Average of the sets" if data == AVERAGE else data
@@ -280,8 +294,11 @@ def accuracy_panels(summary: Row) -> list[Shown]:
     return panels
 
 
-def _interval_line(x: Sequence[float], rows: Sequence[Row], colour: int, symbol: str = "o") -> Line:
-    known = all(row["low"] is not None for row in rows)
+def interval_line(
+    x: Sequence[float], rows: Sequence[Row], colour: int, symbol: str = "o", *, band: bool = True
+) -> Line:
+    """A line through rows of the summary, which are shares, with a band of their intervals where all have one."""
+    known = band and all(row["low"] is not None for row in rows)
     return Line(
         x,
         [row["value"] for row in rows],

@@ -87,6 +87,7 @@ def curves(
     limit: float | None = None,
     from_zero: bool = False,
     doubling: Sequence[int] = (),
+    ticks: Sequence[float] = (),
 ) -> Markup:
     """Lines over steps, as an <svg> element.
 
@@ -96,6 +97,7 @@ def curves(
         limit: a dashed level across the figure, shown only if the curves come near it.
         from_zero: the axis begins at zero.
         doubling: the x that get a tick, on an axis where each doubling is as long as the next; empty: an even axis.
+        ticks: the x that get a tick on an even axis; empty: whole numbers.
     """
     with matplotlib.rc_context(_STYLE):
         axes = _axes()
@@ -117,7 +119,9 @@ def curves(
         elif len(places) == 1:
             (x,) = places
             axes.set_xlim(x - 1, x + 1)
-        if not doubling:
+        if ticks:
+            axes.set_xticks(list(ticks), [f"{x:g}" for x in ticks])
+        elif not doubling:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         return _svg(axes)

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import duration
 from recipes.evaluate.names import EXPLORATION, accuracy_columns, main_metrics
-from recipes.report import compare, evaluation
+from recipes.report import breakdowns, compare, evaluation
 from recipes.report.answers import asked
 from recipes.report.figures import SERIES, SMOOTH_FROM
 from recipes.report.heat import LEVELS, heat
@@ -125,7 +125,9 @@ def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
             directory=directory,
             summary=summary,
             status=summary.get("status", "done"),
-            labels=evaluation.labels_of(summary),
+            labels=evaluation.shown_labels(summary),
+            over_steps=breakdowns.checkpoints(summary),
+            by_level=breakdowns.breakdowns(summary, evaluation.shown_labels(summary)),
             sets=evaluation.sets_of(summary),
             facts=evaluation.facts_of(summary),
             tiles=_evaluation_tiles(summary),
@@ -142,7 +144,7 @@ def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
 
 def _evaluation_tiles(summary: dict[str, Any]) -> list[Tile]:
     """Of one model its main numbers; of several, each one's Avg@n: on the average of the sets, or its first set."""
-    labels, sets = evaluation.labels_of(summary), evaluation.sets_of(summary)
+    labels, sets = evaluation.shown_labels(summary), evaluation.sets_of(summary)
     columns = accuracy_columns(summary["metrics"]) | EXPLORATION
     tiles = []
     for label in labels:

@@ -237,11 +237,9 @@ def stage_panel(run: Run) -> tuple[Shown, list[tuple[str, int, float, float]]] |
 
     Seconds are means over all steps, so a checkpoint every tenth step counts a tenth.
 
-    Args:
-        run: the run; None is returned if none of its steps was timed.
-
     Returns:
-        The figure, and (stage, number of its colour from 1, seconds a step, share of the whole), the longest first.
+        The figure, and (stage, number of its colour from 1, seconds a step, share of the whole), longest first; None
+        if no step was timed.
     """
     timed = [r for r in run.steps if r.get(names.STEP_SECONDS) is not None]
     if not timed:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,9 @@ from recipes.common import metric_names as names
 from recipes.common.method import Method, read
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import warnings_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class NotARun(ValueError):
@@ -32,7 +35,7 @@ class Run:
         directory: the run directory.
         config: its resolved configuration.
         records: of metrics.jsonl, ascending steps.
-        samples: of samples.jsonl, ascending steps.
+        samples: of samples.jsonl, ascending steps: some responses with what each of their tokens earned.
         stage: of stage.json; empty if there is none.
         unreadable: lines of the two files that are no JSON objects with a step.
     """
@@ -72,6 +75,27 @@ class Run:
         """Records of training steps: all but that of the validation before the first."""
         return [r for r in self.records if names.TRAINED in r]
 
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """The records as a table: a row a step (index ``step``; 0 is the validation before the first), a column a
+        metric. NaN where a step has no such number."""
+        import pandas as pd
+
+        return pd.DataFrame.from_records(self.records, index="step") if self.records else pd.DataFrame()
+
+    @cached_property
+    def responses(self) -> pd.DataFrame:
+        """The samples as a table: a row a response, with ``step``, ``problem``, ``reward``, ``tokens`` (their texts),
+        ``omitted`` (tokens left out of the middle), and a column of lists for each of the method's token fields."""
+        import pandas as pd
+
+        rows = [
+            {"step": record["step"], **{k: v for k, v in sample.items() if k != "fields"}, **sample.get("fields", {})}
+            for record in self.samples
+            for sample in record["samples"]
+        ]
+        return pd.DataFrame.from_records(rows)
+
     @property
     def planned_steps(self) -> int | None:
         """The last step that was asked for; None if the configuration leaves it open."""
@@ -91,8 +115,8 @@ class Run:
         return [], []
 
 
-def load_run(directory: Path, *, needs_records: bool = True) -> Run:
-    """Read a run directory.
+def load_run(directory: str | Path, *, needs_records: bool = True) -> Run:
+    """Read a run directory, also while the run goes on.
 
     Args:
         directory: the run directory.
@@ -101,7 +125,7 @@ def load_run(directory: Path, *, needs_records: bool = True) -> Run:
     Raises:
         NotARun: there is no configuration that can be read, or no record although one is needed.
     """
-    directory = directory.resolve()
+    directory = Path(directory).resolve()
     try:
         config = OmegaConf.load(directory / files.CONFIG)
     except FileNotFoundError:
@@ -124,7 +148,7 @@ def load_run(directory: Path, *, needs_records: bool = True) -> Run:
     )
 
 
-def find_runs(path: Path, *, needed: bool = True) -> list[Path]:
+def find_runs(path: str | Path, *, needed: bool = True) -> list[Path]:
     """The run directories at or below a path, sorted.
 
     Args:
@@ -134,6 +158,7 @@ def find_runs(path: Path, *, needed: bool = True) -> list[Path]:
     Raises:
         NotARun: there is none, although one is needed.
     """
+    path = Path(path)
     found = [path] if (path / files.CONFIG).exists() else sorted(p.parent for p in path.rglob(files.METRICS))
     if needed and not found:
         raise NotARun(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -219,6 +220,20 @@ def test_two_terms_that_are_averaged_differently_are_warned_of(compose_config, m
     if fix:
         cfg.actor_rollout_ref.actor.loss_agg_mode = fix
         assert check(cfg, read(cfg), gpus=0) == []
+
+
+def test_mixed_logits_of_a_model_that_changes_them_afterwards_are_refused(compose_config, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(STARTER / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "final_logit_softcapping": 30.0}))
+    cfg = compose_config("method=sdpo", "experiment=starter", f"actor_rollout_ref.model.path={model}")
+    assert problems(cfg) == []
+    cfg.self_distill.teacher.weights = "trust_region"
+    (problem,) = problems(cfg)
+    assert (
+        "weights=trust_region" in problem and "final_logit_softcapping=30.0" in problem and "ema or frozen" in problem
+    )
 
 
 def test_siblings_that_would_be_cut_are_warned_of(compose_config):

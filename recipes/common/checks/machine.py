@@ -129,18 +129,20 @@ def software(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def logging(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Refuse Weights & Biases where it cannot log: it would say so only when all workers are there.
+    """Refuse trackers that cannot log: they would say so only when all workers are there.
 
     Args:
         cfg: the resolved configuration.
         method: what it asks to learn; not needed here.
     """
-    loggers = cfg.trainer.logger
-    if cfg.dry_run or "wandb" not in ([loggers] if isinstance(loggers, str) else loggers):
+    loggers = [cfg.trainer.logger] if isinstance(cfg.trainer.logger, str) else list(cfg.trainer.logger)
+    if cfg.dry_run:
         return
-    if find_spec("wandb") is None:
-        yield "trainer.logger has wandb, which is not installed: pip install wandb (extra 'wandb')"
-    elif os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not _has_wandb_key():
+    for tracker in ("wandb", "swanlab", "trackio"):
+        if tracker in loggers and find_spec(tracker) is None:
+            yield f"trainer.logger has {tracker}, which is not installed: pip install {tracker} (extra '{tracker}')"
+            return
+    if "wandb" in loggers and os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not _has_wandb_key():
         yield (
             "trainer.logger has wandb, and there is no API key: `wandb login`, or set WANDB_API_KEY (with RAY_ADDRESS, "
             "where Ray was started), or WANDB_MODE=offline"
@@ -241,14 +243,13 @@ def _room(cfg: DictConfig, method: Method, folder: Path) -> Iterator[str]:
     job = planner.job_of(cfg, method, gpu=None)
     if job is None or cfg.trainer.save_freq < 1:
         return
-    # The kept ones, and the next while it is written, before the oldest goes.
-    needed, free = (
-        (cfg.self_distill.keep_checkpoints + 1) * planner.checkpoint_bytes(job),
-        shutil.disk_usage(folder).free,
-    )
+    # The kept ones, and the next while it is written, before the oldest goes; never more than the run saves.
+    keep, total = cfg.self_distill.keep_checkpoints, cfg.trainer.total_training_steps
+    most = keep + 1 if total is None else min(keep + 1, -(-total // cfg.trainer.save_freq))
+    needed, free = most * planner.checkpoint_bytes(job), shutil.disk_usage(folder).free
     if free < needed:
         yield (
-            f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {cfg.self_distill.keep_checkpoints} "
-            f"checkpoints and the one being written take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
+            f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {most} checkpoints, the one being "
+            f"written among them, take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
             "set self_distill.keep_checkpoints=1"
         )

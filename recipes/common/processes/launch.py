@@ -29,7 +29,10 @@ from recipes.common.record.console import RunConsole
 
 # A running cluster lacks the environment of whoever starts a run on it. What is passed on is written into config.yaml
 # too, so no variable that may hold a secret belongs here.
-PASSED_ON = ("WANDB_MODE", "WANDB_ENTITY", "HF_HOME", "HF_HUB_OFFLINE")
+PASSED_ON = (
+    *("WANDB_MODE", "WANDB_ENTITY", "WANDB_NOTES", "SWANLAB_MODE", "SWANLAB_LOG_DIR", "TRACKIO_DIR"),
+    *("HF_HOME", "HF_HUB_OFFLINE"),
+)
 PASSED_ON_PREFIXES = ("NCCL_", "VLLM_")
 
 
@@ -105,6 +108,9 @@ def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
     environment = {
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
         "WANDB_DIR": str(run_dir),
+        "WANDB_NOTES": f"report: {run_dir / files.REPORT}",
+        "SWANLAB_LOG_DIR": str(run_dir / "swanlog"),
+        "TRACKIO_DIR": str(run_dir / "trackio"),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "HYDRA_FULL_ERROR": "1",
         **{k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)},
