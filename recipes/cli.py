@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": ("recipes.data.prepare", "training and evaluation files, of the hub's sets or of your own"),
     "validate": ("recipes.data.validate", "what training would stumble over in prepared files, row by row"),
     "diagnose": ("recipes.diagnose", "the papers' diagnostics: self-distill diagnose dasd_probes"),
+    "reproduce": ("recipes.reproduce.main", "the papers' tables and figures, and all methods compared"),
     "export": ("recipes.export.main", "a Hugging Face folder with a model card, of a run's checkpoint"),
     "methods": ("recipes.methods", "list the methods"),
 }

@@ -243,7 +243,8 @@ async def _serve(
 
     if not client.cancelled:
         async with client:
-            # As many problems at a time as keep the requests open with a single response each.
+            # As many problems at a time as keep the requests open with a single response each; with more of them the
+            # places still go problem by problem, in order, so that few are unfinished.
             await _together([problems() for _ in range(client.options.concurrency)])
     results.put(None)
 

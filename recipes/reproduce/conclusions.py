@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from recipes.reproduce.measured import Cell
+from recipes.reproduce.measured import PROBLEMS, Cell
 
 Differences = Mapping[str, Mapping[str, Cell | None]]  # group -> row's label -> difference to the baseline
 
@@ -56,7 +56,9 @@ def _ahead_and_behind(groups: Sequence[str], baseline: str, rows: Sequence[str],
         parts.append(f"in {group} {_counted(ahead)} ahead of {baseline} and {_counted(behind)} behind it, of {of}")
     comparisons = sum(side(found[group].get(row)) is not None for group in groups for row in rows)
     text = "; ".join(parts)
-    yield f"{text[:1].upper()}{text[1:]} (95 % intervals, {comparisons} comparisons, not corrected)."
+    kinds = {cell.over for group in groups for row in rows if (cell := found[group].get(row)) is not None}
+    single = ", of one run each" if kinds == {PROBLEMS} else ""
+    yield f"{text[:1].upper()}{text[1:]} (95 % intervals{single}; {comparisons} comparisons, not corrected)."
 
 
 def _survivors(groups: Sequence[str], baseline: str, rows: Sequence[str], found: Differences) -> str:

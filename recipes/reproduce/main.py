@@ -45,9 +45,8 @@ COMMAND = Command(
     examples=(
         ("", "list the tables and figures, what each needs and how long it takes"),
         ("table=compare_quick", "GRPO, DASD and OPSD in both embedded worlds"),
-        ("table=dasd_2", "the rows of DASD's Table 2 in the embedded worlds"),
+        ("table=dasd_2 seeds=[1] steps=10", "the rows of DASD's Table 2 in the embedded worlds, fewer seeds and steps"),
         ("table=dasd_2 scale=gpu", "the same in the paper's experiments, on GPUs"),
-        ("table=pw_opsd_6 seeds=[1] steps=10", "fewer seeds and steps"),
         ("table=atesd_2 report=true", "the page of what is there already"),
     ),
     keys=(

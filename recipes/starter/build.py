@@ -133,8 +133,6 @@ COMMAND = Command(
         ("--world shortcut --measure", "what the weights that are there can do"),
         ("", "in place, over the ones in the package"),
         ("--out /tmp/starter --steps 50", "a short try"),
-        ("--out /tmp/starter --seed 21", "another draw of problems and weights"),
-        ("--out /tmp/starter --threads 8", "faster, with slightly other weights"),
     ),
     keys=(
         ("--world <name>", f"one of {', '.join(WORLDS)}; starter"),

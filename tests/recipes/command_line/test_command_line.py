@@ -25,6 +25,7 @@ ENTRIES = {
     "recipes.diagnose.exposure_sweep": "COMMAND",
     "recipes.export.main": "COMMAND",
     "recipes.report.main": "COMMAND",
+    "recipes.reproduce.main": "COMMAND",
     "recipes.data.prepare": "COMMAND",
     "recipes.data.validate": "COMMAND",
     "recipes.starter.build": "COMMAND",

@@ -194,8 +194,8 @@ def test_two_models_of_a_server_are_two(tmp_path):
     assert {body["model"] for body in served.asked} == {"a", "b"} and len(summary["differences"]) > 0
 
 
-def asked(options, problems):
-    tasks = ((n, ([{"role": "user", "content": str(n)}], [n])) for n in range(problems))
+def asked(options, problems, samples=1):
+    tasks = ((n, ([{"role": "user", "content": str(n)}], list(range(samples)))) for n in range(problems))
     return server.sample_from_server(options, "served", SamplingParams(1.0, 0.9, -1, 8, logprobs=False), {}, tasks)
 
 
@@ -203,6 +203,17 @@ def test_a_connection_that_breaks_is_made_again(tmp_path):
     with serving(lambda body, number: Reply(b"{", length=100) if number == 0 else completion()) as served:
         found = list(asked(server.ServerOptions(served.url, 1, 20.0, 2, 1), 2))
     assert [answers for _, answers in found] == [[("so \\boxed{7}", 5, "completed")]] * 2 and len(served.asked) == 3
+
+
+def test_an_interruption_loses_few_problems():
+    """Requests are sent problem by problem: 32 open ones of 16 responses each belong to three or four problems."""
+    with serving() as served:
+        served.answer = lambda body, number: completion() if number < 200 else served.release.wait(60) and completion()
+        answers = asked(server.ServerOptions(served.url, 32, 600.0, 2, 1), 50, 16)
+        complete = [next(answers) for _ in range(9)]
+        answers.close()
+        begun = {body["messages"][0]["content"] for body in served.asked}
+    assert len(begun) - len(complete) <= 5
 
 
 def test_stopping_does_not_wait_for_open_requests():

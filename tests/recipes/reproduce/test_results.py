@@ -92,7 +92,7 @@ def test_conclusions_follow_the_numbers():
     first, second, third = conclusions(["one", "two"], "grpo", rows, [], accuracy, markers, {})
     assert first == (
         "In one 2 (dasd and opsd) are ahead of grpo and 1 (bad) is behind it, of 3; in two none is ahead of grpo and "
-        "2 (opsd and bad) are behind it, of 3 (95 % intervals, 6 comparisons, not corrected)."
+        "2 (opsd and bad) are behind it, of 3 (95 % intervals; 6 comparisons, not corrected)."
     )
     assert second == "Not shown to be behind grpo anywhere: dasd; of these dasd is ahead of it somewhere."
     assert third.count("1 (opsd) is below grpo") == 2

@@ -88,7 +88,8 @@ def test_the_gradient_is_that_of_plain_transformers(material, engine_results, na
     students = results[0]["initial"]
     base = {} if case.get("teacher", {}).get("weights") in ("frozen", "trust_region") else students
     reference = plain(material, case, students, base)
-    assert relative_error(results[0], reference) < 1e-6
+    # A divergence over a few tokens of nearly equal distributions has a digit less in fp32.
+    assert relative_error(results[0], reference) < (3e-6 if case["loss"].get("top_k") else 1e-6)
     # each rank's share is scaled by their number, since gradients are averaged over ranks
     assert sum(sum(r["loss"]) for r in results) / world == pytest.approx(reference["loss"], rel=1e-5, abs=1e-7)
     if case["loss"].get("kind", "none") != "none":
@@ -97,7 +98,8 @@ def test_the_gradient_is_that_of_plain_transformers(material, engine_results, na
 
 def check_metrics(results: list[dict], reference: dict) -> None:
     values = reference["values"]
-    own = [{k: v for k, v in r["metrics"].items() if k != "divergence/loss"} for r in results]
+    shares = ("divergence/loss", "divergence/importance_clipped")  # of each rank; added up later
+    own = [{k: v for k, v in r["metrics"].items() if k not in shares} for r in results]
     assert all(r["metrics"].keys() == results[0]["metrics"].keys() for r in results)
     metrics = {k: v[0] for k, v in own[0].items() if k.startswith("divergence/")}
     assert all({k: v[0] for k, v in r.items() if k.startswith("divergence/")} == metrics for r in own)
