@@ -27,17 +27,29 @@ _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 
 @dataclass(frozen=True)
 class Item:
-    """A problem with its gold answer and, if the set has one, a worked solution (else "")."""
+    """A problem with its gold answer and, if the set has one, a worked solution.
+
+    Attributes:
+        problem: its text.
+        answer: the gold answer.
+        solution: the worked solution, or "".
+        source_index: place of its row in the source.
+        unwrapped: False if instructions around the problem were expected and not found.
+        boxed: whether the answer is the solution's last box.
+        gold: what is graded if that is not the answer, such as a program's tests.
+        dropped: why the row cannot be used, or "".
+        extra: further fields for extra_info.
+    """
 
     problem: str
     answer: str
     solution: str
     source_index: int
-    unwrapped: bool = True  # False if instructions around the problem were expected and not found
-    boxed: bool = False  # whether the answer is the solution's last box
-    gold: str | None = None  # what is graded if that is not the answer, such as a program's tests
-    dropped: str = ""  # why the row cannot be used
-    extra: Mapping[str, Any] = field(default_factory=dict)  # for extra_info
+    unwrapped: bool = True
+    boxed: bool = False
+    gold: str | None = None
+    dropped: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def clean_answer(answer: Any) -> str:

@@ -41,7 +41,12 @@ PROBE_SIZE = 64  # if probe_size is null
 
 @dataclass
 class Collected:
-    """Items in the source's order, one for each problem, and what became of the others."""
+    """Items in the source's order, one for each problem, and what became of the others.
+
+    Attributes:
+        items: those that are kept.
+        counts: number of rows that were read, and of those that were dropped for each reason.
+    """
 
     items: list[Item] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)

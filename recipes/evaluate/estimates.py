@@ -31,7 +31,17 @@ from recipes.starter.corpus import DATA_SOURCE as STARTER_SOURCE
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One label's results on one set with one model and seed: problem id -> metric -> (sum, weight)."""
+    """One label's results on one set with one model and seed.
+
+    Attributes:
+        label: of the model, in tables.
+        model: its fingerprint.
+        seed: of the evaluation.
+        data: name of the set.
+        problems: problem id -> metric -> (sum, weight).
+        counts: number of responses, tokens and steps without a score, and of responses by what became of them.
+        lengths: problem id -> (tokens, right) of each response.
+    """
 
     label: str
     model: str
@@ -39,7 +49,7 @@ class Evaluation:
     data: str
     problems: dict[str, health.Sums]
     counts: Counter
-    lengths: dict[str, list[tuple[int, bool]]] = field(default_factory=dict)  # (tokens, right) of each response
+    lengths: dict[str, list[tuple[int, bool]]] = field(default_factory=dict)
 
 
 def measures(

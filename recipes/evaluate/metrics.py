@@ -90,8 +90,10 @@ def _same(one: Answer | None, other: Answer | None, equivalent: Callable[[Answer
 class Estimate:
     """A value and what each problem contributes to its error.
 
-    ``strata``: for each data set an array (P,) of contributions with mean 0, in the order of its problems; the value's
-    variance is the sum of their variances over P.  Data sets are fixed, problems are drawn.
+    Attributes:
+        value: the estimate.
+        strata: for each data set an array (P,) of contributions with mean 0, in the order of its problems; the value's
+            variance is the sum of their variances over P.  Data sets are fixed, problems are drawn.
     """
 
     value: float

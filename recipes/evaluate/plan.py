@@ -48,10 +48,29 @@ GRADING_THREADS = 8  # they wait for the grading children
 
 @dataclass(frozen=True)
 class Plan:
-    """All that an evaluation needs; ``settings`` is what its results depend on apart from models, sets and seeds.
+    """All that an evaluation needs.
 
-    ``selection``: on what the best checkpoint is chosen, see `checkpoints.best`; ``trained``: what runs say of their
-    own steps, by label; ``notes``: what a reader of the results should know of how the models were chosen.
+    Attributes:
+        directory: where it writes.
+        members: the models.
+        sets: what they are asked.
+        seeds: each an evaluation of its own.
+        samples: responses to each problem.
+        params: how responses are sampled.
+        template_kwargs: of the chat template.
+        reward_kwargs: of the mathematics grader.
+        ks: k of Pass@k.
+        engine: "vllm", "transformers" or `server.ENGINE`.
+        workers: number of the engine's workers.
+        dtype: torch's name of the weights' type.
+        gpus: of this machine.
+        settings: what the results depend on apart from models, sets and seeds.
+        compare: directories of earlier evaluations.
+        code: how programs are run.
+        server: of the models, if they are served.
+        selection: on what the best checkpoint is chosen, see `checkpoints.best`.
+        trained: what runs say of their own steps, by label.
+        notes: what a reader of the results should know of how the models were chosen.
     """
 
     directory: Path

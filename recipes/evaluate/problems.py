@@ -25,18 +25,30 @@ OWN_FILES = "local"  # configuration of a file of one's own, which is no set
 
 @dataclass(frozen=True)
 class Problem:
-    """A row to answer.  ``id`` is made of its place in the file and a hash of prompt and answer: the same row of the
-    same set has the same id in every evaluation, which is what pairs them."""
+    """A row to answer.
+
+    Attributes:
+        index: its place in the file.
+        id: made of its place and a hash of prompt and answer: the same row of the same set has the same id in every
+            evaluation, which is what pairs them.
+        messages: the prompt as a chat.
+        gold: the right answer, or a program's tests.
+        text: the bare problem, for step checkers.
+        source: the row's data_source.
+        grader: one of rewards.by_grader.GRADERS.
+        extra_info: the row's, for the grader.
+        solution: the row's, for the privileged teacher.
+    """
 
     index: int
     id: str
     messages: list[dict[str, str]]
     gold: str
-    text: str  # the bare problem, for step checkers
-    source: str  # the row's data_source
-    grader: str = "math"  # one of rewards.by_grader.GRADERS
-    extra_info: Mapping[str, Any] = field(default_factory=dict)  # the row's, for the grader
-    solution: str = ""  # the row's, for the privileged teacher
+    text: str
+    source: str
+    grader: str = "math"
+    extra_info: Mapping[str, Any] = field(default_factory=dict)
+    solution: str = ""
 
     @property
     def difficulty(self) -> float | None:
@@ -46,7 +58,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """A named file of problems, in the file's order."""
+    """A named file of problems.
+
+    Attributes:
+        name: in tables and records.
+        file: its path.
+        sha256: of the file.
+        problems: in the file's order.
+    """
 
     name: str
     file: str

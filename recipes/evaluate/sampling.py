@@ -25,16 +25,28 @@ Response = tuple[list[int], str]  # token ids (the stop token included), "comple
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a model is loaded and batched; nothing here is meant to change what is sampled."""
+    """How a model is loaded and batched; nothing here is meant to change what is sampled.
 
-    engine: str  # "vllm" or "transformers"
+    Attributes:
+        engine: "vllm" or "transformers".
+        dtype: torch's name of the weights' type.
+        max_model_len: vLLM's, in tokens; None for the model's own.
+        tensor_parallel_size: GPUs that share a model in vLLM.
+        gpu_memory_utilization: vLLM's share of a GPU's memory.
+        max_num_seqs: responses at a time in vLLM.
+        batch_size: responses at a time in transformers.
+        gpus: for each worker.
+        threads: of torch in each worker.
+    """
+
+    engine: str
     dtype: str
     max_model_len: int | None
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     max_num_seqs: int = 256
     batch_size: int = 64
-    gpus: int = 0  # for each worker
+    gpus: int = 0
     threads: int = 1
 
 

@@ -62,7 +62,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one setting, ascending by seed."""
+    """The runs of one setting.
+
+    Attributes:
+        label: of the setting.
+        runs: ascending by seed.
+    """
 
     label: str
     runs: list[Run]

@@ -86,7 +86,12 @@ def colour_of(summary: Row, label: str) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as text, and a smaller text below it."""
+    """A number in a table.
+
+    Attributes:
+        text: the number.
+        below: a smaller text below it, or "".
+    """
 
     text: str
     below: str = ""
@@ -113,7 +118,12 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table with a line for each model and set, and a column for each metric that occurs."""
+    """A table with a line for each model and set, and a column for each metric that occurs.
+
+    Attributes:
+        head: headings of the metrics.
+        rows: the lines.
+    """
 
     head: list[str]
     rows: list[GridRow]

@@ -13,7 +13,13 @@ from recipes.reproduce.tables import Table
 
 @dataclass(frozen=True)
 class Published:
-    """The paper's numbers of one experiment: a row a method."""
+    """The paper's numbers of one experiment.
+
+    Attributes:
+        experiment: its name.
+        head: names of the sets.
+        rows: (method, its numbers as texts).
+    """
 
     experiment: str
     head: list[str]

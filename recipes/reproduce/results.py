@@ -25,7 +25,14 @@ Place = tuple[str, str, int]  # row's label, experiment, seed
 
 @dataclass(frozen=True)
 class Planned:
-    """A table at a scale: its runs, each in its place, and where all is written."""
+    """A table at a scale.
+
+    Attributes:
+        table: what is reproduced.
+        scale: how large.
+        out: where everything is written.
+        jobs: the runs, each in its place.
+    """
 
     table: Table
     scale: Scale

@@ -70,7 +70,12 @@ def seeded(seed: int) -> tuple[str, ...]:
 
 @dataclass
 class Children:
-    """The training commands that run now; a signal to this process is a signal to each of them."""
+    """The training commands that run now; a signal to this process is a signal to each of them.
+
+    Attributes:
+        running: their processes.
+        stopping: whether they were told to stop, so that none is started any more.
+    """
 
     running: set[subprocess.Popen] = field(default_factory=set)
     stopping: bool = False

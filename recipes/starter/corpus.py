@@ -31,7 +31,13 @@ KEEP_ANSWER = 0.97  # probability that the boxed answer is the reference's, what
 
 @dataclass(frozen=True)
 class Example:
-    """One pre-training example: prompt ids, response ids with the end token, and the weight of the first of them."""
+    """One pre-training example.
+
+    Attributes:
+        prompt: token ids.
+        response: token ids with the end token.
+        weight: of the response's first token in the loss.
+    """
 
     prompt: list[int]
     response: list[int]

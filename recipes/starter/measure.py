@@ -23,18 +23,31 @@ EXPOSURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass
 class Score:
-    """What the sampled responses to a set of problems are worth; estimates of nothing are None."""
+    """What the sampled responses to a set of problems are worth; estimates of nothing are None.
+
+    Attributes:
+        accuracy: share of right responses.
+        worked_out: accuracy of the responses that are not direct.
+        step_accuracy: share of the standing steps that are right, over responses that have steps.
+        follows: share of the responses whose boxed answer is that of their own last step.
+        tokens: mean response length, the end token included.
+        finished: share that ended within the limit.
+        markers: epistemic markers per response.
+        habits: share of the responses in each habit.
+        by_habit: accuracy of the responses in each habit.
+        by_steps: accuracy by number of operations.
+    """
 
     accuracy: Estimate
-    worked_out: Estimate | None  # accuracy of the responses that are not direct
-    step_accuracy: Estimate | None  # share of the standing steps that are right, over responses that have steps
-    follows: float  # share of the responses whose boxed answer is that of their own last step
-    tokens: float  # mean response length, the end token included
-    finished: float  # share that ended within the limit
-    markers: Estimate  # epistemic markers per response
-    habits: dict[str, Estimate]  # share of the responses in each habit
-    by_habit: dict[str, Estimate]  # accuracy of the responses in each habit
-    by_steps: dict[int, Estimate]  # accuracy by number of operations
+    worked_out: Estimate | None
+    step_accuracy: Estimate | None
+    follows: float
+    tokens: float
+    finished: float
+    markers: Estimate
+    habits: dict[str, Estimate]
+    by_habit: dict[str, Estimate]
+    by_steps: dict[int, Estimate]
 
 
 @torch.no_grad()

@@ -40,7 +40,12 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Chain:
-    """A problem: a first digit and the operations that follow, each an (operator, operand) pair."""
+    """A problem: a chain of one-digit operations.
+
+    Attributes:
+        start: the first digit.
+        operations: those that follow, each an (operator, operand) pair.
+    """
 
     start: int
     operations: tuple[tuple[str, int], ...]
@@ -73,10 +78,15 @@ class Chain:
 class Step:
     """One written step and its verdict.
 
-    ``right`` judges the step on its own: the operation and operand are those of the problem at ``index``, the left
-    operand is the value the response stood at, and the result is right for it.  An earlier slip is therefore counted
-    once and not inherited by the steps that build on it.  ``withdrawn`` says that a marker followed and the step was
-    written again, ``revises`` that this step is such a second version.
+    Attributes:
+        index: number of the problem's operation that it stands for, from 0.
+        text: as written.
+        value: the result as written.
+        right: judges the step on its own: the operation and operand are those of the problem at `index`, the left
+            operand is the value that the response stood at, and the result is right for it.  An earlier slip is
+            therefore counted once and not inherited by the steps that build on it.
+        withdrawn: whether a marker followed and the step was written again.
+        revises: whether this step is such a second version.
     """
 
     index: int

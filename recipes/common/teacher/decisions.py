@@ -18,22 +18,31 @@ FEATURES = ("progress", "previous_exposure", "loss_ema", "mismatch_ema", "probe_
 class ControllerConfig:
     """Settings of the controller; the paper's section beside each, "ours" where it is silent.
 
-    total_steps: student updates T of the run, for the progress feature and the entropy schedule.
-    mode: learned; fixed (always `fixed_exposure`); random (uniform on the range, redrawn every hold): Table 2 B.
-    credit: one_step | delayed | discounted | discounted+grounded: Table 2 A.  counterfactual (ours; §6 names it as
-        future work): the probe's loss after a decision's first update, made at `counterfactual_exposure` instead, minus
-        that after the update that was kept, on the same batch.
-    progress_signal: which loss ℓ is (see the header).  training_loss is the paper's.  Not read by counterfactual.
-    counterfactual_exposure: what the exposure would have been without the decision (ours 1: all of the reference).
-    hold: H (ours 5).  lookahead: L (§5.1: 20).  decisions_per_update: B (ours 4).
-    gamma, lambda_gt: γ and λ_gt of eq. 8 (ours .95, .1).
-    exposure_min, exposure_max: the clip of eq. 7 (ours 0, 1).
-    learning_rate, hidden: Adam, width of the MLP (ours 1e-2, 32).  The head starts at zero: Beta(1.693, 1.693).
-    entropy_target, entropy_coef, entropy_start: H_target, the final c_t, and the share of the run before which c_t is
-        0; from there it grows linearly (ours −.5, .1, .3).  A Beta's entropy is at most 0.
-    ema: decay of the averages (ours .9); the first value starts them.
-    feature_scales: one factor per feature of `FEATURES` (ours 1: as measured).
-    advantage_eps: ε of eq. 9.  seed: of the controller's own generator.
+    Attributes:
+        total_steps: student updates T of the run, for the progress feature and the entropy schedule.
+        mode: learned; fixed (always `fixed_exposure`); random (uniform on the range, redrawn every hold): Table 2 B.
+        credit: one_step | delayed | discounted | discounted+grounded: Table 2 A.  counterfactual (ours; §6 names it as
+            future work): the probe's loss after a decision's first update, made at `counterfactual_exposure` instead,
+            minus that after the update that was kept, on the same batch.
+        progress_signal: which loss ℓ is (see the header of `recipes.common.teacher.controller`).  training_loss is the
+            paper's.  Not read by counterfactual.
+        counterfactual_exposure: what the exposure would have been without the decision (ours 1: all of the reference).
+        fixed_exposure: α of mode=fixed, in [0, 1].
+        hold: H, updates for which an exposure holds (ours 5).
+        lookahead: L, updates that a decision is credited by (§5.1: 20).
+        decisions_per_update: B, completed decisions that the policy learns from at a time (ours 4).
+        gamma: γ of eq. 8 (ours .95).
+        lambda_gt: λ_gt of eq. 8 (ours .1).
+        exposure_min, exposure_max: the clip of eq. 7 (ours 0, 1).
+        learning_rate: of Adam (ours 1e-2).
+        hidden: width of the MLP (ours 32).  Its head starts at zero: Beta(1.693, 1.693).
+        entropy_target: H_target (ours −.5).  A Beta's entropy is at most 0.
+        entropy_coef: the final c_t (ours .1).
+        entropy_start: share of the run before which c_t is 0; from there it grows linearly (ours .3).
+        ema: decay of the averages (ours .9); the first value starts them.
+        feature_scales: one factor per feature of `FEATURES` (ours 1: as measured).
+        advantage_eps: ε of eq. 9.
+        seed: of the controller's own generator.
     """
 
     total_steps: int
@@ -146,13 +155,16 @@ class ControllerConfig:
 class Observation:
     """What one student update showed.  None is "not measured at this step": averages keep their value.
 
-    loss: distillation loss in the update's own forward pass, so of the weights before it: that of update t is ℓ_{t−1}.
-    mismatch: top-1 disagreement of teacher and student (or another mismatch).
-    probe_nll: the student's NLL of the held-out probe.  confidence: mean student log-probability of sampled tokens.
-    grounded: mean log-probability the exposed teacher gives to verified reference tokens.
-    probe_loss: distillation loss of the probe at a fixed exposure, with the weights after the update: ℓ_t, for
-        progress_signal = fixed_exposure_probe.
-    counterfactual_loss: the same had the update been made at `counterfactual_exposure`.
+    Attributes:
+        loss: distillation loss in the update's own forward pass, so of the weights before it: that of update t is
+            ℓ_{t−1}.
+        mismatch: top-1 disagreement of teacher and student (or another mismatch).
+        probe_nll: the student's NLL of the held-out probe.
+        confidence: mean student log-probability of sampled tokens.
+        grounded: mean log-probability that the exposed teacher gives to verified reference tokens.
+        probe_loss: distillation loss of the probe at a fixed exposure, with the weights after the update: ℓ_t, for
+            progress_signal = fixed_exposure_probe.
+        counterfactual_loss: the same had the update been made at `counterfactual_exposure`.
     """
 
     loss: float | None = None

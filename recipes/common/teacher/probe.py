@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probe:
-    """Fixed rows, the student's prompts and the references' token ids."""
+    """Held-out rows that are scored again and again while the student learns.
+
+    Attributes:
+        rows: of the data set.
+        prompts: the student's, token ids.
+        references: token ids of the solutions.
+        cut: number of references that were longer than the limit.
+    """
 
     rows: list[dict[str, Any]]
     prompts: list[list[int]]
     references: list[torch.Tensor]
-    cut: int  # references that were longer than the limit
+    cut: int
 
 
 @dataclass(frozen=True)
