@@ -9,6 +9,9 @@ with gap_t = delta_t / (median|delta| + eps), everything per trajectory over its
 Departures from the paper, each a named parameter: its one epsilon is two (`gap_eps` is a floor in nats under the scale
 of the gaps, `entropy_eps` one under the spread of the entropies), because with 1e-6 a trajectory of mostly certain
 tokens has a median near zero and gaps of thousands; correction of groups whose rewards are all equal can be masked.
+A floor in nats, and a beta, mean something else to every model. `gap_eps_share` makes the floor a share of the batch's
+mean |delta|, and `target_ratio` sets beta by what the correction is beside A_G: with both, scaling all gaps by a factor
+changes nothing, as the paper's division by the median intends.
 What Tables 12-14 leave unsaid about the ablated routers, directions and gates is decided here and marked "ours".
 """
 
@@ -34,6 +37,7 @@ from advantage.labels import Metric, TokenField
 from advantage.params import require
 from advantage.segments import (
     Tokens,
+    batch_abs_mean,
     map_rows,
     mean_abs_deviation,
     pack,
@@ -249,7 +253,8 @@ class DasdParams(AdditiveParams):
     `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
     groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
     these values are in recipes/dasd/README.md. With `normalise_gap` false the correction is the gap in nats, as in
-    Proposition 1; omega stays as it is.
+    Proposition 1; omega stays as it is. `gap_eps_share`, if it is given, takes the place of `gap_eps`: the floor is
+    that share of the batch's mean |delta|, over the tokens that have a teacher (ours).
     """
 
     beta: float = 0.02
@@ -260,6 +265,7 @@ class DasdParams(AdditiveParams):
     gate: str = "auto"
     gate_threshold: float = 0.5
     gap_eps: float = 1.0
+    gap_eps_share: float | None = None
     entropy_eps: float = 0.1
     gap_clip: float | None = None
     deviation: str = "mean"
@@ -280,7 +286,17 @@ class DasdParams(AdditiveParams):
         # Zero is allowed in the function but not in training, where one trajectory without gaps would stop the run.
         require(self.gap_eps > 0, "gap_eps", self.gap_eps, "positive; the paper's value is 1e-6")
         _check_floor("gap_eps", self.gap_eps)
+        require(
+            self.gap_eps_share is None or 0.0 < self.gap_eps_share < math.inf,
+            "gap_eps_share",
+            self.gap_eps_share,
+            "positive and finite, or null for gap_eps",
+        )
         _check_floor("entropy_eps", self.entropy_eps)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        return super().idle | {"gap_eps_share" if self.gap_eps_share is None else "gap_eps"}
 
 
 def _signals_needed(params: DasdParams) -> tuple[str, ...]:
@@ -293,6 +309,16 @@ def _signals_needed(params: DasdParams) -> tuple[str, ...]:
         "external": ("router_signal",),
     }
     return ("log_prob_gap", *by_router[params.router])
+
+
+def gap_floor(gap: torch.Tensor, taught: torch.Tensor, params: DasdParams) -> float:
+    """The floor under median|delta|, nats: `gap_eps`, or its share of the mean |delta| over the taught tokens.
+
+    Args:
+        gap: (B, T) nats, of the global batch.
+        taught: (B, T) bool, valid tokens of responses that have a teacher.
+    """
+    return params.gap_eps if params.gap_eps_share is None else params.gap_eps_share * batch_abs_mean(gap, taught)
 
 
 def omega_and_gap(
@@ -317,7 +343,7 @@ def omega_and_gap(
         gap,
         response_mask,
         router_quantile=params.router_quantile,
-        gap_eps=params.gap_eps,
+        gap_eps=gap_floor(gap, signals.taught(response_mask), params),
         entropy_eps=params.entropy_eps,
         gap_clip=params.gap_clip,
         router=params.router,
@@ -345,7 +371,7 @@ def dasd_weight(
     "dasd",
     params=DasdParams,
     needs=_signals_needed,
-    shows=("beta", "gap_eps", "entropy_eps", "router_quantile"),
+    shows=("beta", "target_ratio", "gap_eps", "gap_eps_share", "entropy_eps", "router_quantile"),
     tokens=(TokenField("omega", "ω", "direction: positive attracts to the teacher, negative repels", 1.0),),
     metrics=(
         Metric(
@@ -362,9 +388,10 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
     """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8), or * delta_t (Proposition 1)."""
     mask = inputs.response_mask
     omega, normalized = omega_and_gap(inputs, mask, params)
-    gap_scale = row_median(inputs.signal("log_prob_gap").detach().abs(), mask)[inputs.taught(mask).any(dim=-1)]
+    gap, taught = inputs.signal("log_prob_gap").detach(), inputs.taught(mask)
+    gap_scale = row_median(gap.abs(), mask)[taught.any(dim=-1)]
     tokens = pack(omega, mask)
-    below_eps = (gap_scale < params.gap_eps).float()
+    below_eps = (gap_scale < gap_floor(gap, taught, params)).float()
     metrics = {
         **magnitude_metrics("credit/gap_normalized", normalized, mask),
         "credit/gap_scale/mean": float(gap_scale.mean()) if len(gap_scale) else 0.0,

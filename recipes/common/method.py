@@ -115,6 +115,11 @@ class Method:
         return not {"log_prob_gap", "contrast_gap"}.isdisjoint(self.signals)
 
     @property
+    def remembers(self) -> bool:
+        """Whether a step's credit or token weights depend on those before it."""
+        return any(params is not None and params.remembers for params in (self.params, self.weight_params))
+
+    @property
     def trains_references(self) -> bool:
         """Whether the data's solutions are trained on, and nothing is sampled but for validation."""
         return self.responses == "reference"
@@ -169,7 +174,8 @@ class Method:
 
         As it was given: what is wrong with a value does not change what is shown.
         """
-        own = self.estimator.shows if self.estimator else ()
+        idle = self.params.idle if self.params else frozenset()
+        own = [name for name in self.estimator.shows if name not in idle] if self.estimator else []
         shown = [f"{name}={self.given[f'algorithm.{name}']}" for name in own]
         rows = [("method", f"{self.name}  ({', '.join([f'credit {self.credit}', *shown])})")]
         if self.trains_references:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from advantage.estimators import ESTIMATORS
+from advantage.estimators import ESTIMATORS, AdditiveParams
 from recipes.common.checks.errors import closest
 from recipes.common.method import Method
 from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP
@@ -107,6 +107,13 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
         yield (
             f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no "
             "divergence to weigh; choose a kind, or weighting=uniform"
+        )
+    weighed = method.weight_params
+    if isinstance(weighed, AdditiveParams) and weighed.target_ratio is not None and weighed is not method.params:
+        yield (
+            f"algorithm.{loss.weighting}.target_ratio={weighed.target_ratio} with self_distill.loss.weighting="
+            f"{loss.weighting}: a divergence is no share of A_G, its factor is self_distill.loss.coefficient; set "
+            "target_ratio to null"
         )
     if not (loss.active or method.teacher_copy):
         return

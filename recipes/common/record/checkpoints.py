@@ -44,6 +44,7 @@ BOUND_TO = (
 )
 FINGERPRINT, RECORD, STATE = "self_distill.json", "record.json", "state.json"
 SHARD, MODEL_SHARDS = "{kind}_world_size_{world}_rank_{rank}.pt", "model_world_size_*_rank_*.pt"
+CREDIT_MEMORY = "credit_memory.safetensors"  # written by the trainer, of credit that follows the steps before
 TEACHER_SHARD = "teacher_rank_{rank}_of_{world}.safetensors"  # written by workers.training.teacher_copy
 KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl's contents -> its files
 
@@ -165,7 +166,7 @@ def required(cfg: DictConfig, method: Method) -> list[str]:
     shards = [f"actor/{SHARD.format(kind=k, world=world, rank=r)}" for k in kinds for r in range(world)]
     if method.uses_teacher and method.weights.weights in TRAILING_WEIGHTS:
         shards += [f"actor/{TEACHER_SHARD.format(world=world, rank=r)}" for r in range(world)]
-    return [*shards, "data.pt"]
+    return [*shards, *([CREDIT_MEMORY] if method.remembers else []), "data.pt"]
 
 
 def damage(folder: Path, needed: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
+from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
@@ -29,6 +30,7 @@ from advantage.token_weights import weigh_tokens
 from recipes.common.method import read
 from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_PROB
 from recipes.common.record import samples
+from recipes.common.record.checkpoints import CREDIT_MEMORY
 from recipes.common.step.recorded import RecordedTrainer
 from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
 from recipes.common.step.teacher_stage import Scored, TeacherStage
@@ -59,6 +61,7 @@ class SelfDistillTrainer(RecordedTrainer):
         super().__init__(config)
         self.update: Update | None = None  # of the step
         self._scored: Scored | None = None  # by the teacher, of the step's batch
+        self._memory: dict[str, torch.Tensor] = {}  # what the credit of the next step must know of those before it
 
     # ------------------------------------------------------------------ set-up
 
@@ -84,10 +87,14 @@ class SelfDistillTrainer(RecordedTrainer):
         )
 
     def save_own(self, folder: Path) -> None:
+        if self.method.remembers:
+            save_file(self._memory, folder / CREDIT_MEMORY)
         if self.method.uses_teacher:
             self.teacher.save(folder)
 
     def load_own(self, folder: Path) -> None:
+        if self.method.remembers:  # that the file is there was checked before anything started
+            self._memory = load_file(folder / CREDIT_MEMORY)
         if self.method.uses_teacher:
             self.teacher.load(folder)
 
@@ -152,12 +159,14 @@ class SelfDistillTrainer(RecordedTrainer):
             token_counts=self._token_counts if "token_counts" in self.method.signals else None,
             step=self.global_steps,
             total_steps=self.total_training_steps,
+            memory=self._memory,
         ) as signals:
             # Where responses may lack a teacher they always carry weights, so that every step's batch looks alike.
             if self.method.token_weight or (self.method.loss.active and scores.has_teacher is not None):
                 fields["divergence_weight"] = self._weigh(batch, metrics, signals)
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
+        self._memory |= signals.remembered
         if self._samples_due():
             known = {"entropy": scores.entropy, "delta": scores.gap}
             fields |= {name: values for name, values in known.items() if values is not None}
