@@ -86,7 +86,8 @@ def command_of(method: str | None, groups: dict[str, str]) -> Command:
 
 
 def main(method: str | None = None, **groups: str) -> None:
-    """Run the command line for a method; exits the process with 0, 1 (failed), 2 (refused) or 130 (stopped).
+    """Run the command line for a method; exits the process with 0, 1 (failed), 2 (refused), 3 (collapsed)
+    or 130 (stopped).
 
     Args:
         method: the bundle for a command line that names none; None where it must.

@@ -14,6 +14,7 @@ from recipes.common.method import Method
 
 CHECKS = (
     learning.parameters,
+    learning.collapse,
     learning.teacher,
     learning.groups,
     learning.responses,

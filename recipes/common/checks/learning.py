@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from advantage.estimators import ESTIMATORS, AdditiveParams
 from recipes.common.checks.errors import closest
 from recipes.common.method import Method
+from recipes.common.record.collapse import collapse_params
 from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP
 
 TEACHER_CONTEXTS = CONTEXTS
@@ -28,6 +29,14 @@ def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
             f"algorithm.adv_estimator={method.credit}: there is no such estimator; one of {', '.join(known)}"
             + closest(method.credit, known)
         )
+
+
+def collapse(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """The bands that a run is watched by."""
+    try:
+        collapse_params(cfg.self_distill)
+    except ValueError as error:
+        yield str(error)
 
 
 def _verls_estimators() -> set[str]:

@@ -174,7 +174,7 @@ RULES: dict[str, Rule] = {
 # Not used by what this package trains, or said by checks that know more.
 _ELSEWHERE = (
     *("critic.", "reward.reward_model.", "distillation.", "global_profiler."),
-    *("self_distill.about.", "self_distill.loss.", "self_distill.exposure."),
+    *("self_distill.about.", "self_distill.loss.", "self_distill.exposure.", "self_distill.collapse."),
 )
 
 

@@ -71,12 +71,12 @@ def saved_record(folder: Path) -> dict[str, Any] | None:
     return {key: math.nan if value is None else value for key, value in record.items()}
 
 
-def save_state(folder: Path, state: dict[str, int]) -> None:
+def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Keep what the trainer counts over a run."""
     write_atomically(folder / STATE, json.dumps(state) + "\n")
 
 
-def saved_state(folder: Path) -> dict[str, int]:
+def saved_state(folder: Path) -> dict[str, Any]:
     """What `save_state` kept; empty in a checkpoint of a version that kept nothing."""
     path = folder / STATE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -217,12 +217,21 @@ def whole_steps(checkpoints: Path, needed: list[str]) -> list[int]:
     return [step for step in steps_of(checkpoints) if not damage(checkpoints / f"global_step_{step}", needed)]
 
 
-def prune(checkpoints: Path, step: int, keep: int) -> None:
-    """Delete the checkpoints before a step, except the last `keep` with its own.
+def last_until(checkpoints: Path, step: int) -> int | None:
+    """The last complete checkpoint of a step or one before it; None where there is none."""
+    complete = checkpointed_step(checkpoints.parent)
+    found = [s for s in steps_of(checkpoints) if s <= step and complete is not None and s <= complete]
+    return found[-1] if found else None
+
+
+def prune(checkpoints: Path, step: int, keep: int, spare: int | None = None) -> None:
+    """Delete the checkpoints before a step, except the last `keep` with its own, and the one of the step `spare`.
 
     Folders of later steps are what an interrupted save left: not counted, or they would cost a complete one its place.
     """
     for old in [s for s in steps_of(checkpoints) if s <= step][:-keep]:
+        if old == spare:
+            continue
         shutil.rmtree(checkpoints / f"global_step_{old}", ignore_errors=True)
 
 

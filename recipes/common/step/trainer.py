@@ -219,6 +219,11 @@ class SelfDistillTrainer(RecordedTrainer):
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         batch = super().step(metrics, timing_raw)
+        sampled = [not tag.get("is_padding", False) for tag in batch.tags]
+        length = self.scores.mask.sum(-1)[sampled].double().mean().item()
+        reward = self.rewards.scores[sampled].double().mean().item()
+        signs = {"entropy": metrics.get(ENTROPY), "length": length, "reward": reward}
+        metrics.update(self.watch_for_collapse(signs))
         # Where every update was skipped there is nothing to observe.
         if self.method.truncates and self.update is not None and self.update.made:
             with marked_timer("probe", timing_raw):
