@@ -37,6 +37,16 @@ OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
     "_update_actor": ("self", "batch", "metrics"),
     "_compute_metrics": ("self", "batch", "metrics", "timing_raw", "global_steps", "epoch"),
     "_validate": ("self",),
+    "_maybe_log_val_generations": ("self", "inputs", "outputs", "scores"),
+    "_dump_generations": (
+        "self",
+        "inputs",
+        "outputs",
+        "gts",
+        "scores",
+        "reward_extra_infos_dict",
+        "dump_path",
+    ),
     "_val_metrics_update": (
         "self",
         "data_sources",

@@ -45,6 +45,13 @@ PROMPT_TRUNCATED, PROMPT_TOKENS, FORCED_FULL = (
 # the teacher read in all.
 WITHOUT_CONTEXT, CONTRASTED, TEACHER_TOKENS = "teacher/without_context", "teacher/contrasted/mean", "teacher/tokens"
 
+# The teacher's accuracy on the validation problems, and the shares and seconds that belong to it.
+TEACHER_VALIDATION = "teacher/validation"
+TEACHER_VALIDATION_WITHOUT, TEACHER_VALIDATION_SECONDS = (
+    "teacher/validation/without_context",
+    "teacher/validation/seconds",
+)
+
 # The probe: nats a token, and the mean log-prob that the exposed teacher gives.
 PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
 EXPOSURE, EXPOSURE_MEAN = "exposure/alpha", "exposure/mean"
@@ -90,6 +97,13 @@ SHARED = (
         line="share",
         percent=True,
         idle=0.0,
+    ),
+    Metric(
+        TEACHER_VALIDATION,
+        "Teacher's validation accuracy",
+        "of the policy under the teacher's prompts, mean of the sets",
+        line="accuracy",
+        percent=True,
     ),
     Metric(PROBE_NLL, "Probe", "negative log-likelihood of held-out solutions, nats a token", line="NLL"),
 )

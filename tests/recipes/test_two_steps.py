@@ -24,6 +24,16 @@ RUNS = {
     "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
     "sft": ("sft", [], ["actor/pg_loss"]),
     "sibling": ("dasd", ["self_distill.teacher.context=sibling"], ["teacher/tokens"]),
+    "a ratio, and the teacher's answers": (
+        "dasd",
+        [
+            "method=dasd_ratio",
+            "trainer.test_freq=1",
+            "self_distill.teacher.test_freq=1",
+            "actor_rollout_ref.rollout.val_kwargs.n=1",
+        ],
+        ["credit/beta", "teacher/validation", "collapse/steps_outside"],
+    ),
     "sibling in the loss": ("opsd", ["self_distill.teacher.context=sibling"], ["divergence/mean"]),
 }
 

@@ -16,6 +16,7 @@ CHECKS = (
     learning.parameters,
     learning.collapse,
     learning.teacher,
+    learning.teacher_validation,
     learning.groups,
     learning.responses,
     learning.distillation,

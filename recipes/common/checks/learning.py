@@ -10,7 +10,7 @@ from advantage.estimators import ESTIMATORS, AdditiveParams
 from recipes.common.checks.errors import closest
 from recipes.common.method import Method
 from recipes.common.record.collapse import collapse_params
-from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP
+from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP, OF_RESPONSES
 
 TEACHER_CONTEXTS = CONTEXTS
 
@@ -80,6 +80,31 @@ def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
         yield (
             f"self_distill.teacher.wrong_siblings={contexts.wrong_siblings} with self_distill.loss.kind="
             f"{method.loss.kind}: the divergence has one teacher; set it to 1"
+        )
+
+
+def teacher_validation(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """The teacher's own validation: a teacher, a validation that it is a part of, and prompts that a problem has."""
+    every, usual = cfg.self_distill.teacher.test_freq, cfg.trainer.test_freq
+    if every <= 0:
+        return
+    key = f"self_distill.teacher.test_freq={every}"
+    if not method.uses_teacher:
+        yield f"{key}: {method.name} has no teacher; set it to -1"
+        return
+    if usual <= 0 or every % usual:
+        yield f"{key}: must be a multiple of trainer.test_freq={usual}, whose validations it is a part of"
+    if method.context in OF_RESPONSES:
+        yield (
+            f"{key} with self_distill.teacher.context={method.context}: that belongs to responses of a step, and a "
+            "validation problem has none; set test_freq to -1"
+        )
+    loops = cfg.actor_rollout_ref.rollout.agent
+    if loops.agent_loop_manager_class is None or loops.default_agent_loop != "seeded_single_turn":
+        yield (
+            f"{key}: other agent loops than ours render prompts themselves; set actor_rollout_ref.rollout.agent."
+            "agent_loop_manager_class=workers.rollout.bursts.BurstAgentLoopManager and default_agent_loop="
+            "seeded_single_turn"
         )
 
 

@@ -169,6 +169,7 @@ RULES: dict[str, Rule] = {
     "self_distill.stall_minutes": number(0, above=True),
     "self_distill.poll_seconds": number(0, above=True),
     "self_distill.teacher.max_prompt_length": whole(1),
+    "self_distill.teacher.test_freq": whole(-1, meaning=OFF),
     "ray_kwargs.ray_init.num_cpus": whole(1, null=True),
 }  # fmt: skip
 # Not used by what this package trains, or said by checks that know more.

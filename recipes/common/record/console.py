@@ -169,6 +169,10 @@ class RunConsole:
         accuracy = validation_accuracy(record)
         if accuracy is not None:
             self.console.print(f"step {step:>4}  validation {accuracy[0]} [bold]{accuracy[1]:.3f}[/]")
+        if record.get(names.TEACHER_VALIDATION) is not None:
+            self.console.print(
+                f"step {step:>4}  validation of the teacher [bold]{record[names.TEACHER_VALIDATION]:.3f}[/]"
+            )
         for kind, text in warnings_of(record):
             if kind not in self._warned:  # once a run: the metrics have every step
                 self._warned.add(kind)

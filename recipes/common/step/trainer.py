@@ -8,7 +8,8 @@ run before numbers go bad.  All methods run on this one class; what differs betw
 
 from __future__ import annotations
 
-from functools import cached_property
+import time
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 from verl.utils.tensordict_utils import assign_non_tensor_data
 from verl.workers.utils.padding import response_to_nested
@@ -34,6 +36,7 @@ from recipes.common.record.checkpoints import CREDIT_MEMORY
 from recipes.common.step.recorded import RecordedTrainer
 from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
 from recipes.common.step.teacher_stage import Scored, TeacherStage
+from recipes.common.step.teacher_validation import PrivilegedProblems, teacher_metrics
 from recipes.common.step.update import Update, observation, take_update
 from rewards.metrics import reward_metrics
 from workers.rollout.agent_loop import REFERENCE
@@ -61,6 +64,7 @@ class SelfDistillTrainer(RecordedTrainer):
         super().__init__(config)
         self.update: Update | None = None  # of the step
         self._scored: Scored | None = None  # by the teacher, of the step's batch
+        self._teacher_answers = False  # the validation that goes on is the teacher's
         self._memory: dict[str, torch.Tensor] = {}  # what the credit of the next step must know of those before it
 
     # ------------------------------------------------------------------ set-up
@@ -104,6 +108,32 @@ class SelfDistillTrainer(RecordedTrainer):
         if self.method.trains_references:  # validation still samples: it does not pass here
             assign_non_tensor_data(batch, "agent_name", REFERENCE)
         return super()._submit_batch_to_rollout(batch)
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        every = self.settings.teacher.test_freq
+        due = every > 0 and (self.global_steps % every == 0 or self.global_steps >= self.total_training_steps)
+        return {**metrics, **self._validate_teacher()} if due else metrics
+
+    def _validate_teacher(self) -> dict[str, float]:
+        """verl's validation pass once more, with the teacher's prompts."""
+        self.stage("teacher's validation")
+        usual, began = self.val_dataloader, time.perf_counter()
+        problems = PrivilegedProblems(usual, partial(self.teacher.validation_prompts, step=self.global_steps))
+        self.val_dataloader, self._teacher_answers = problems, True
+        try:
+            found = PPOTrainerSync._validate(self)
+        finally:
+            self.val_dataloader, self._teacher_answers = usual, False
+        return teacher_metrics(found, problems, time.perf_counter() - began)
+
+    def _maybe_log_val_generations(self, inputs: list[str], outputs: list[str], scores: list[float]) -> None:
+        if not self._teacher_answers:
+            super()._maybe_log_val_generations(inputs, outputs, scores)
+
+    def _dump_generations(self, *args: Any, **kwargs: Any) -> None:
+        if not self._teacher_answers:  # both would be one file, which is the student's
+            super()._dump_generations(*args, **kwargs)
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         if len(batch) == 0:
