@@ -70,6 +70,7 @@ ENGINE_MEMBERS: tuple[str, ...] = (
     "forward_step",
     "infer_batch",
     "lr_scheduler_step",
+    "_build_lr_scheduler",
     "save_checkpoint",
     "load_checkpoint",
     "to",
@@ -80,6 +81,7 @@ ENGINE_ATTRIBUTES: tuple[str, ...] = (
     "_uses_fsdp2_cpu_offload_policy",
     "_autocast_dtype",
     "rank",
+    "optimizer_config",
 )
 
 

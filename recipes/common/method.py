@@ -26,6 +26,8 @@ from recipes.common.teacher.exposure import ExposureParams, controller_config, e
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 T = TypeVar("T")
+# verl's own estimators that do not compare the rollouts of a problem with each other.
+VERLS_UNGROUPED = ("gae", "reinforce_plus_plus", "remax")
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ class Method:
     @property
     def compares_groups(self) -> bool:
         """Whether the group advantage A_G is trained with, so that a problem needs several rollouts."""
-        return self.loss.ppo and (self.estimator is None or self.estimator.uses_group)
+        grouped = self.credit not in VERLS_UNGROUPED if self.estimator is None else self.estimator.uses_group
+        return self.loss.ppo and grouped
 
     @property
     def truncates(self) -> bool:

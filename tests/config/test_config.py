@@ -79,6 +79,23 @@ def test_a_ratio_is_shown_in_the_place_of_the_beta_that_it_sets(compose_config):
     assert "(credit dasd, beta=0.02, gap_eps=1.0, entropy_eps=0.1, router_quantile=0.2)" in rows["method"]
 
 
+@pytest.mark.parametrize("credit", ["reinforce_plus_plus", "opsd_sampled", "reopold"])
+def test_one_rollout_is_enough_where_nothing_is_compared(compose_config, credit):
+    alone = "actor_rollout_ref.rollout.n=1"
+    cfg = compose_config("method=grpo", "experiment=starter", f"algorithm.adv_estimator={credit}", alone)
+    assert not [p for p in problems(cfg) if alone in p]
+    for compared in ("grpo", "rloo", "dasd", "hepo"):
+        cfg = compose_config("method=grpo", "experiment=starter", f"algorithm.adv_estimator={compared}", alone)
+        assert [p for p in problems(cfg) if alone in p]
+
+
+@pytest.mark.parametrize("credit", ["dasd", "hepo", "reopold"])
+def test_whatever_reads_entropies_needs_exact_ones(compose_config, credit):
+    key = "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false"
+    cfg = compose_config("method=grpo", "experiment=starter", f"algorithm.adv_estimator={credit}", key)
+    assert [p for p in problems(cfg) if p.startswith(key)]
+
+
 def test_a_ratio_belongs_to_an_advantage(compose_config):
     key = "algorithm.dasd.target_ratio=0.1"
     (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", key))

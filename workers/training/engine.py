@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.utils.fsdp_utils import load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
@@ -61,6 +62,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         super().__init__(model_config, *args, **kwargs)
         self.loss_settings = LossParams()
         self.teacher_settings = TeacherWeights()
+        self.linear_decay_steps: int | None = None  # None: verl's schedule
         self.teacher: TeacherCopy | None = None
         self.needs_logits: str | None = None  # why the divergence is computed from logits; None: from hidden states
         self._head_obstacle: str | None = None
@@ -68,9 +70,16 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self._teacher_lengths: list[int] = []
         self._noise: float | None = None  # of log-probs, in nats; None until it is measured, and when it was told
 
-    def configure(self, loss: LossParams, teacher: TeacherWeights) -> None:
-        """What to train, and whose weights the teacher has."""
+    def configure(self, loss: LossParams, teacher: TeacherWeights, linear_decay_steps: int | None = None) -> None:
+        """What to train, whose weights the teacher has, in how many steps the learning rate falls linearly to 0."""
         self.loss_settings, self.teacher_settings = loss, teacher
+        self.linear_decay_steps = linear_decay_steps
+
+    def _build_lr_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        if self.linear_decay_steps is None:
+            return super()._build_lr_scheduler(optimizer)
+        warmup = max(self.optimizer_config.lr_warmup_steps, 0)
+        return get_linear_schedule_with_warmup(optimizer, warmup, self.linear_decay_steps)
 
     # ------------------------------------------------------------------ the teacher's weights
 

@@ -22,6 +22,7 @@ CHECKS = (
     learning.distillation,
     learning.exposure,
     learning.precision,
+    learning.schedule,
     batch.batches,
     batch.lengths,
     batch.rollout,

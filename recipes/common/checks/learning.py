@@ -211,6 +211,25 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
 
 
+def schedule(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """A learning rate that falls linearly: by our engine, and not to 0 before the end."""
+    linear, steps, strategy = (
+        cfg.self_distill.linear_decay_steps,
+        cfg.trainer.total_training_steps,
+        cfg.actor_rollout_ref.actor.strategy,
+    )
+    if linear is None:
+        return
+    if strategy != "fsdp2":
+        key = f"self_distill.linear_decay_steps={linear}"
+        yield f"{key} with actor_rollout_ref.actor.strategy={strategy}: set it to fsdp2"
+    if steps is not None and steps > linear:
+        yield (
+            f"self_distill.linear_decay_steps={linear} with trainer.total_training_steps={steps}: the learning rate "
+            f"would be 0 from step {linear + 1} on; train at most {linear} steps"
+        )
+
+
 def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
     """A warning: an exposure controller that would stay random to the end of the run."""
     controller, steps = method.controller, cfg.trainer.total_training_steps

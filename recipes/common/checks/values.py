@@ -166,6 +166,7 @@ RULES: dict[str, Rule] = {
     _T + "v1.trainer_mode": one_of("self_distill"),
     "self_distill.keep_checkpoints": whole(1),
     "self_distill.max_skipped_updates": whole(0, meaning=" (0: the first ends the run)"),
+    "self_distill.linear_decay_steps": whole(1, null=True),
     "self_distill.stall_minutes": number(0, above=True),
     "self_distill.poll_seconds": number(0, above=True),
     "self_distill.teacher.max_prompt_length": whole(1),

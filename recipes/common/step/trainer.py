@@ -61,6 +61,8 @@ class SelfDistillTrainer(RecordedTrainer):
             if self.method.uses_teacher:
                 # Of the whole configuration workers see this node only.
                 config.actor_rollout_ref.self_distill = config.self_distill
+            elif (linear := config.self_distill.linear_decay_steps) is not None:
+                config.actor_rollout_ref.self_distill = {"linear_decay_steps": linear}
         super().__init__(config)
         self.update: Update | None = None  # of the step
         self._scored: Scored | None = None  # by the teacher, of the step's batch
