@@ -23,6 +23,7 @@ from config import CONFIG_DIR
 from recipes.common.teacher.contexts import ContextParams, context_params
 from recipes.common.teacher.decisions import ControllerConfig
 from recipes.common.teacher.exposure import ExposureParams, controller_config, exposure_params
+from workers.divergence.spec import MIXED
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class Method:
         estimator, params: of that name and its parameters; None where the estimator is verl's.
         loss: the divergence, or kind "none".
         token_weight, weight_params: the factor of the divergence's tokens; None where it is uniform.
+        mixing, mixing_params: each token's share of the forward KL; None where it is constant, or nothing is mixed.
         weights: whose weights the teacher has.
         contexts, template_kwargs: what the teacher is shown, and under which options of the chat template.
         max_prompt_length: longest privileged prompt, tokens.
@@ -78,6 +80,8 @@ class Method:
     loss: LossParams
     token_weight: TokenWeight | None
     weight_params: EstimatorParams | None
+    mixing: TokenWeight | None
+    mixing_params: EstimatorParams | None
     weights: TeacherWeights
     contexts: ContextParams
     template_kwargs: dict[str, Any]
@@ -99,7 +103,8 @@ class Method:
         """Names of the token signals that credit and token weight need (`advantage.Signals`)."""
         of_credit = self.estimator.needs(self.params) if self.estimator and self.params else ()
         of_weight = self.token_weight.needs(self.weight_params) if self.token_weight and self.weight_params else ()
-        return tuple(dict.fromkeys((*of_credit, *of_weight)))
+        of_mixing = self.mixing.needs(self.mixing_params) if self.mixing and self.mixing_params else ()
+        return tuple(dict.fromkeys((*of_credit, *of_weight, *of_mixing)))
 
     @property
     def context(self) -> str:
@@ -197,6 +202,9 @@ class Method:
             clipped = "" if clip is None else f", entries clipped at {clip}"
             beside = f"PPO clip + {self._given('loss.coefficient')} × " if ppo else ""
             weighting, reduction = self._given("loss.weighting"), self._given("loss.reduction")
+            if kind == MIXED:
+                by = self._given("loss.mixing")
+                kind += f", forward KL's share {self._given('loss.forward_share') if by == 'constant' else f'by {by}'}"
             rows.append(("loss", f"{beside}{kind}, full vocabulary{clipped}, {weighting} weights, {reduction}"))
         return rows
 
@@ -226,6 +234,8 @@ def read(cfg: DictConfig) -> Method:
     loss = tried(lambda: loss_params(node), LossParams())
     weight = TOKEN_WEIGHTS.get(loss.weighting)
     weight_params = None if weight is None else tried(lambda: weight.params_from(algorithm), weight.params())
+    mixing = TOKEN_WEIGHTS.get(loss.mixing) if loss.mixed else None
+    mixing_params = None if mixing is None else tried(lambda: mixing.params_from(algorithm), mixing.params())
     exposure = tried(lambda: exposure_params(node), ExposureParams())
     controller = tried(lambda: controller_config(node, exposure), None) if exposure.active else None
     teacher = node.teacher
@@ -238,6 +248,8 @@ def read(cfg: DictConfig) -> Method:
         loss=loss,
         token_weight=weight,
         weight_params=weight_params,
+        mixing=mixing,
+        mixing_params=mixing_params,
         weights=weights,
         contexts=tried(lambda: context_params(teacher), ContextParams()),
         template_kwargs=dict(teacher.template_kwargs) if OmegaConf.is_dict(teacher.template_kwargs) else {},

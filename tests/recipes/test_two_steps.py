@@ -34,6 +34,7 @@ RUNS = {
         ],
         ["credit/beta", "teacher/validation", "collapse/steps_outside"],
     ),
+    "both KLs, mixed": ("opsd", ["method=atesd_mixed"], ["divergence/mean", "divergence/forward_share/mean"]),
     "sibling in the loss": ("opsd", ["self_distill.teacher.context=sibling"], ["divergence/mean"]),
 }
 

@@ -286,6 +286,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
                 rollout_temperature=rollout_temperature,
                 divided_by=rollout_temperature if verls_own else 1.0,
                 token_ids=token_ids,
+                forward_share=loss.forward_share(micro_batch),
             )
             self._keep({"divergence": value.detach(), **stats})
             outputs = {DIVERGENCE: scatter_tokens(value, rows, student_logits.shape[-2])}

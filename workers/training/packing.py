@@ -12,6 +12,8 @@ from torch import Tensor
 TEACHER_IDS, TEACHER_POSITIONS = "teacher_input_ids", "teacher_position_ids"
 # Factors of the tokens' divergences, jagged (B, response_i); absent means one everywhere.
 WEIGHTS = "distill_weights"
+# Shares of the forward KL where the two KLs are mixed, jagged (B, response_i); absent means `loss.forward_share`.
+FORWARD_SHARES = "distill_forward_shares"
 
 
 def without_row_objects(data: TensorDict) -> TensorDict:

@@ -28,7 +28,7 @@ from verl.utils.tensordict_utils import assign_non_tensor_data
 from verl.workers.utils.padding import response_to_nested
 
 from advantage import TokenSignals, token_signals
-from advantage.token_weights import weigh_tokens
+from advantage.token_weights import forward_shares, weigh_tokens
 from recipes.common.method import read
 from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_PROB
 from recipes.common.record import samples
@@ -40,7 +40,7 @@ from recipes.common.step.teacher_validation import PrivilegedProblems, teacher_m
 from recipes.common.step.update import Update, observation, take_update
 from rewards.metrics import reward_metrics
 from workers.rollout.agent_loop import REFERENCE
-from workers.training.packing import WEIGHTS
+from workers.training.packing import FORWARD_SHARES, WEIGHTS
 from workers.training.worker import SelfDistillWorker
 
 TRAINER_MODE = "self_distill"
@@ -196,6 +196,8 @@ class SelfDistillTrainer(RecordedTrainer):
             # Where responses may lack a teacher they always carry weights, so that every step's batch looks alike.
             if self.method.token_weight or (self.method.loss.active and scores.has_teacher is not None):
                 fields["divergence_weight"] = self._weigh(batch, metrics, signals)
+            if self.method.mixing is not None:
+                fields["forward_share"] = self._mix(batch, metrics, signals)
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
         self._memory |= signals.remembered
@@ -231,10 +233,27 @@ class SelfDistillTrainer(RecordedTrainer):
                 equal_reward_rows=self.rewards.equal_rows,
             )
             metrics.update(numbers)
-        nested = {WEIGHTS: response_to_nested(factors, self.scores.nested_mask)}
+        self._put(batch, WEIGHTS, factors)
+        return factors
+
+    def _mix(self, batch: KVBatchMeta, metrics: dict, signals: TokenSignals) -> torch.Tensor:
+        """The tokens' shares of the forward KL, (B, T), also into the batch."""
+        shares, numbers = forward_shares(
+            self.method.mixing,
+            self.method.mixing_params,
+            signals,
+            response_mask=self.scores.mask,
+            equal_reward_rows=self.rewards.equal_rows,
+        )
+        metrics.update(numbers)
+        self._put(batch, FORWARD_SHARES, shares)
+        return shares
+
+    def _put(self, batch: KVBatchMeta, name: str, values: torch.Tensor) -> None:
+        """A field of the tokens, (B, T), beside the batch's others."""
+        nested = {name: response_to_nested(values, self.scores.nested_mask)}
         fields = TensorDict(nested, batch_size=len(batch.keys))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        return factors
 
     @cached_property
     def _token_counts(self) -> torch.Tensor:
