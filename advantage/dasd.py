@@ -18,7 +18,7 @@ What Tables 12-14 leave unsaid about the ablated routers, directions and gates i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from advantage.estimators import (
     masked_gap,
 )
 from advantage.labels import Metric, TokenField
+from advantage.learned_router import Routed, head_in, router_shift, trained_head
 from advantage.params import require
 from advantage.segments import (
     Tokens,
@@ -49,7 +50,7 @@ from advantage.segments import (
 from advantage.signals import Signals
 from advantage.token_weights import token_weight
 
-ROUTERS = ("entropy", "position", "token_frequency", "external")
+ROUTERS = ("entropy", "position", "token_frequency", "external", "learned")
 DIRECTIONS = ("tanh", "hard", "linear", "constant")
 GATES = ("auto", "gap", "none", "fixed", "magnitude")
 
@@ -66,6 +67,7 @@ def direction_coefficient(
     gap_clip: float | None = None,
     router: str = "entropy",
     router_signal: torch.Tensor | None = None,
+    router_shift: torch.Tensor | None = None,
     direction: str = "tanh",
     constant: float = 1.0,
     gate: str = "auto",
@@ -85,8 +87,10 @@ def direction_coefficient(
         gap_clip: clamp delta-bar to [-gap_clip, gap_clip] before the gate. Not in the paper; None is off.
         router: what takes the place of H_t (Table 12). "position": `position_signal`. "token_frequency": pass
             `inverse_frequency_signal(...)` as `router_signal`. "external": any `router_signal` (B, T), for example the
-            gradient norms or attention entropies of Table 12. High values are forks (repulsion).
+            gradient norms or attention entropies of Table 12. High values are forks (repulsion). "learned": the
+            entropy, with `router_shift` added to the tanh's argument (`advantage.learned_router`).
         router_signal: (B, T); required by "token_frequency" and "external", refused otherwise.
+        router_shift: (B, T); required by "learned", which wants direction="tanh".
         direction: "tanh" (Eq. 4); "hard": sign(tau - H); "linear": (tau - H)/(MAD + eps) clamped to [-1, 1] (Table 13
             says only "clipped linear map from normalized entropy": this normalisation is ours); "constant".
         constant: the value of omega's direction where direction="constant": +1 attracts, -1 repels.
@@ -114,10 +118,14 @@ def direction_coefficient(
     check_finite("log_prob_gap", log_prob_gap, mask)
     # A constant direction needs no router, and its signals may then be absent.
     signal = None if direction == "constant" else _router_signal(router, entropy, router_signal, mask)
+    if (router == "learned") != (router_shift is not None):
+        raise ValueError(f"router={router!r}: router_shift, a (B, T) tensor, belongs to router='learned' and needs it")
 
     resolved = resolve_gate(gate, direction)
 
-    def trajectory(count: int, delta: Tokens, entropies: Tokens | None = None) -> tuple[Tokens, Tokens]:
+    def trajectory(
+        count: int, delta: Tokens, entropies: Tokens | None = None, shift: Tokens | None = None
+    ) -> tuple[Tokens, Tokens]:
         """Algorithm 1, lines 13-20, on the valid tokens of one response."""
         normalized = _ratio(delta, quantile(np.abs(delta), 0.5) + gap_floor)
         if gap_clip is not None:
@@ -125,12 +133,12 @@ def direction_coefficient(
         if entropies is None:
             omega = np.full(count, constant, dtype=np.float32)
         else:
-            # In fp64: where entropies lie close together, fp32 would round tau by as much as their distance to it.
-            below = quantile(entropies, router_quantile) - entropies.astype(np.float64)
             if direction == "hard":
-                omega = np.sign(below)
+                omega = np.sign(_below(entropies, router_quantile))
             else:
-                omega = _ratio(below, mean_abs_deviation(entropies, deviation) + entropy_floor).astype(np.float32)
+                omega = _argument(entropies, router_quantile, entropy_floor, deviation)
+                if shift is not None:
+                    omega = omega + shift
                 omega = np.tanh(omega) if direction == "tanh" else omega.clip(-1.0, 1.0)
         if resolved == "gap":
             omega *= sigmoid(np.abs(normalized) - 1.0)
@@ -140,9 +148,19 @@ def direction_coefficient(
             omega *= np.abs(normalized).clip(max=1.0)
         return omega, normalized
 
-    signals = (log_prob_gap,) if signal is None else (log_prob_gap, signal)
+    signals = [values for values in (log_prob_gap, signal, router_shift) if values is not None]
     omega, normalized = map_rows(trajectory, mask, *signals, outputs=2)
     return omega, normalized
+
+
+def _below(entropies: Tokens, fraction: float) -> Tokens:
+    """tau_rho - H_t, in fp64: where entropies lie close together, fp32 would round tau by as much as their distance."""
+    return quantile(entropies, fraction) - entropies.astype(np.float64)
+
+
+def _argument(entropies: Tokens, fraction: float, floor: float, deviation: str) -> Tokens:
+    """(tau_rho - H_t) / (MAD + eps), fp32."""
+    return _ratio(_below(entropies, fraction), mean_abs_deviation(entropies, deviation) + floor).astype(np.float32)
 
 
 def position_signal(response_mask: torch.Tensor) -> torch.Tensor:
@@ -234,6 +252,7 @@ def _check_options(
 ) -> None:
     require(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
     require(direction in DIRECTIONS, "direction", direction, f"one of {', '.join(DIRECTIONS)}")
+    require(router != "learned" or direction == "tanh", "direction", direction, "tanh with router=learned")
     require(constant in (1, -1), "constant", constant, "+1 (attraction) or -1 (repulsion)")
     require(gate in GATES, "gate", gate, f"one of {', '.join(GATES)}")
     require(0.0 <= gate_threshold < math.inf, "gate_threshold", gate_threshold, "a number of nats, 0 or more")
@@ -254,12 +273,15 @@ class DasdParams(AdditiveParams):
     groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
     these values are in recipes/dasd/README.md. With `normalise_gap` false the correction is the gap in nats, as in
     Proposition 1; omega stays as it is. `gap_eps_share`, if it is given, takes the place of `gap_eps`: the floor is
-    that share of the batch's mean |delta|, over the tokens that have a teacher (ours).
+    that share of the batch's mean |delta|, over the tokens that have a teacher (ours). `router_learning_rate` and
+    `router_decay` belong to router="learned" (ours).
     """
 
     beta: float = 0.02
     router: str = "entropy"
     router_quantile: float = 0.2
+    router_learning_rate: float = 0.01
+    router_decay: float = 0.01
     direction: str = "tanh"
     constant: float = 1.0
     gate: str = "auto"
@@ -293,6 +315,13 @@ class DasdParams(AdditiveParams):
             "positive and finite, or null for gap_eps",
         )
         _check_floor("entropy_eps", self.entropy_eps)
+        rate = self.router_learning_rate
+        require(0.0 < rate < math.inf, "router_learning_rate", rate, "positive and finite")
+        require(0.0 <= self.router_decay < math.inf, "router_decay", self.router_decay, "finite, 0 or more")
+
+    @property
+    def remembers(self) -> bool:
+        return super().remembers or self.router == "learned"
 
     @property
     def idle(self) -> frozenset[str]:
@@ -307,6 +336,7 @@ def _signals_needed(params: DasdParams) -> tuple[str, ...]:
         "position": (),
         "token_frequency": ("token_ids", "token_counts"),
         "external": ("router_signal",),
+        "learned": ("entropy",),
     }
     return ("log_prob_gap", *by_router[params.router])
 
@@ -335,11 +365,12 @@ def omega_and_gap(
         )
     elif params.direction != "constant" and params.router == "external":
         router_signal = signals.signal("router_signal")
-    gap = signals.signal("log_prob_gap")
-    if signals.has_teacher is not None:
-        gap = gap.masked_fill(~signals.has_teacher.to(gap.device)[:, None], 0.0)
+    shift = None
+    if params.router == "learned":
+        shift = router_shift(head_in(signals.memory), routed_by_entropy(signals, response_mask, params))
+    gap = _taught_gap(signals)
     return direction_coefficient(
-        signals.entropy if params.router == "entropy" else None,
+        signals.entropy if params.router in ("entropy", "learned") else None,
         gap,
         response_mask,
         router_quantile=params.router_quantile,
@@ -348,12 +379,42 @@ def omega_and_gap(
         gap_clip=params.gap_clip,
         router=params.router,
         router_signal=router_signal,
+        router_shift=shift,
         direction=params.direction,
         constant=params.constant,
         gate=params.gate,
         gate_threshold=params.gate_threshold,
         deviation=params.deviation,
     )
+
+
+def _taught_gap(signals: Signals) -> torch.Tensor:
+    """The gap, zero in responses without a teacher."""
+    gap = signals.signal("log_prob_gap")
+    return gap if signals.has_teacher is None else gap.masked_fill(~signals.has_teacher.to(gap.device)[:, None], 0.0)
+
+
+def routed_by_entropy(signals: Signals, response_mask: torch.Tensor, params: DasdParams) -> Routed:
+    """What a learned router starts from: the entropy router's argument, and gate and gap without any direction."""
+    gap, entropy = _taught_gap(signals), signals.signal("entropy")
+    check_shape("entropy", entropy, response_mask)
+    check_finite("entropy", entropy, response_mask)
+    gate, normalized = direction_coefficient(
+        None,
+        gap,
+        response_mask,
+        gap_eps=gap_floor(gap, signals.taught(response_mask), params),
+        gap_clip=params.gap_clip,
+        direction="constant",
+        gate=resolve_gate(params.gate, params.direction),
+        gate_threshold=params.gate_threshold,
+    )
+
+    def trajectory(count: int, entropies: Tokens) -> tuple[Tokens]:
+        return (_argument(entropies, params.router_quantile, params.entropy_eps, params.deviation),)
+
+    (argument,) = map_rows(trajectory, response_mask, entropy)
+    return Routed(argument, gate, normalized, response_mask)
 
 
 @token_weight("dasd", params=DasdParams, needs=_signals_needed)
@@ -382,6 +443,13 @@ def dasd_weight(
             percent=True,
             idle=1.0,
         ),
+        Metric(
+            "credit/router/agreement",
+            "Agreement of the learned router",
+            "of the teacher's pulls with the verifier's advantages, judged before it learns from them; in [-1, 1]",
+            line="agreement",
+            short="agree",
+        ),
     ),
 )
 def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
@@ -399,5 +467,15 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
         "credit/omega/mean": float(tokens.mean(dtype=np.float64)) if len(tokens) else 0.0,
         "credit/omega/positive_share": float((tokens > 0).mean()) if len(tokens) else 0.0,
     }
+    memory: dict[str, torch.Tensor] = {}
+    if params.router == "learned":
+        memory, metrics["credit/router/agreement"] = trained_head(
+            head_in(inputs.memory),
+            routed_by_entropy(inputs, mask, params),
+            inputs.group_advantage,
+            learning_rate=params.router_learning_rate,
+            decay=params.router_decay,
+        )
     field = normalized if params.normalise_gap else masked_gap(inputs)
-    return additive_credit(inputs, params, field.mul_(omega), metrics, {"omega": omega})
+    credit = additive_credit(inputs, params, field.mul_(omega), metrics, {"omega": omega})
+    return replace(credit, memory=credit.memory | memory)

@@ -101,6 +101,11 @@ def test_a_ratio_belongs_to_an_advantage(compose_config):
     (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", key))
     assert found.startswith(f"{key} with self_distill.loss.weighting=dasd") and "coefficient" in found
     assert problems(compose_config("method=attraction", "experiment=starter", key)) == []
+    learned = "algorithm.dasd.router=learned"
+    (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", learned))
+    assert found.startswith("self_distill.loss.weighting=dasd") and "adv_estimator=dasd" in found
+    (found,) = problems(compose_config("method=attraction", "experiment=starter", learned))
+    assert "direction='constant': must be tanh with router=learned" in found
 
 
 def builds_on_another(method: str) -> bool:

@@ -142,12 +142,19 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
             f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no "
             "divergence to weigh; choose a kind, or weighting=uniform"
         )
-    weighed = method.weight_params
-    if isinstance(weighed, AdditiveParams) and weighed.target_ratio is not None and weighed is not method.params:
+    weighed, weight = method.weight_params, method.token_weight
+    elsewhere = weight is not None and weight.node != method.credit  # so that no advantage is made by these parameters
+    if elsewhere and isinstance(weighed, AdditiveParams) and weighed.target_ratio is not None:
         yield (
             f"algorithm.{loss.weighting}.target_ratio={weighed.target_ratio} with self_distill.loss.weighting="
             f"{loss.weighting}: a divergence is no share of A_G, its factor is self_distill.loss.coefficient; set "
             "target_ratio to null"
+        )
+    elif elsewhere and weighed is not None and weighed.remembers:
+        yield (
+            f"self_distill.loss.weighting={loss.weighting}: under these parameters the weights follow the advantages "
+            f"of the steps before, and only algorithm.adv_estimator={loss.weighting} takes those in; choose a router "
+            "that does not learn"
         )
     if not (loss.active or method.teacher_copy):
         return
