@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from config import STARTER
 from recipes.common.checks.batch import lengths
+from recipes.common.checks.data import data
 from recipes.common.checks.learning import teacher_validation
 from recipes.common.method import read
 from recipes.common.step.teacher_stage import TeacherStage
@@ -105,6 +107,25 @@ def test_what_cannot_be_validated_is_refused(compose_config, method, overrides, 
     cfg = compose_config(f"method={method}", *ON, *overrides)
     (found,) = teacher_validation(cfg, read(cfg))
     assert found.startswith("self_distill.teacher.test_freq=") and said in found
+
+
+def test_data_without_anything_to_show_are_refused(compose_config, tmp_path):
+    table = pd.read_parquet(STARTER / "data/val.parquet")
+    table["solution"] = ""
+    table.to_parquet(tmp_path / "bare.parquet")
+    bare = f"data.val_files={tmp_path}/bare.parquet"
+
+    def found(*overrides: str) -> list[str]:
+        cfg = resolve(compose_config("method=dasd", *ON, *overrides))
+        return list(data(cfg, read(cfg)))
+
+    (problem,) = found(bare)
+    assert problem.startswith("self_distill.teacher.test_freq=10: no row of data.val_files has a solution")
+    assert found() == found(bare, "self_distill.teacher.test_freq=-1") == []
+    assert found(bare, "self_distill.teacher.fallback=answer") == []  # the verifier's ground truth
+    table.loc[3, "solution"] = "\\boxed{1}"
+    table.to_parquet(tmp_path / "bare.parquet")
+    assert found(bare) == []  # the others are left out and counted
 
 
 def test_the_servers_have_room_for_the_teachers_prompts(compose_config):
