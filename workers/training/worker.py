@@ -33,7 +33,11 @@ class SelfDistillTrainingWorker(TrainingWorker):
     """verl's training worker around our engine."""
 
     def __init__(
-        self, config: TrainingWorkerConfig, loss: LossParams, teacher: TeacherWeights, linear_decay_steps: int | None
+        self,
+        config: TrainingWorkerConfig,
+        loss: LossParams,
+        teacher: TeacherWeights,
+        linear_decay_steps: int | None = None,
     ):
         super().__init__(dataclasses.replace(config, model_type=MODEL_TYPE))
         self.engine.configure(loss, teacher, linear_decay_steps)
