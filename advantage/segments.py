@@ -51,7 +51,13 @@ def map_rows(
 
 
 def reduce_rows(function: Callable[[Tokens], float], values: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
-    """Apply a statistic to the packed valid tokens of every row: (B,) fp32, zero for a row with no valid token."""
+    """Apply a statistic to the packed valid tokens of every row: (B,) fp32, zero for a row with no valid token.
+
+    Args:
+        function: makes a number of a row's valid tokens, a 1-D fp32 array.
+        values: (B, T) of any real dtype.
+        response_mask: (B, T), non-zero on valid tokens.
+    """
     valid = as_mask(response_mask).cpu().numpy()
     source = _host(values)
     result = np.zeros(len(valid), dtype=np.float32)
@@ -65,10 +71,12 @@ def reduce_rows(function: Callable[[Tokens], float], values: torch.Tensor, respo
 def quantile(tokens: Tokens, fraction: float) -> float:
     """Quantile of a non-empty 1-D array, with linear interpolation between neighbouring ranks (numpy's default).
 
-    0.5 is the median: the mean of the middle two for an even count, unlike `torch.median`.
+    Args:
+        tokens: the values.
+        fraction: in [0, 1]; 0.5 is the median: the mean of the middle two for an even count, unlike `torch.median`.
 
     Raises:
-        ValueError: fraction outside [0, 1].
+        ValueError: if the fraction is outside [0, 1].
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"quantile={fraction}: must lie in [0, 1]")
@@ -91,7 +99,7 @@ def mean_abs_deviation(tokens: Tokens, center: str = "mean") -> float:
         center: "mean" (what MeanAbsDev usually means; the DASD paper does not say) or "median".
 
     Raises:
-        ValueError: unknown center.
+        ValueError: if the center is another.
     """
     if center not in ("mean", "median"):
         raise ValueError(f"center={center!r}: must be 'mean' or 'median'")
@@ -100,12 +108,17 @@ def mean_abs_deviation(tokens: Tokens, center: str = "mean") -> float:
 
 
 def row_median(values: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
-    """Per-row 0.5 quantile over valid tokens: (B,) fp32, zero for a row with no valid token."""
+    """Median of each row over its valid tokens: (B,) fp32, zero for a row with no valid token.
+
+    Args:
+        values: (B, T) of any real dtype.
+        response_mask: (B, T), non-zero on valid tokens.
+    """
     return reduce_rows(lambda tokens: quantile(tokens, 0.5), values, response_mask)
 
 
 def relative_positions(count: int) -> Tokens:
-    """u_t = (t - 0.5) / L for t = 1 .. L: a 1-D fp32 array of length L, inside (0, 1)."""
+    """Relative positions u_t = (t - 0.5) / L for t = 1 .. L: a 1-D fp32 array of length L, inside (0, 1)."""
     return (np.arange(count, dtype=np.float32) + 0.5) / count
 
 
@@ -116,22 +129,38 @@ def sigmoid(x: Tokens) -> Tokens:
 
 
 def pack(values: torch.Tensor, response_mask: torch.Tensor) -> Tokens:
-    """All valid tokens of the batch as a 1-D fp32 array of its own, rows one after another."""
+    """All valid tokens of the batch as a 1-D fp32 array of its own, rows one after another.
+
+    Args:
+        values: (B, T) of any real dtype.
+        response_mask: (B, T), non-zero on valid tokens.
+    """
     return _host(values)[as_mask(response_mask).cpu().numpy()]
 
 
 def batch_quantile(values: torch.Tensor, response_mask: torch.Tensor, fraction: float) -> float:
-    """`quantile` over all valid tokens of the batch; 0.0 when there is no valid token.
+    """A quantile over all valid tokens of the batch; 0.0 when there is no valid token.
 
     Call it on the global batch: methods that threshold on a batch quantile (HEPO, REOPOLD) change their meaning when
     it is taken per micro-batch or per rank.
+
+    Args:
+        values: (B, T) of any real dtype.
+        response_mask: (B, T), non-zero on valid tokens.
+        fraction: in [0, 1], as in `quantile`.
     """
     tokens = pack(values, response_mask)
     return quantile(tokens, fraction) if len(tokens) else 0.0
 
 
 def batch_magnitude(values: torch.Tensor, response_mask: torch.Tensor, fraction: float = 0.99) -> tuple[float, float]:
-    """Mean and quantile of |x| over all valid tokens of the batch; zeros when there is no valid token."""
+    """Mean and quantile of |x| over all valid tokens of the batch; zeros when there is no valid token.
+
+    Args:
+        values: (B, T) of any real dtype.
+        response_mask: (B, T), non-zero on valid tokens.
+        fraction: which quantile, in [0, 1].
+    """
     tokens = pack(values, response_mask)
     if not len(tokens):
         return 0.0, 0.0
@@ -140,13 +169,23 @@ def batch_magnitude(values: torch.Tensor, response_mask: torch.Tensor, fraction:
 
 
 def batch_mean(values: torch.Tensor, response_mask: torch.Tensor) -> float:
-    """Mean over all valid tokens of the batch, summed in fp64; 0.0 when there is no valid token."""
+    """Mean over all valid tokens of the batch, summed in fp64; 0.0 when there is no valid token.
+
+    Args:
+        values: (B, T) of any real dtype.
+        response_mask: (B, T), non-zero on valid tokens.
+    """
     tokens = pack(values, response_mask)
     return float(tokens.mean(dtype=np.float64)) if len(tokens) else 0.0
 
 
 def batch_abs_mean(values: torch.Tensor, response_mask: torch.Tensor) -> float:
-    """Mean of |x| over all valid tokens of the batch, summed in fp64; 0.0 when there is no valid token."""
+    """Mean of |x| over all valid tokens of the batch, summed in fp64; 0.0 when there is no valid token.
+
+    Args:
+        values: (B, T) of any real dtype.
+        response_mask: (B, T), non-zero on valid tokens.
+    """
     tokens = pack(values, response_mask)
     return float(np.abs(tokens, out=tokens).mean(dtype=np.float64)) if len(tokens) else 0.0
 

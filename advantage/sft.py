@@ -21,5 +21,10 @@ class SftParams(EstimatorParams):
 
 @estimator("sft", params=SftParams, uses_group=False)
 def sft_credit(inputs: CreditInputs, params: SftParams) -> Credit:
-    """One on every valid token."""
+    """One on every valid token.
+
+    Args:
+        inputs: the mask.
+        params: none.
+    """
     return Credit(inputs.response_mask.float(), {})

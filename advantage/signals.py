@@ -41,9 +41,13 @@ class Signals:
         log_prob_gap: delta_t = log p_T(o_t) - log p_S(o_t), (B, T) nats, both at the rollout's weights.
         contrast_gap: log p_T(o_t) minus the log of the mean probability of o_t under other contexts of the teacher
             (RLCSD's e_t: a right hint against wrong ones), (B, T) nats.
+        teacher_entropy: H_T of the teacher over the full vocabulary at the same temperature, (B, T) nats, at the
+            rollout's weights; 0 in responses without a teacher.
         has_teacher: (B,) bool, rows that the teacher had something to be shown for; None: all. Gaps of others are 0.
         token_ids: (B, T) the responses' token ids.
-        router_signal: (B, T) any quantity to route on instead of entropy (`router=external`).
+        gradient_norm: norm of the gradient of log p_S(o_t) by the output head's weight, (B, T).
+        attention_entropy: mean over heads of the entropy of the student's attention where it predicts o_t, (B, T) nats.
+        router_signal: (B, T) any other quantity to route on instead of entropy (`router=external`).
         token_counts: (V,) how often each token id occurs in the training corpus.
         step: the current training step, from 1, for estimators with a schedule.
         total_steps: the last training step.
@@ -53,8 +57,11 @@ class Signals:
     entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     log_prob_gap: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     contrast_gap: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    teacher_entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     has_teacher: torch.Tensor | None = None
     token_ids: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    gradient_norm: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
+    attention_entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     router_signal: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
     token_counts: torch.Tensor | None = None
     step: int | None = None
@@ -65,7 +72,7 @@ class Signals:
         """The named signal.
 
         Raises:
-            MissingSignalError: it was not supplied.
+            MissingSignalError: if it was not supplied.
         """
         value = getattr(self, name)
         if value is None:
@@ -73,7 +80,7 @@ class Signals:
         return value
 
     def taught(self, response_mask: torch.Tensor) -> torch.Tensor:
-        """(B, T) bool: the mask's tokens whose response has a teacher."""
+        """The mask's tokens whose response has a teacher, (B, T) bool."""
         if self.has_teacher is None:
             return response_mask
         return response_mask & self.has_teacher.to(response_mask.device)[:, None]
@@ -82,7 +89,7 @@ class Signals:
         """The signals by name, those per token on the mask's device.
 
         Raises:
-            ValueError: the shape of a signal per token is not the mask's, or there is not one `has_teacher` a row.
+            ValueError: if the shape of a signal per token is not the mask's, or there is not one `has_teacher` a row.
         """
         values = {f.name: getattr(self, f.name) for f in fields(Signals)}
         for f in fields(Signals):
@@ -126,7 +133,7 @@ def token_signals(**signals: Any) -> Iterator[TokenSignals]:
         The `TokenSignals`, whose `diagnostics`, `tokens` and `remembered` hold what the estimator leaves.
 
     Raises:
-        TypeError: a name that is no signal.
+        TypeError: if a name is no signal.
     """
     in_force = TokenSignals(**signals)
     token = _current.set(in_force)

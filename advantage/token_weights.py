@@ -1,7 +1,8 @@
 """Factors of the tokens' divergences: a table like that of the estimators, for losses over the full vocabulary.
 
-A weight is computed once a step for the global batch, from the scores at the rollout's weights, and held over its
-mini-batches.  Each stands in the module of its method, beside the estimator and the parameters that it shares with it.
+A weight is computed once a step for the global batch, from what student and teacher say at the rollout's weights, and
+held over its mini-batches.  Each stands in the module of its method, beside the estimator and the parameters that it
+shares with it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class TokenWeight:
         """The parameters from the `algorithm` node of a configuration.
 
         Raises:
-            ValueError: an unknown key, a wrong type or a value outside its range.
+            ValueError: if a key is unknown, a type is wrong or a value is outside its range.
         """
         node = None if algorithm is None else algorithm.get(self.node, None)
         return load_params(self.params, node, where=f"algorithm.{self.node}")
@@ -57,7 +58,17 @@ TOKEN_WEIGHTS: dict[str, TokenWeight] = {}
 def token_weight(
     name: str, *, params: type[EstimatorParams], node: str | None = None, needs: Needs = (), share: bool = False
 ) -> Callable[[WeightFn], WeightFn]:
-    """Enter a function into `TOKEN_WEIGHTS`; arguments are the fields of `TokenWeight`, `node` being `name` if None."""
+    """Enter a function into `TOKEN_WEIGHTS`.
+
+    Args:
+        name: what `self_distill.loss.weighting` selects it by.
+        params: its parameters' dataclass.
+        node: the key under `algorithm` that its parameters stand at; None for `name`.
+        needs: the signals it requires, or a function of the parameters that returns them.
+
+    Returns:
+        A decorator that returns the function as it is.
+    """
 
     def enter(fn: WeightFn) -> WeightFn:
         TOKEN_WEIGHTS[name] = TokenWeight(name, fn, params, node or name, needs_of(needs), share)
@@ -77,13 +88,14 @@ def weigh_tokens(
     """Factors (B, T) fp32, zero outside the mask and in responses without a teacher, and their metrics.
 
     Args:
-        weight, params: the entry of `TOKEN_WEIGHTS` and its parameters.
+        weight: the entry of `TOKEN_WEIGHTS`.
+        params: its parameters.
         signals: those that `weight.needs(params)` names, (B, T) each.
         response_mask: (B, T) bool.
         equal_reward_rows: (B,) bool, rows of groups whose rewards are all equal.
 
     Raises:
-        MissingSignalError: lists the signals that are missing.
+        MissingSignalError: if signals are missing; lists them.
     """
     _check_signals(weight, params, signals)
     factors = weight.weigh(signals, response_mask, equal_reward_rows, params) * signals.taught(response_mask)

@@ -79,7 +79,7 @@ def write_sequences(folder: Path, shapes: list[tuple[int, int, int]], vocabulary
         rows["mask"].append(mask)
         rows["weights"].append(0.25 + 0.75 * torch.rand(response, generator=generator))
         rows["advantages"].append(torch.randn(response, generator=generator))
-        rows["old_log_probs"].append(-3 * torch.rand(response, generator=generator))
+        rows["old_log_probs"].append(-2 - 3 * torch.rand(response, generator=generator))  # ratios on both sides of 1
     torch.save(rows, folder / "batch.pt")
 
 
@@ -129,7 +129,8 @@ def plain(
         students, teachers: parameters by name, over those of the model's files.  dtype: of the models.
 
     Beside `loss` and `gradients`, of the valid tokens in order: the divergences as `values`, the student's `entropy`
-    and `log_prob` at the divergence's temperature.
+    and `log_prob` at the divergence's temperature, and the teacher's as `teacher_entropy` and `teacher_log_prob`, under
+    its own prompts or, in a case with `same_prompts`, under the student's.
     """
     rows, loss = torch.load(material / "batch.pt"), case["loss"]
     lora = case.get("lora", False)
@@ -155,32 +156,42 @@ def plain(
     tokens = sum(int(m.sum()) for m in rows["mask"])
     total = torch.zeros((), dtype=torch.float64)
     values = []
-    of_student: dict[str, list[torch.Tensor]] = {"entropy": [], "log_prob": []}
+    names = ("entropy", "log_prob", "teacher_entropy", "teacher_log_prob")
+    scores: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     for i, mask in enumerate(rows["mask"]):
         length = len(mask)
         logits = student(rows["student"][i][None]).logits[0, -length - 1 : -1].double()
         with torch.no_grad():
-            reference = teacher(rows["teacher"][i][None]).logits[0, -length - 1 : -1].double()
+            shown = rows["student" if case.get("same_prompts") else "teacher"][i][None]
+            reference = teacher(shown).logits[0, -length - 1 : -1].double()
+            if case.get("teacher", {}).get("weights") == "trust_region":
+                current = student(shown).logits[0, -length - 1 : -1].double()
+                mix = case["teacher"].get("trust_region_mix", 0.05)
+                reference = (1 - mix) * reference + mix * current
+            reference = (reference / temperature).log_softmax(-1)
         tempered = (logits / temperature).log_softmax(-1)
         divergence = logits.new_zeros(length)
         if loss.get("kind", "none") != "none":
             share = rows["weights"][i].double()[:, None] if case.get("mixed") else loss.get("forward_share", 0.5)
-            divergence = token_losses(tempered, (reference / temperature).log_softmax(-1), loss, share)
+            divergence = token_losses(tempered, reference, loss, share)
         values.append(divergence.detach()[mask.bool()])
-        of_student["entropy"].append(-(tempered.exp() * tempered).sum(-1).detach()[mask.bool()])
-        own = tempered.gather(1, rows["student"][i][-length:, None])[:, 0]
-        of_student["log_prob"].append(own.detach()[mask.bool()])
+        for who, distribution in (("", tempered.detach()), ("teacher_", reference)):
+            entropy = -(distribution.exp() * distribution).sum(-1)
+            own = distribution.gather(1, rows["student"][i][-length:, None])[:, 0]
+            scores[f"{who}entropy"].append(entropy[mask.bool()])
+            scores[f"{who}log_prob"].append(own[mask.bool()])
         weights = rows["weights"][i].double() if case.get("weighted") else torch.ones(length, dtype=torch.float64)
         weights = (weights - case.get("weights_minus", 0.0)) * mask
+        log_probs = (logits / rollout).log_softmax(-1).gather(1, rows["student"][i][-length:, None])[:, 0]
+        ratio = (log_probs - rows["old_log_probs"][i].double()).exp()
+        if loss.get("importance_clip") is not None:
+            weights = weights * ratio.detach().clamp(max=loss["importance_clip"])
         if loss.get("reduction", "token_mean") == "token_mean":
             weights = weights / tokens
         else:
             weights = weights / mask.sum() / len(rows["mask"])
         total = total + loss.get("coefficient", 1.0) * (weights * divergence).sum()
         if loss.get("ppo", True):
-            log_probs = (logits / rollout).log_softmax(-1)
-            log_probs = log_probs.gather(1, rows["student"][i][-length:, None])[:, 0]
-            ratio = (log_probs - rows["old_log_probs"][i].double()).clamp(-20, 20).exp()
             advantage = rows["advantages"][i].double()
             worst = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
             worst = torch.where(advantage < 0, torch.minimum(worst, -advantage * 3.0), worst)
@@ -190,7 +201,7 @@ def plain(
     return {
         "loss": total.item(),
         "values": torch.cat(values),
-        **{name: torch.cat(parts) for name, parts in of_student.items()},
+        **{name: torch.cat(parts) for name, parts in scores.items()},
         "gradients": {n: p.grad.double() for n, p in student.named_parameters() if p.grad is not None},
     }
 
@@ -206,6 +217,8 @@ def relative_error(result: dict, reference: dict) -> float:
 
 OPSD = {"kind": "forward_kl", "clip": 0.002, "temperature": 1.1, "ppo": False}
 PW_OPSD = {**OPSD, "clip": 0.01, "reduction": "sequence_mean"}
+SDPO = {"kind": "jsd", "jsd_beta": 0.5, "top_k": 5, "top_k_by": "student", "importance_clip": 2.0, "ppo": False}
+TRUST_REGION = {"weights": "trust_region"}
 CASES = {
     "opsd": (1, {"loss": OPSD, "micro": 6}),
     "opsd, a sequence at a time": (1, {"loss": OPSD, "micro": 1}),
@@ -258,6 +271,37 @@ CASES = {
     "mixed by a constant, from logits": (
         1,
         {"loss": {"kind": "mixed_kl", "forward_share": 0.3, "ppo": False, "from_hidden": False}, "micro": 2},
+    ),
+    "sdpo": (1, {"loss": SDPO, "micro": 2, "weighted": True, "rollout_temperature": 0.8}),
+    "sdpo, all at once": (1, {"loss": SDPO, "micro": 6, "weighted": True, "rollout_temperature": 0.8}),
+    "sdpo, two workers": (2, {"loss": SDPO, "micro": 1, "weighted": True, "teacher": TRUST_REGION, "perturb": True}),
+    "srpo, two workers": (
+        2,
+        {"loss": {**SDPO, "ppo": True}, "micro": 3, "weighted": True, "rollout_temperature": 1.3},
+    ),
+    "eopd": (
+        1,
+        {
+            "loss": {"kind": "forward_kl", "top_k": 5, "student_norm": "full", "ppo": True},
+            "micro": 2,
+            "weighted": True,
+            "weights_minus": 0.4,
+            "rollout_temperature": 1.2,
+            "teacher": {"weights": "frozen"},
+            "perturb": True,
+        },
+    ),
+    "trust region": (
+        1,
+        {"loss": OPSD, "micro": 2, "teacher": {**TRUST_REGION, "trust_region_mix": 0.3}, "perturb": True},
+    ),
+    "trust region, from logits, two workers": (
+        2,
+        {"loss": {**OPSD, "from_hidden": False}, "micro": 3, "teacher": TRUST_REGION, "perturb": True},
+    ),
+    "trust region, lora": (
+        1,
+        {"loss": OPSD, "micro": 3, "lora": True, "teacher": {**TRUST_REGION, "trust_region_mix": 0.3}, "perturb": True},
     ),
     "opsd, from logits": (1, {"loss": {**OPSD, "from_hidden": False}, "micro": 2}),
     "pw-opsd, from logits, two workers": (

@@ -174,9 +174,13 @@ def first_gradient(engine: SelfDistillEngine, case: dict, data: TensorDict) -> d
     return {"loss": outputs["loss"], "gradients": gradients, "metrics": metrics}
 
 
-def scores(engine: SelfDistillEngine, data: TensorDict) -> dict[str, Any]:
-    """Log-probs and entropies by verl's scoring pass: per row, those of the response; and the noise it measured."""
-    tu.assign_non_tensor(data, calculate_entropy=True)
+def scores(engine: SelfDistillEngine, data: TensorDict, measures: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Log-probs and entropies by verl's scoring pass: per row, those of the response; and the noise it measured.
+
+    Args:
+        measures: options of the pass that ask for more (`workers.training.packing`).
+    """
+    tu.assign_non_tensor(data, calculate_entropy=True, **(measures or {}))
     with engine.eval_mode():
         outputs = engine.infer_batch(data)["model_output"]
     lengths = data["response_mask"].offsets().diff().tolist()
@@ -184,5 +188,5 @@ def scores(engine: SelfDistillEngine, data: TensorDict) -> dict[str, Any]:
     def of_responses(values: Tensor) -> list[Tensor]:
         return [row[-length - 1 : -1].cpu() for row, length in zip(values.unbind(), lengths, strict=True)]
 
-    found: dict[str, Any] = {name: of_responses(outputs[name]) for name in ("log_probs", "entropy")}
+    found: dict[str, Any] = {name: of_responses(values) for name, values in outputs.items()}
     return {**found, "noise": engine._noise}

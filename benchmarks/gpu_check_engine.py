@@ -95,7 +95,7 @@ def gradients(report: Report) -> None:
                     if engine.teacher is not None:
                         _copy(report, name, engine)
                 found["gradients"] = {n: g.cpu() for n, g in found["gradients"].items()}
-                teacher = {} if case.get("teacher", {}).get("weights") == "frozen" else initial
+                teacher = {} if case.get("teacher", {}).get("weights") in ("frozen", "trust_region") else initial
                 exact = plain(material, case, initial, teacher)
                 error = relative_error(found, exact)
                 if case["dtype"] == "fp32":
@@ -120,7 +120,8 @@ def _copy(report: Report, name: str, engine: Any) -> None:
     engine.optimizer_step()
     engine.lr_scheduler_step()
     student, after = whole(engine.module), whole(engine.teacher.module)
-    kept = {"frozen": 1.0, "snapshot": 0.0, "ema": engine.teacher_settings.ema_decay}[engine.teacher_settings.weights]
+    settings = engine.teacher_settings
+    kept = {"frozen": 1.0, "trust_region": 1.0, "snapshot": 0.0, "ema": settings.ema_decay}[settings.weights]
     wrong = max(float((after[n] - kept * before[n] - (1 - kept) * student[n]).abs().max()) for n in after)
     report.bound(f"{name}: copy after a step", wrong, at_most=1e-6)
 
@@ -205,6 +206,7 @@ def planned(case: Wide, shape: Architecture) -> dict[str, float]:
         policy_loss=False,
         from_hidden=case.from_hidden,
         teacher_copy=False,
+        teacher_passes=1,
         teacher_prompt=case.teacher_prompt,
         teacher_budget=case.tokens,
     )

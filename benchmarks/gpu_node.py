@@ -240,7 +240,7 @@ def rank_body(folder: Path) -> None:
             found = engines.first_gradient(engine, case, engines.mini_batch(folder, case, rank, world))
         if rank == 0:
             found["gradients"] = {n: g.cpu() for n, g in found["gradients"].items()}
-            teacher = {} if case.get("teacher", {}).get("weights") == "frozen" else initial
+            teacher = {} if case.get("teacher", {}).get("weights") in ("frozen", "trust_region") else initial
             error = relative_error(found, plain(folder, case, initial, teacher))
             rows.append({"check": name, "value": error, "at_most": FP32_ERROR["cuda"], "unit": "of the gradient"})
     if rank == 0:

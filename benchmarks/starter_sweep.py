@@ -5,7 +5,7 @@ again, and one that was interrupted goes on, so the sweep can be stopped and res
 settings. The first Ctrl-C lets the running ones end after their step, with a checkpoint; the second ends them at once.
 At the end, and with --report alone, it prints the table of the recipes' READMEs: validation Avg@16 (128 problems), mean
 and standard deviation over seeds, 95 % interval of the mean from Student's t; and it writes the page that compares all
-runs, <out>/comparison.html. `make compare` is this with every method of the package.
+runs, <out>/comparison.html. All methods and controls in both worlds: `make compare` (recipes/reproduce).
 
     python -m benchmarks.starter_sweep --settings grpo dasd dasd_beta_0.5 --seeds 1 2 3 --steps 10 --out outputs/sweep
 """
@@ -13,34 +13,19 @@ runs, <out>/comparison.html. `make compare` is this with every method of the pac
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from config import CONFIG_DIR
 from recipes.common.record import run_dir as files
-from recipes.common.record.console import duration, validation_accuracy
+from recipes.common.record.console import validation_accuracy
+from recipes.common.teacher.decisions import CREDITS
 from recipes.report.compare import estimate
 from recipes.report.page import comparison_page, write_page
 from recipes.report.run_data import NotARun, load_run
+from recipes.reproduce.runs import Job, seeded, train_all
 
 # Every method of the package but the one that is there to show why it fails, which has a name of its own below.
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml") if p.stem != "dasd_paper_literal")
@@ -80,140 +65,37 @@ SETTINGS: dict[str, list[str]] = {
         for alpha in EXPOSURES
     },
     "exposure_random": ["method=atesd", NO_CLIP, "self_distill.exposure.mode=random"],
+    # The controller under each credit, as often updated as a run of some 50 steps allows: benchmarks.exposure_credit.
+    **{
+        f"credit_{credit}": [
+            "method=atesd",
+            NO_CLIP,
+            # A fifth of the starter's: at that rate the unclipped loss loses in its second ten steps what it won.
+            "actor_rollout_ref.actor.optim.lr=1.0e-5",
+            f"self_distill.exposure.controller.credit={credit}",
+            "self_distill.exposure.controller.hold=1",
+            "self_distill.exposure.controller.decisions_per_update=2",
+        ]
+        for credit in CREDITS
+    },
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training run of the sweep."""
-
-    setting: str
-    seed: int
-    steps: int
-    out: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.setting} seed {self.seed}"
-
-    @property
-    def directory(self) -> Path:
-        return self.out / self.setting / f"seed_{self.seed}"
-
-    def command(self, overrides: Sequence[str]) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "recipes.dasd.main",  # any entry does: the setting names its method
-            "experiment=starter",
-            *SETTINGS[self.setting],
-            f"hydra.run.dir={self.directory}",
-            f"trainer.total_training_steps={self.steps}",
-            f"trainer.test_freq={self.steps}",
-            f"data.seed={self.seed}",
-            f"actor_rollout_ref.rollout.seed={self.seed}",
+def job(setting: str, seed: int, steps: int, out: Path, experiment: str, overrides: Sequence[str] = ()) -> Job:
+    """One run of the sweep."""
+    return Job(
+        name=f"{setting} seed {seed}",
+        directory=out / setting / f"seed_{seed}",
+        steps=steps,
+        overrides=(
+            f"experiment={experiment}",
+            *SETTINGS[setting],
+            *seeded(seed),
             # Step 0 depends on the seed alone: measured once, by the baseline.
-            f"trainer.val_before_train={str(self.setting == 'grpo').lower()}",
+            f"trainer.val_before_train={str(setting == 'grpo').lower()}",
             *overrides,
-        ]
-
-
-@dataclass
-class Children:
-    """The training commands that run now; a signal to the sweep is a signal to each of them."""
-
-    running: set[subprocess.Popen] = field(default_factory=set)
-    stopping: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def run(self, command: list[str], console: Path) -> int | None:
-        """Exit code of a command whose output is added to a file; None if the sweep was stopped before."""
-        with console.open("a") as output:
-            with self._lock:
-                if self.stopping:
-                    return None
-                # In a session of its own: a terminal's Ctrl-C would reach it beside the one that `stop` sends.
-                child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-                self.running.add(child)
-            try:
-                return child.wait()
-            finally:
-                with self._lock:
-                    self.running.discard(child)
-
-    def stop(self, *_: object) -> None:
-        """Signal handler: start nothing more, and pass the signal on."""
-        self.stopping = True
-        for child in list(self.running):
-            child.send_signal(signal.SIGINT)
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM call `stop`."""
-        previous = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-def train(job: Job, children: Children, overrides: Sequence[str]) -> str:
-    """Run one training command to its end; returns a line for the log."""
-    if finished(job.directory, job.steps):
-        return f"{job.name}: already complete"
-    job.directory.mkdir(parents=True, exist_ok=True)
-    began, console = time.time(), job.directory / "console.txt"
-    code = children.run(job.command(overrides), console)
-    if code is None:
-        return f"{job.name}: not started"
-    if code == 0 and finished(job.directory, job.steps):
-        return f"{job.name}: done in {duration(time.time() - began)}"
-    return f"{job.name}: {'stopped' if code == 0 else f'exit code {code}'}, see {console}"
-
-
-def sweep(jobs: list[Job], *, parallel: int, overrides: Sequence[str]) -> None:
-    """Run all jobs and show how far each is; returns when all have ended, or been stopped."""
-    children = Children()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[stage]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
+        ),
     )
-    progress = Progress(*columns)
-    progress.disable = not progress.console.is_terminal  # elsewhere the lines below are enough
-    with children.signals(), ThreadPoolExecutor(parallel) as pool, progress:
-        waiting: dict[Future[str], Job] = {pool.submit(train, job, children, overrides): job for job in jobs}
-        whole = progress.add_task("[bold]runs", total=len(jobs), stage="")
-        bars: dict[Job, TaskID] = {}
-        told = False
-        while waiting:
-            if children.stopping and not told:
-                told = True
-                progress.console.print("stopping after the running step, with a checkpoint; once more: at once")
-            for future, job in list(waiting.items()):
-                if future.done():
-                    del waiting[future]
-                    if job in bars:
-                        progress.remove_task(bars.pop(job))
-                    if children.stopping and not finished(job.directory, job.steps):
-                        progress.console.print(future.result(), markup=False)
-                        continue
-                    progress.update(whole, advance=1)
-                    progress.console.print(f"[{len(jobs) - len(waiting)}/{len(jobs)}] {future.result()}", markup=False)
-                elif future.running():
-                    if job not in bars:
-                        bars[job] = progress.add_task(job.name, total=job.steps, stage="starting")
-                        if progress.disable:
-                            print(f"{job.name}: starting", flush=True)
-                    stage = files.read_stage(job.directory)
-                    progress.update(bars[job], completed=stage.get("step", 0), stage=stage.get("stage", "starting"))
-            time.sleep(0.5)
-    if children.stopping:
-        print("stopped; start again with the same arguments to go on")
 
 
 def records(directory: Path) -> list[dict]:
@@ -295,22 +177,27 @@ def main() -> int:
     parser.add_argument(
         "--settings", nargs="+", choices=SETTINGS, default=METHODS, metavar="NAME", help=f"of {', '.join(SETTINGS)}"
     )
+    parser.add_argument("--experiment", choices=("starter", "starter_shortcut"), default="starter", help="the world")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("outputs/starter_sweep"))
+    parser.add_argument("--out", type=Path, help="outputs/<experiment>_sweep")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time; step times mean something with 1 only")
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
     parser.add_argument("--report", action="store_true", help="only report on what is complete")
     options = parser.parse_args()
-    out = options.out.resolve()
-    jobs = [Job(name, seed, options.steps, out) for seed in options.seeds for name in options.settings]
+    out = (options.out or Path("outputs") / f"{options.experiment}_sweep").resolve()
+    jobs = [
+        job(name, seed, options.steps, out, options.experiment, options.overrides)
+        for seed in options.seeds
+        for name in options.settings
+    ]
     if not options.report:
-        sweep(jobs, parallel=options.parallel, overrides=options.overrides)
+        train_all(jobs, parallel=options.parallel)
     print(report(options.settings, options.seeds, options.steps, out))
     page = compare(options.settings, options.seeds, out)
     if page:
         print(f"\ncomparison: {page}")
-    return 0 if all(finished(job.directory, job.steps) for job in jobs) else 1
+    return 0 if all(job.complete for job in jobs) else 1
 
 
 if __name__ == "__main__":

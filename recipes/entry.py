@@ -2,7 +2,7 @@
 
 The method's name becomes the Hydra override ``method=<name>``, so ``config/method/<name>.yaml`` is the bundle, and all
 of Hydra works as usual: overrides, ``--cfg job``, ``-m`` for sweeps, ``hydra.run.dir=`` to choose or resume a run
-directory.  A method without a main of its own starts with ``python -m recipes.entry method=<name>``.
+directory. A method without a main of its own starts with ``python -m recipes.entry method=<name>``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ KEYS = (
 
 
 def command_of(method: str | None, groups: dict[str, str]) -> Command:
-    """What the command line of a method says of itself; None: of any."""
+    """What the command line of a method says of itself.
+
+    Args:
+        method: the method's name; None for the command line that takes any.
+        groups: configuration group -> the choice that is made if the user makes none.
+    """
     experiment = "experiment=starter"
     any_method = "method=dasd " if method is None else ""
     what = "Train with the method that method= names: its teacher, credit and loss."
@@ -86,11 +91,12 @@ def command_of(method: str | None, groups: dict[str, str]) -> Command:
 
 
 def main(method: str | None = None, **groups: str) -> None:
-    """Run the command line for a method; exits the process with 0, 1 (failed), 2 (refused), 3 (collapsed)
-    or 130 (stopped).
+    """Run the command line of a method, and exit with its code.
+
+    0 is done, 1 failed, 2 refused, 3 ended because it collapsed, 130 stopped.
 
     Args:
-        method: the bundle for a command line that names none; None where it must.
+        method: the bundle for a command line that names none; None if it has to name one.
         groups: other choices, such as the paper's experiment, for what the command line leaves open.
     """
     choices = {"method": method, **groups}
@@ -124,7 +130,10 @@ def _job(cfg: DictConfig) -> int:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """A copy without interpolations and relative paths: Ray's processes lack Hydra's resolvers and this folder."""
+    """A copy without interpolations and relative paths.
+
+    Ray's processes have neither Hydra's resolvers nor this folder as their own.
+    """
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
     resolved.self_distill.run_dir = str(Path(resolved.self_distill.run_dir).resolve())
     resolved.trainer.default_local_dir = f"{resolved.self_distill.run_dir}/checkpoints"
@@ -141,7 +150,14 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 
 def report(run_dir: Path) -> str | None:
-    """Write a run's report; returns its path, or None where the run ended before its first step."""
+    """Write a run's report.
+
+    Args:
+        run_dir: the run directory.
+
+    Returns:
+        The report's path; None if the run ended before its first step.
+    """
     from recipes.report.page import write_report
     from recipes.report.run_data import NotARun
 

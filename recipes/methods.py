@@ -1,4 +1,4 @@
-"""The methods that there are: `python -m recipes.methods` lists them, `--markdown` prints the table of the README.
+"""Lists the methods that there are: `python -m recipes.methods`; with `--markdown` as the table of the README.
 
 Both are made of what each method says of itself in ``config/method/<name>.yaml``.
 """
@@ -16,7 +16,11 @@ RECIPES = Path(__file__).resolve().parent
 
 
 def recipe_of(name: str) -> str | None:
-    """The folder below recipes/ that a method belongs to: its own, or the one whose name its name begins with."""
+    """The folder below recipes/ that describes a method; None if there is none.
+
+    It is the folder of the method's name, else the one of another method whose name this one's begins with
+    (`dasd` for `dasd_raw`).
+    """
     bundles = {path.stem for path in BUNDLES.glob("*.yaml")}
     folders = [path.parent.name for path in RECIPES.glob("*/README.md") if path.parent.name in bundles]
     fitting = [folder for folder in folders if name == folder or name.startswith(f"{folder}_")]
@@ -32,7 +36,7 @@ def command(name: str) -> str:
 
 
 def markdown() -> str:
-    """The README's table: method, command, what a token is trained with, paper."""
+    """The README's table as Markdown: method, command, what a token is trained with, paper."""
     rows = ["| method | command | trained with | paper |", "|---|---|---|---|"]
     for method in shipped():
         recipe = recipe_of(method.name)
@@ -47,7 +51,7 @@ def _paper(method: About) -> str:
 
 
 def main() -> None:
-    """Print the methods, one a line, or with `--markdown` as a table."""
+    """Print the methods, one on each line, or with `--markdown` as a table."""
     if "--markdown" in sys.argv[1:]:
         print(markdown())
         return

@@ -1,4 +1,4 @@
-"""Verifiable rewards for mathematics: extraction, comparison in killable children, and the mix of reward components.
+"""Verifiable rewards: mathematics, multiple choice, programs, Knights & Knaves, and the mix of reward components.
 
-Kept free of imports on purpose: a grading child imports this package and must start in half a second.
+Free of imports on purpose: a grading child imports this package and must start in half a second.
 """

@@ -1,4 +1,8 @@
-"""A program that attempts what programs must not be able to do; `attempt` names what succeeded.  Run in a sandbox."""
+"""A program that attempts what programs in the sandbox must not be able to do.
+
+It is run in the sandbox like any other program; `attempt` names what succeeded. What each name means to a user is in
+`rewards.code_pool.OPEN`.
+"""
 
 import ctypes
 import errno
@@ -9,6 +13,7 @@ import time
 
 
 def network():
+    """Whether an address can be reached, or refuses by itself."""
     for address in (("127.0.0.1", 9), ("192.0.2.1", 9)):
         with socket.socket() as made:
             made.settimeout(0.2)
@@ -18,14 +23,17 @@ def network():
 
 
 def files():
+    """Whether files of the machine can be seen."""
     return any(map(os.path.exists, ("/etc/passwd", "/proc/self", "/sys/kernel", "/home", "/root/.ssh", "/boot")))
 
 
 def signals():
+    """Whether the parent is not the first process of a namespace, so that others could be signalled too."""
     return os.getppid() != 1
 
 
 def processes():
+    """Whether 40 processes can be started."""
     children = []
     try:
         for _ in range(40):
@@ -44,6 +52,7 @@ def processes():
 
 
 def memory():
+    """Whether 256 MiB can be allocated."""
     try:
         return bool(bytearray(2**28))
     except MemoryError:
@@ -51,6 +60,7 @@ def memory():
 
 
 def disk():
+    """Whether a file of 64 MiB can be written."""
     try:
         with open("large", "wb") as file:
             for _ in range(64):
@@ -61,14 +71,17 @@ def disk():
 
 
 def namespaces():
+    """Whether a user namespace can be made, in which the program would have every right."""
     return ctypes.CDLL(None).unshare(0x10000000) == 0
 
 
 def environment():
+    """Whether variables of the trainer's environment can be read."""
     return not set(os.environ) <= {"HOME", "TMPDIR", "PATH", "LANG"}
 
 
 def libraries():
+    """Whether Python's own library is out of reach, so that programs could not import from it."""
     try:
         importlib.import_module("wave")  # not yet imported, so its file has to be read
     except ImportError:
@@ -80,4 +93,5 @@ CHECKS = (network, files, signals, processes, memory, disk, namespaces, environm
 
 
 def attempt():
+    """Names of the checks that found something open."""
     return [check.__name__ for check in CHECKS if check()]

@@ -1,12 +1,12 @@
 """The process that programs are run in: a fresh interpreter behind Linux namespaces, from which each program is forked.
 
-``rewards.code_pool`` starts it.  On the way to its work it enters a user, network, mount, IPC, host name and process
-namespace, imports what programs often import, so that a program starts in milliseconds, and replaces the root directory
-by one that holds nothing but Python's own libraries, read-only (``rewards._code_space``).
+``rewards.code_pool`` starts it. Before its work it enters a user, network, mount, IPC, host name and process namespace,
+imports what programs often import, so that a program starts in milliseconds, and replaces the root directory by one
+that holds nothing but Python's own libraries, read-only (``rewards._code_space``).
 
-Each order on the control socket brings a socket that asks for one program.  A supervisor is forked for it, the first
-process of a process namespace of the program's own, with a directory in memory for its files.  It forks the program,
-reads its output, holds the clock, and at the end kills all that the namespace holds.  The program itself gives up every
+Each order on the control socket brings a socket that asks for one program. A supervisor is forked for it, the first
+process of a process namespace of the program's own, with a directory in memory for its files. It forks the program,
+reads its output, holds the clock, and at the end kills all that the namespace holds. The program itself gives up every
 capability first, and gets the limits of the operating system.
 
 What is here runs with nothing but the standard library: the program can see all of it.
@@ -79,7 +79,15 @@ class Broken(Exception):
 
 
 def supervise(link: socket.socket, space: Space) -> None:
-    """Run the one program that ``link`` asks for, and answer with its verdict: ``{status, how, seconds}``."""
+    """Run one program, and answer with its verdict as a JSON line: ``{status, how, seconds}``.
+
+    Args:
+        link: brings the request, a JSON line, and takes the answer; nobody waits any more if it ends.
+        space: the namespaces that this process is in.
+
+    Raises:
+        Broken: the program could not be started, or not be given its limits.
+    """
     if not space.pid:
         call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child
     with link.makefile("rb") as stream:
@@ -126,7 +134,7 @@ def _run_and_watch(link: socket.socket, request: dict[str, Any], work: str, spac
 
 
 def _private_directory(space: Space, limits: dict[str, Any]) -> str:
-    """Where the program's files go: memory where mounting is allowed, else a temporary directory."""
+    """Where the program's files go: memory if mounting is allowed, else a temporary directory."""
     if not space.mount:
         work = tempfile.mkdtemp(prefix="program-")
         for name in ("home", "work"):
@@ -166,9 +174,10 @@ def _watch(
     limits: dict[str, Any],
     space: Space,
 ) -> dict[str, Any] | None:
-    """The verdict of a program that runs; None where nobody waits for it any more.
+    """The verdict of a program that runs; None if nobody waits for it any more.
 
-    Raises Broken where it could not be given its limits.
+    Raises:
+        Broken: the program could not be given its limits.
     """
     deadline = time.monotonic() + limits["wall_s"]
     written, tail, answer = 0, b"", b""
@@ -255,7 +264,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def _wait(child: int, deadline: float) -> int:
-    """A child's status, -1 where it has not ended by the deadline."""
+    """A child's status; -1 if it has not ended by the deadline."""
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -311,7 +320,11 @@ def _keep_only(null: int, output: int, result: int) -> None:
 
 
 def _become_the_program(space: Space, limits: dict[str, Any], work: str) -> None:
-    """Set a program's limits, and give up every right that could lift them.  Raises OSError where that fails."""
+    """Set a program's limits, and give up every right that could lift them.
+
+    Raises:
+        OSError: the system refuses one of them.
+    """
     os.setsid()
     if space.user:
         # Processes are counted for each user of each user namespace: one of its own makes the count the program's.
@@ -357,10 +370,14 @@ def _become_the_program(space: Space, limits: dict[str, Any], work: str) -> None
 
 
 def run(request: dict[str, Any], token: str) -> None:
-    """Execute the program, then its tests, and tell how that went on descriptor 3, with the token as a proof.
+    """Execute the program, then its tests, and tell how that went on descriptor 3; ends the process.
 
     The tests find the program's names but none of its replacements for builtins, so that a program cannot redefine
-    ``zip`` and so skip them.  A function ``check`` that they define is called with the entry point (HumanEval's form).
+    ``zip`` and so skip them. A function ``check`` that they define is called with the entry point (HumanEval's form).
+
+    Args:
+        request: the sources ``setup``, ``program`` and ``tests``, and the name ``entry_point``, "" for none.
+        token: goes with the answer as a proof that it is not the program's own.
     """
     status, how = "error", ""
     write_out, leave, dumps, pristine = os.write, os._exit, json.dumps, dict(vars(builtins))
@@ -468,12 +485,13 @@ def main(control_fd: int, packages: list[str]) -> None:
     """Enter the namespaces, import, and serve the control socket until it ends.
 
     Args:
+        control_fd: descriptor of the control socket.
         packages: directories of installed packages that programs may import.
     """
     control = socket.socket(fileno=control_fd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a program may send it to its supervisor
-    with contextlib.suppress(OSError):  # where the machine runs short of memory, programs are the first to go
+    with contextlib.suppress(OSError):  # if the machine runs short of memory, programs are the first to go
         write("/proc/self/oom_score_adj", "1000")
     space = Space(null=os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     try:
@@ -509,7 +527,7 @@ def _serve(link: socket.socket, space: Space) -> None:
 
 
 def _fork(space: Space) -> int:
-    """Fork; the child is the first process of a new process namespace, where there can be one."""
+    """Fork; the child is the first process of a new process namespace, if there can be one."""
     if not space.pid:
         return os.fork()
     call("unshare", NEWPID)

@@ -1,4 +1,4 @@
-"""The namespaces that programs are run in, and the root directory that they see.  See ``rewards._code_sandbox``."""
+"""The namespaces that programs are run in, and the root directory that they see; used by ``rewards._code_sandbox``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,18 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library that answers a failure with -1.  Raises OSError, naming it."""
+    """Call a function of the C library that answers a failure with -1.
+
+    Args:
+        name: the function's.
+        *arguments: as ctypes takes them: whole numbers, bytes, ctypes objects, None.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        OSError: it failed; the message names the call.
+    """
     result = getattr(libc, name)(*arguments)
     if result < 0:
         number = ctypes.get_errno()
@@ -42,7 +53,18 @@ def call(name: str, *arguments: Any) -> int:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """mount(2).  Raises OSError."""
+    """The system call mount(2).
+
+    Args:
+        source: what is mounted.
+        target: the directory, or file, that it is mounted on.
+        kind: type of the file system, None if the flags leave no choice.
+        flags: a sum of ``MS_…``.
+        options: of the file system, separated by commas.
+
+    Raises:
+        OSError: the system refuses it.
+    """
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     call("mount", texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
 
@@ -52,7 +74,18 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 @dataclass
 class Space:
-    """What the machine gave: which namespaces, and why not where it refused; ``own_pid`` leads back to our own."""
+    """What the machine granted.
+
+    Attributes:
+        user: whether there is a user namespace.
+        mount: whether there is a mount namespace; then also whether it has a root directory of its own.
+        pid: whether there is a process namespace.
+        ipc: whether there is a namespace for shared memory and semaphores.
+        refusals: the system's reasons for what it refused.
+        own_pid: descriptor that leads back to our own process namespace; -1 if there is none.
+        inherited_bytes: address space that a program has before its first statement.
+        null: descriptor of /dev/null.
+    """
 
     user: bool = False
     mount: bool = False
@@ -64,7 +97,7 @@ class Space:
     null: int = -1
 
     def attempt(self, step: Callable[[], Any]) -> bool:
-        """Whether a step succeeded; the system's reason is kept where it did not."""
+        """Whether a step succeeded; if it did not, the system's reason is kept."""
         try:
             step()
         except OSError as error:
@@ -74,7 +107,15 @@ class Space:
 
 
 def write(path: str, text: str) -> None:
-    """Write a file of the kernel's, in one piece.  Raises OSError."""
+    """Write a file of the kernel's (in /proc) in one piece.
+
+    Args:
+        path: an existing file.
+        text: what is written.
+
+    Raises:
+        OSError: the system refuses it.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, text.encode())
@@ -113,7 +154,11 @@ def _enter_user_namespace() -> None:
 
 
 def enter(space: Space) -> None:
-    """Enter every namespace that the machine allows; on return this is the first process of its process namespace."""
+    """Enter every namespace that the machine allows; on return this is the first process of its process namespace.
+
+    Args:
+        space: what is granted and refused is written into it.
+    """
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
             os.setgroups([])
@@ -133,7 +178,11 @@ def enter(space: Space) -> None:
 
 
 def library_paths(packages: list[str]) -> list[str]:
-    """Directories and files that Python needs while it runs: its library, installed packages, shared objects."""
+    """Directories and files that Python needs while it runs: its library, installed packages, shared objects, devices.
+
+    Args:
+        packages: directories of installed packages that programs may import.
+    """
     wanted = [
         *packages, *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")),
         str(Path(sys.base_prefix) / "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", *DEVICES,
@@ -147,7 +196,15 @@ def library_paths(packages: list[str]) -> list[str]:
 
 
 def build_root(space: Space, packages: list[str]) -> None:
-    """Replace the root directory by one in memory; programs will see its ``/box``: libraries, devices and ``/tmp``."""
+    """Replace the root directory by one in memory; programs will see its ``/box``: libraries, devices and ``/tmp``.
+
+    Args:
+        space: the namespaces that were entered; a mount namespace must be among them.
+        packages: directories of installed packages that programs may import.
+
+    Raises:
+        OSError: the system refuses a mount.
+    """
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     paths = library_paths(packages)
     links = {p: os.readlink(p) for p in paths if os.path.islink(p)}

@@ -1,10 +1,10 @@
 """The process that grading children are forked from: everything imported, nothing graded, no threads.
 
 ``rewards.pool`` starts it as a fresh interpreter, so neither torch nor Ray nor a lock of the trainer gets in here, and
-forking from it is safe, takes milliseconds, and shares memory.  Each message on the control socket asks for one child
-(whose own socket comes along) or for a child's death; the end of the socket is the end of everything.
+forking from it is safe, takes milliseconds, and shares memory. Each message on the control socket asks for one child
+(whose own socket comes along) or for a child's death; if the socket ends, the nursery and all children end.
 
-A child reads one JSON request a line and writes one JSON reply a line.  Three means protect the trainer and the machine
+A child reads one JSON request a line and writes one JSON reply a line. Three means protect the trainer and the machine
 from it, none of which needs Python to be running at the time: an address-space limit, two clocks set for each item (CPU
 time and wall time) whose ringing kills by default, and the end of its socket.
 """
@@ -41,7 +41,7 @@ WARM_UP = (
 
 
 def _resident_bytes() -> int:
-    """Memory held now, 0 where the system does not say."""
+    """Memory held now; 0 if the system does not say."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -81,7 +81,7 @@ def _serve(link: socket.socket, memory_mb: int) -> None:
 
 
 def _reap(children: dict[int, int]) -> None:
-    """Forget children that have ended.  Their numbers stay theirs until here, so no stranger is ever killed."""
+    """Forget children that have ended; their numbers stay theirs until here, so no stranger is ever killed."""
     while children:
         pid, _ = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -91,7 +91,12 @@ def _reap(children: dict[int, int]) -> None:
 
 
 def main(control_fd: int, memory_mb: int) -> None:
-    """Serve the control socket until it ends.  ``memory_mb``: address-space limit of each child in MiB."""
+    """Serve the control socket until it ends.
+
+    Args:
+        control_fd: descriptor of the control socket.
+        memory_mb: address-space limit of each child in MiB.
+    """
     control = socket.socket(fileno=control_fd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -112,6 +117,7 @@ def tend(control: socket.socket, serve: Callable[[socket.socket], None], fork: C
     """Fork a child for each order on the control socket, until its end; then end all children.
 
     Args:
+        control: brings orders in the form of `MESSAGE`, with a socket for each new child.
         serve: what a child does, with the socket that came with its order.
         fork: as ``os.fork``.
     """

@@ -1,10 +1,10 @@
 r"""The one parser of ``\boxed{…}``: what a box is, which is the last, and where it begins and ends.
 
 * ``\boxed`` and ``\fbox`` are the same; white space may stand before the brace; ``\\boxed`` (escaped twice) is a box.
-* Braces are matched; ``\{`` and ``\}`` are no braces.  A box that never closes (a response cut at the length limit) and
+* Braces are matched; ``\{`` and ``\}`` are no braces. A box that never closes (a response cut at the length limit) and
   an empty one (the instruction quoted back) are none.
 * Without braces, ``\boxed 2``, a box holds what follows up to the end of the formula (``$``, ``\)`` or ``\]``), and
-  outside of formulas one number, letter or command with its arguments.  ``\boxed`` before prose is a mention, no box.
+  outside of formulas one number, letter or command with its arguments. ``\boxed`` before prose is a mention, no box.
 * Of nested boxes the innermost (the last that opens) has the content, and the outermost the span.
 
 Everything runs in time linear in the text, whatever the text.
@@ -28,7 +28,13 @@ _BARE_ITEM = re.compile(
 
 
 class Box(NamedTuple):
-    """``text[start:end]`` is the outermost box, backslash and closing brace included; ``content`` the innermost's."""
+    """The last box of a text.
+
+    Attributes:
+        start: index of the outermost box's backslash.
+        end: index after its closing brace.
+        content: of the innermost box, without white space around it.
+    """
 
     start: int
     end: int
@@ -36,7 +42,7 @@ class Box(NamedTuple):
 
 
 def _bare_end(text: str, start: int) -> int:
-    """Where the content of a box without braces ends that begins at ``start``; ``start`` where there is none."""
+    """Where the content of a box without braces ends that begins at ``start``; ``start`` if there is none."""
     window = text[start : start + _BARE_LIMIT]
     closing = _FORMULA_END.search(window)
     if closing and closing.group() != "\n":
@@ -55,10 +61,7 @@ def _bare_end(text: str, start: int) -> int:
 
 
 def last_box(text: str) -> Box | None:
-    """The last box of ``text`` that closes and is not empty, None where there is none.
-
-    The content comes without white space around it.
-    """
+    """The last box of a text that closes and is not empty; None if there is none."""
     first = min((index for name in ("\\boxed", "\\fbox") if (index := text.find(name)) >= 0), default=-1)
     if first < 0:
         return None

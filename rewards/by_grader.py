@@ -12,7 +12,14 @@ GRADERS = ("math", "choice", "code", "knights")
 
 
 def grader_of(extra_info: dict | None) -> str:
-    """The grader's name of a row.  Raises ValueError for a name that is none."""
+    """The name of the grader of a row.
+
+    Args:
+        extra_info: the row's; without ``grader`` the row is mathematics.
+
+    Raises:
+        ValueError: ``grader`` is none of `GRADERS`.
+    """
     name = (extra_info or {}).get("grader") or "math"
     if name not in GRADERS:
         raise ValueError(f"extra_info.grader={name!r}: must be one of {', '.join(GRADERS)}")
@@ -25,14 +32,17 @@ def compute_score(
     """Score one response with its row's own reward function.
 
     Args:
-        data_source, solution_str, ground_truth, extra_info: as verl passes them.
-        kwargs: for each grader that needs any, its options: ``{code: {wall_s: 10}}``.
+        data_source: the set's name, as verl passes it.
+        solution_str: the decoded response.
+        ground_truth: what the row's reward function takes.
+        extra_info: of the row; ``grader`` names its reward function.
+        **kwargs: for each grader that needs any, its options: ``{code: {wall_s: 10}}``.
 
     Returns:
         As `rewards.components.mixed`, the same keys whatever the grader.
 
     Raises:
-        ValueError: unknown grader or options, and what the row's own function raises.
+        ValueError: a grader or an option is unknown; the row's own function may raise others.
     """
     unknown = set(kwargs) - set(GRADERS) - {"reward_router_address", "reward_model_tokenizer"}
     if unknown:

@@ -1,7 +1,7 @@
-"""Characters outside ASCII as the LaTeX they stand for: operators, brackets, fractions, scripts, widths, units.
+"""Writes characters outside ASCII as the LaTeX they stand for: operators, brackets, fractions, scripts, widths, units.
 
 Full-width forms, mathematical alphabets and compatibility units follow Unicode's own decompositions (NFKC); what those
-would lose (a superscript's height, the space in a mixed number) is rewritten before.  Letters of other scripts stay
+would lose (a superscript's height, the space in a mixed number) is rewritten before. Letters of other scripts stay
 what they are: a Cyrillic х is no x.
 """
 

@@ -1,6 +1,6 @@
 """The reward for multiple choice: ``reward.custom_reward_function.path=pkg://rewards.choice name=compute_score``.
 
-The letter is graded.  The text of an option stands for its letter where no other option has the same text.
+The letter is graded. The text of an option stands for its letter if no other option has the same text.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def plain(text: str) -> str:
 
 
 def chosen(stated: str, options: Sequence[str]) -> str | None:
-    """The letter that a stated answer chooses, None where it names no option, or several.
+    """The letter that a stated answer chooses; None if it names no option, or several.
 
-    A letter alone comes first, also where some option's text is a letter; then an option's whole text, where no other
-    has the same; then a letter with something behind it ("C) 5 N", "C because …").
+    A letter alone comes first, even if some option's text is a letter; then an option's whole text, if no other has the
+    same; then a letter with something behind it ("C) 5 N", "C because …").
 
     Args:
         stated: what stands in the box, or after "the answer is".
@@ -67,7 +67,12 @@ def chosen(stated: str, options: Sequence[str]) -> str | None:
 
 
 def extract_choice(response: str, options: Sequence[str]) -> str | None:
-    """The letter of a response's last boxed answer, else of its last "the answer is …"; None where there is none."""
+    """The letter of a response's last boxed answer, else of its last "the answer is …"; None if there is none.
+
+    Args:
+        response: decoded; thoughts are not read.
+        options: texts in the order of their letters; may be empty.
+    """
     text = after_thoughts(response[-MAX_RESPONSE_CHARS:])
     if text is None:
         return None
@@ -91,13 +96,13 @@ def compute_score(
         solution_str: the decoded response.
         ground_truth: the letter.
         extra_info: ``options``, their texts in order; may carry ``response_length`` (tokens).
-        kwargs: fields of ``MixOptions``.
+        **kwargs: fields of ``MixOptions``.
 
     Returns:
         As `rewards.components.mixed`; ``extracted`` is the letter.
 
     Raises:
-        ValueError: unknown or contradictory options.
+        ValueError: an option is unknown, or options contradict each other.
     """
     mix = read_options(MixOptions, kwargs)
     options = (extra_info or {}).get("options")

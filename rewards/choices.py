@@ -1,6 +1,6 @@
-"""Lettered choices: which letters an answer names.  An answer that names another letter besides is another answer.
+"""Mathematical answers that are lettered choices: which letters an answer names.
 
-All texts are plain: tidied, without text commands.
+An answer that names another letter besides is another answer. All texts are plain: tidied, without text commands.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _capitalised(text: str) -> str:
 
 
 def _listed_letters(text: str) -> frozenset[str] | None:
-    """The letters of a text that consists of nothing else, "A, (B) and C", None for others."""
+    """The letters of a text that consists of nothing else, "A, (B) and C"; None for others."""
     parts = [part.strip() for part in _BETWEEN.split(text)]
     matches = [_ONE_LETTER.fullmatch(part) for part in parts if part]
     letters = [match.group(1) for match in matches if match]
@@ -44,7 +44,7 @@ def _listed_letters(text: str) -> frozenset[str] | None:
 
 
 def _gold_letters(gold: str) -> tuple[frozenset[str], str] | None:
-    """(letters, content) of a gold answer that is a choice, None for others."""
+    """(letters, content) of a gold answer that is a choice; None for others."""
     gold = _capitalised(gold)
     if letters := _listed_letters(gold):
         return letters, ""
@@ -57,9 +57,13 @@ def _gold_letters(gold: str) -> tuple[frozenset[str], str] | None:
 
 
 def named_letters(answer: str) -> frozenset[str] | None:
-    """The choices that ``answer`` names, None where it reads as something else.
+    """The choices that an answer names.
 
-    Empty where it names one only to deny it ("B is wrong").
+    Args:
+        answer: plain text.
+
+    Returns:
+        Their letters; empty if it names one only to deny it ("B is wrong"); None if it reads as something else.
     """
     text = _capitalised(answer)
     lead = _LEAD.match(text)
@@ -75,7 +79,12 @@ def named_letters(answer: str) -> frozenset[str] | None:
 
 
 def choice_verdict(gold: str, answer: str) -> bool | None:
-    """Whether two texts name the same choices; None where the gold answer is none, or the answer names none."""
+    """Whether two answers name the same choices; None if the gold answer is no choice, or the answer names none.
+
+    Args:
+        gold: plain text.
+        answer: plain text.
+    """
     wanted = _gold_letters(gold)
     if wanted is None:
         return None
@@ -84,6 +93,6 @@ def choice_verdict(gold: str, answer: str) -> bool | None:
 
 
 def choice_content(gold: str) -> str:
-    """What a labelled gold answer says besides its letter ("(B) 17" is 17), "" for others."""
+    """What a labelled gold answer says besides its letter ("(B) 17" is 17); "" for others."""
     wanted = _gold_letters(gold)
     return wanted[1] if wanted else ""

@@ -1,11 +1,11 @@
 """The reward for programs: ``reward.custom_reward_function.path=pkg://rewards.code name=compute_score``.
 
-The response's program is run against the problem's tests in a sandbox (``rewards.code_pool``).  A ground truth is JSON
-with ``tests``, and where the problem has them ``entry_point`` and ``setup`` (see `ground_truth_of`).
+The response's program is run against the problem's tests in a sandbox (``rewards.code_pool``). A ground truth is JSON
+with ``tests``, and if the problem has them ``entry_point`` and ``setup`` (see `ground_truth_of`).
 
 Known limits: a program shares the interpreter with its tests, so one that sets out to fool them (a patched numpy, an
-object that answers every comparison as it should) can.  What is common is closed: leaving early, replacing builtins,
-an object that equals everything.  Look at what is rewarded.
+object that answers every comparison as it should) can. What is common is closed: leaving early, replacing builtins,
+an object that equals everything. Look at what is rewarded.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ _FIRST_LINE = re.compile(r"^(?:import |from \w|def |class |async def |@\w)", re.
 class CodeOptions(Limits, MixOptions):
     """The mix, and what a program may use.
 
-    Keys
-    ----
-    children: programs at a time in each reward worker; None for one a CPU core.  In an evaluation, unless it is set, as
-        many as there are cores, up to eight.
-    isolation: "required" or "available", see ``rewards.code_pool.CodePool``.
+    Attributes:
+        children: programs at a time in each reward worker; None for one a CPU core. In an evaluation, unless it is set,
+            as many as there are cores, up to eight.
+        isolation: "required" or "available", see ``rewards.code_pool.CodePool``.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     children: int | None = 2
@@ -53,6 +55,7 @@ class CodeOptions(Limits, MixOptions):
 
     @property
     def limits(self) -> Limits:
+        """What one program may use."""
         return Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
 
     @property
@@ -63,7 +66,13 @@ class CodeOptions(Limits, MixOptions):
 
 @dataclass(frozen=True)
 class Task:
-    """What a program is held against; the arguments of ``rewards.code_pool.CodePool.run``."""
+    """What a program is held against.
+
+    Attributes:
+        tests: source that raises an exception if the program is wrong.
+        entry_point: the function that the program must define; "" for none.
+        setup: source that is executed before the program.
+    """
 
     tests: str
     entry_point: str = ""
@@ -77,7 +86,7 @@ def ground_truth_of(task: Task) -> str:
 
 @lru_cache(maxsize=512)
 def task_of(ground_truth: Any) -> Task | None:
-    """The task of a row's ground truth, None where it holds no tests."""
+    """The task of a row's ground truth; None if it holds no tests."""
     try:
         content = json.loads(ground_truth)
         task = Task(*(str(content.get(name) or "") for name in ("tests", "entry_point", "setup")))
@@ -87,10 +96,17 @@ def task_of(ground_truth: Any) -> Task | None:
 
 
 def extract_program(response: str, entry_point: str = "") -> tuple[str | None, bool]:
-    """(program, whether it stood in a code block) of a response; (None, False) where there is none.
+    """The program of a response.
 
-    The last Python block after the thoughts that defines the entry point, else the last one.  A response without blocks
-    is read from its first line of code on.  A block that never closes, of a response cut at its limit, counts.
+    It is the last Python block after the thoughts that defines the entry point, else the last one. A response without
+    blocks is read from its first line of code on. A block that never closes, of a response cut at its limit, counts.
+
+    Args:
+        response: decoded.
+        entry_point: the function that the program must define; "" for none.
+
+    Returns:
+        (program, whether it stood in a code block); (None, False) if there is none.
     """
     text = after_thoughts(response[-MAX_RESPONSE_CHARS:])
     if text is None:
@@ -107,13 +123,21 @@ def extract_program(response: str, entry_point: str = "") -> tuple[str | None, b
 
 
 def judge(response: str, ground_truth: Any, options: CodeOptions) -> tuple[str, str | None, bool, Verdict]:
-    """(status, program, whether it stood in a code block, verdict) of a response.
+    """Run a response's program against the tests.
 
-    ``status`` is one of ``rewards.components.STATUSES``: a program that reaches one of its limits is wrong, like one
-    that fails; "error" is for a row without tests.
+    Args:
+        response: decoded.
+        ground_truth: see `ground_truth_of`.
+        options: what the program may use.
+
+    Returns:
+        (status, program, whether it stood in a code block, verdict). The status is one of
+        ``rewards.components.STATUSES``: a program that reaches one of its limits is wrong, like one that fails; "error"
+        is for a row without tests.
 
     Raises:
-        rewards.code_pool.IsolationError, rewards.pool.GradingSetupError: no program can be run here.
+        IsolationError: the machine does not hold programs back as required.
+        GradingSetupError: no program can be run here.
     """
     task = task_of(ground_truth)
     if task is None:
@@ -135,14 +159,15 @@ def compute_score(
         solution_str: the decoded response.
         ground_truth: see `ground_truth_of`.
         extra_info: may carry ``response_length`` (tokens) for the overlong component.
-        kwargs: fields of ``CodeOptions``.
+        **kwargs: fields of ``CodeOptions``.
 
     Returns:
         As `rewards.components.mixed`; ``format`` is 1 for a program in a code block.
 
     Raises:
-        ValueError: unknown or contradictory options.
-        rewards.code_pool.IsolationError, rewards.pool.GradingSetupError: no program can be run here.
+        ValueError: an option is unknown, or options contradict each other.
+        IsolationError: the machine does not hold programs back as required.
+        GradingSetupError: no program can be run here.
     """
     options = read_options(CodeOptions, kwargs)
     status, program, fenced, _ = judge(solution_str, ground_truth, options)

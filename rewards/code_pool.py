@@ -1,8 +1,8 @@
 """Programs run against their tests, each in a sandbox of its own, behind one blocking call that any thread may make.
 
 A program that was written by a model may do anything: it is run in Linux namespaces and under the operating system's
-limits (``rewards._code_sandbox``), so that what it does ends with it.  Whether the machine grants this is not supposed
-but tried: before the first program, one of ours attempts each escape, and where one succeeds nothing is run, unless
+limits (``rewards._code_sandbox``), so that what it does ends with it. Whether the machine grants this is not supposed
+but tried: before the first program, one of ours attempts each escape, and if one succeeds nothing is run, unless
 ``isolation="available"`` says that what there is will do.
 """
 
@@ -37,13 +37,17 @@ class IsolationError(GradingSetupError):
 class Limits:
     """What one program may use, its tests included.
 
-    Keys
-    ----
-    wall_s, cpu_s: seconds of wall and of CPU time; the latter is rounded up to whole seconds.
-    memory_mb: address space of each of its processes beyond the interpreter's own, MiB.
-    processes: it may have at a time, threads included.
-    files_mb, files: size (MiB) and number of the files it may write, all of them in memory.
-    output_kb: of what it prints, KiB.
+    Attributes:
+        wall_s: wall time in seconds.
+        cpu_s: CPU time in seconds, rounded up to whole ones.
+        memory_mb: address space of each of its processes beyond the interpreter's own, MiB.
+        processes: that it may have at a time, threads included.
+        files_mb: size of the files it may write, MiB, all of them in memory.
+        files: their number.
+        output_kb: of what it prints, KiB.
+
+    Raises:
+        ValueError: a value is no number, or below the least that works.
     """
 
     wall_s: float = 20.0
@@ -68,9 +72,12 @@ class CodePool:
     """At most ``children`` programs at a time, each in a sandbox of its own; usable from any thread.
 
     Args:
-        children: None for one a CPU core.
-        isolation: "required" refuses to run anything where an escape is open; "available" runs with what the machine
+        children: programs at a time; None for one a CPU core.
+        isolation: "required" refuses to run anything if an escape is open; "available" runs with what the machine
             grants.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     def __init__(self, children: int | None = None, isolation: str = "required"):
@@ -92,9 +99,10 @@ class CodePool:
         self._missing: list[str] | None = None
 
     def missing(self) -> list[str]:
-        """What programs are not held back from, in words; empty where isolation is complete.
+        """What programs are not held back from, in words; empty if isolation is complete. Found by trying, once.
 
-        Found by trying, once.  Raises GradingSetupError where the sandbox cannot start at all.
+        Raises:
+            GradingSetupError: the sandbox cannot start at all.
         """
         with self._lock:
             if self._missing is None:
@@ -110,7 +118,12 @@ class CodePool:
             return self._missing
 
     def check(self) -> None:
-        """Raises IsolationError where isolation is required and incomplete, saying what is open, why and what to do."""
+        """Refuse to go on if isolation is required and incomplete.
+
+        Raises:
+            IsolationError: an escape is open; the message says which, why and what to do.
+            GradingSetupError: the sandbox cannot start at all.
+        """
         missing = self.missing()
         if missing and self._isolation == "required":
             hello = self._nursery.hello or {}
@@ -129,18 +142,19 @@ class CodePool:
 
         Args:
             program: source of the program.
-            tests: source that raises an exception, best AssertionError, where the program is wrong.  It is executed
-                with the program's names; a function ``check`` that it defines is called with the entry point.
+            tests: source that raises an exception, best AssertionError, if the program is wrong. It is executed with
+                the program's names; a function ``check`` that it defines is called with the entry point.
             entry_point: function that the program must define; "" for none.
             limits: None for the defaults.
             setup: source that is executed before the program, such as the imports that its problem states.
 
         Returns:
             ``status``: "passed"; "failed" (an assertion); "timeout", "memory", "output" (a limit); "error" (any other
-            exception, no entry point, the end before the tests').  ``how``: its last line.  ``seconds``: wall time.
+            exception, no entry point, the end before the tests'). ``how``: its last line. ``seconds``: wall time.
 
         Raises:
-            IsolationError, GradingSetupError: nothing can be run here; no fault of the program.
+            IsolationError: the machine does not hold programs back as required.
+            GradingSetupError: nothing can be run here; no fault of the program.
         """
         self.check()
         if len(program) + len(tests) + len(setup) > MAX_REQUEST_CHARS:
@@ -169,11 +183,11 @@ class CodePool:
         return Verdict("error", "its sandbox died twice")
 
     def close(self) -> None:
-        """End the sandbox and all programs in it.  The pool stays usable."""
+        """End the sandbox and all programs in it; the pool stays usable."""
         self._nursery.close()
 
     def abandon(self) -> None:
-        """Let go of the sandbox without ending it: it is another process's (called in a forked child)."""
+        """Let go of the sandbox without ending it, since it is another process's; called in a forked child."""
         self._nursery.abandon()
 
 
@@ -182,7 +196,12 @@ _pools_lock = threading.Lock()
 
 
 def shared_pool(children: int | None = None, isolation: str = "required") -> CodePool:
-    """This process's pool with these settings, made when first asked for."""
+    """This process's pool with these settings, made when first asked for.
+
+    Args:
+        children: as in `CodePool`.
+        isolation: as in `CodePool`.
+    """
     with _pools_lock:
         key = (children, isolation)
         if key not in _pools:
@@ -193,7 +212,18 @@ def shared_pool(children: int | None = None, isolation: str = "required") -> Cod
 def run_program(
     program: str, tests: str, entry_point: str = "", limits: Limits | None = None, isolation: str = "required"
 ) -> Verdict:
-    """`CodePool.run` in this process's own pool."""
+    """Run a program in this process's own pool, with its default number of programs at a time.
+
+    Args:
+        program: source of the program.
+        tests: as in `CodePool.run`.
+        entry_point: function that the program must define; "" for none.
+        limits: None for the defaults.
+        isolation: as in `CodePool`.
+
+    Returns:
+        As `CodePool.run`, which also says what is raised.
+    """
     return shared_pool(isolation=isolation).run(program, tests, entry_point, limits)
 
 

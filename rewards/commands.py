@@ -1,4 +1,4 @@
-"""LaTeX commands by what becomes of them in an answer's one spelling (``rewards.latex``).  Names without backslash."""
+"""LaTeX commands by what becomes of them in an answer's one spelling (``rewards.latex``), named without backslash."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Equivalence of two answers.  Runs only inside a grading child: it may hang, crash or eat memory.
+"""Whether two answers are equal. Runs only inside a grading child: it may hang, crash or eat memory.
 
 An answer is taken apart as far as its form says (choices, words, times, lists, tuples, named values, equations, ratios,
-sets of reals, units), and its values are compared exactly (``rewards.exact``).  What is left, equations in general,
+sets of reals, units), and its values are compared exactly (``rewards.exact``). What is left, equations in general,
 inequalities and functions, is asked of math-verify.
 """
 
@@ -43,7 +43,7 @@ _GREEK_SYMBOL = re.compile(rf"\\(?:{'|'.join(GREEK - {'pi', 'infty'})})(?![a-zA-
 _MEMBER = re.compile(r"^[a-zA-Z](?: ?_\{\w+\})? ?\\in ?(?=\\\{)")  # x \in \{1, 2\}
 _MAX_ELEMENTS = 40
 _PLACES = re.compile(r"[+-]? ?\d+(?:\.(\d+))?")
-_NEAR = 0.01  # relative distance up to which "a \\approx b" is no contradiction where neither is a decimal
+_NEAR = 0.01  # relative distance up to which "a \\approx b" is no contradiction if neither is a decimal
 Named = list[tuple[str, str]]
 
 
@@ -158,9 +158,9 @@ class _Comparison:
         return any(self.same(one, other) for one, other in product(gold_values, answer_values))
 
     def meaning(self, sides: list[str], approximate: bool) -> tuple[str, list[str] | None]:
-        """(name, values) that a chain of equations gives: [] where it is false, None where it gives none.
+        """(name, values) that a chain of equations gives: [] if it is false, None if it gives none.
 
-        The value is the last side (the first where the name stands last); of an approximate chain it is the first exact
+        The value is the last side (the first if the name stands last); of an approximate chain it is the first exact
         side, and the decimal that this is rounded to is one, too.
         """
         if len(sides) == 1:
@@ -183,7 +183,7 @@ class _Comparison:
         return (names[0] if names else ""), (values if approximate else values[-1:])
 
     def consistent(self, one: str, other: str, approximate: bool) -> bool:
-        """Whether two sides of an equation in numbers agree; where it is approximate, one may be the other rounded."""
+        """Whether two sides of an equation in numbers agree; if it is approximate, one may be the other rounded."""
         if not approximate:
             return self.same(one, other)
         one, other = split_unit(one, False), split_unit(other, False)
@@ -369,10 +369,15 @@ def _readings(text: str) -> list[str]:
 
 
 def equivalent(gold: str, answer: str) -> tuple[bool, str]:
-    """Whether ``answer`` equals ``gold`` (LaTeX, delimiters allowed), and what decided.
+    """Whether two answers are equal.
 
-    The second value is "text", "math", "too large" where a number cannot be written out, or "unparsed" where nothing
-    could be made of one of them, so that only their spelling was compared.
+    Args:
+        gold: the gold answer, LaTeX with or without delimiters.
+        answer: likewise, as a response has it.
+
+    Returns:
+        (equal, what decided): "text", "math", "too large" if a number cannot be written out, or "unparsed" if nothing
+        could be made of one of them, so that only their spelling was compared.
     """
     gold, answer = tidy(gold), tidy(answer)
     verdict = text_verdict(gold, answer)

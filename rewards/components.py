@@ -18,7 +18,7 @@ STATUSES = ("correct", "wrong", "no_answer", "timeout", "error")
 def format_component(solution_str: str, answer_found: bool, answer_line: bool = False) -> float:
     """1.0 for a response that gives an answer outside its thoughts, else 0.0.
 
-    That is: an answer was found, and where there is a thought, it is one, it ends, and an answer is found after it.
+    That is: an answer was found, and if there is a thought, it is one, it ends, and an answer is found after it.
 
     Args:
         solution_str: the response.
@@ -32,7 +32,13 @@ def format_component(solution_str: str, answer_found: bool, answer_line: bool = 
 
 
 def overlong_component(length: int, max_response_length: int, overlong_buffer: int) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13), from 0 to -1; all arguments in tokens."""
+    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13), from 0 to -1.
+
+    Args:
+        length: of the response, in tokens.
+        max_response_length: tokens at which the punishment is whole.
+        overlong_buffer: tokens before that over which it grows linearly.
+    """
     excess = length - (max_response_length - overlong_buffer)
     return -min(max(excess / overlong_buffer, 0.0), 1.0)
 
@@ -45,10 +51,18 @@ def _tokenizer(path: str) -> Any:
 
 
 def response_length(solution_str: str, extra_info: dict | None, options: MixOptions) -> int:
-    """Tokens of the response: ``extra_info["response_length"]`` where present, else counted with the tokenizer.
+    """Tokens of the response.
 
-    Raises ValueError where neither is there.  A decoded response has lost its special tokens, so the count may be one
-    or two short.
+    They are ``extra_info["response_length"]`` if it is there, else counted with the tokenizer. A decoded response has
+    lost its special tokens, so the count may be one or two short.
+
+    Args:
+        solution_str: the decoded response.
+        extra_info: as verl passes it.
+        options: ``tokenizer`` is the one that counts.
+
+    Raises:
+        ValueError: there is neither a length nor a tokenizer.
     """
     length = (extra_info or {}).get("response_length")
     if length is not None:
@@ -63,7 +77,12 @@ def response_length(solution_str: str, extra_info: dict | None, options: MixOpti
 
 @lru_cache(maxsize=1)
 def warn_ungradable(data_source: str, missing: str) -> None:
-    """Say, once in a row for a data set, that its samples lack what they are graded by."""
+    """Say that samples of a data set lack what they are graded by; said once as long as the data set is the same.
+
+    Args:
+        data_source: the set's name.
+        missing: what they lack, such as "ground truth".
+    """
     logger.warning(
         "a sample of %r has no %s, so its response gets status=error; run `python -m recipes.data.validate file=…` on "
         "the data before training",
@@ -84,16 +103,17 @@ def mixed(
 
     Args:
         status: one of ``STATUSES``.
-        extracted: the answer that was found, None where there is none.
+        extracted: the answer that was found; None if there is none.
         well_formed: the format component, 0 or 1.
-        solution_str, extra_info: as verl passes them; for the length.
+        solution_str: the decoded response, whose length may count.
+        extra_info: as verl passes it; may carry the length.
         options: the mix.
 
     Returns:
         The same keys for every sample, since verl averages every numeric one: ``score`` (the mix), ``acc`` (1.0 right,
-        0.0 otherwise; the correctness component), ``format`` (0 or 1), ``overlong`` (-1 to 0; 0 where not configured),
-        ``timeout`` (1.0 where the deadline passed), and two strings, ``extracted`` and ``status``.  Numeric keys are
-        few on purpose: verl's validation bootstraps each of them.
+        0.0 otherwise; the correctness component), ``format`` (0 or 1), ``overlong`` (-1 to 0; 0 if not configured),
+        ``timeout`` (1.0 if the deadline passed), and two strings, ``extracted`` and ``status``. Numeric keys are few on
+        purpose: verl's validation bootstraps each of them.
     """
     correctness = options.correct_value if status == "correct" else options.wrong_value
     if status in ("timeout", "error") and options.timeout_value is not None:

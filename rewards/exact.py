@@ -1,9 +1,9 @@
-"""Whether two parsed numbers or expressions are equal, decided without rounding where neither is a decimal.
+"""Whether two parsed numbers or expressions are equal, decided without rounding if neither is a decimal.
 
-Rationals are compared as fractions.  Other constants are equal where no digit of their difference can be found: sympy
+Rationals are compared as fractions. Other constants are equal if no digit of their difference can be found: sympy
 raises its precision as far as the size of the numbers in them can push two different values together (so
-``ln(2^100 + 1)`` and ``100 ln 2`` differ).  Expressions with symbols are compared so at several points.  What is too
-big to be written out, a tower of powers, is no answer here.  Runs only inside a grading child.
+``ln(2^100 + 1)`` and ``100 ln 2`` differ). Expressions with symbols are compared so at several points. What is too
+big to be written out, a tower of powers, is no answer here. Runs only inside a grading child.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def exact_value(expression: Basic) -> Fraction | None:
-    """The rational number that an expression (evaluated or not) is, None where it is none that arithmetic finds.
+    """The rational number that an expression (evaluated or not) is; None if it is none that arithmetic finds.
 
-    Raises TooLarge, and ZeroDivisionError.
+    Raises:
+        TooLarge: the number cannot be written out.
+        ZeroDivisionError: the expression divides by zero.
     """
     if isinstance(expression, Rational):
         return Fraction(expression.p, expression.q)
@@ -102,7 +104,11 @@ def exact_value(expression: Basic) -> Fraction | None:
 
 
 def _height(expression: Basic) -> float:
-    """Digits by which two different values built of these numbers may agree, roughly.  Raises TooLarge."""
+    """Digits by which two different values built of these numbers may agree, roughly.
+
+    Raises:
+        TooLarge: a number cannot be written out.
+    """
     value = exact_value(expression)
     if value is not None:
         return _bits(value) * 0.302
@@ -133,7 +139,7 @@ def _parts(side: Expr, point: tuple, digits: int) -> tuple[Expr, Expr]:
 
 
 def _difference(gold: Expr, answer: Expr, point: dict, digits: int) -> bool | None:
-    """Whether the two differ at ``point``; None where that cannot be said, or only one of them is real there."""
+    """Whether the two differ at ``point``; None if that cannot be said, or only one of them is real there."""
     try:
         parts = [_parts(side, tuple(point.items()), digits) for side in (gold, answer)]
         if not all(part.is_Number and part.is_finite for pair in parts for part in pair):
@@ -163,10 +169,15 @@ def _agree_rounded(gold: Expr, answer: Expr, point: dict) -> bool | None:
 
 
 def equal_expressions(gold: Expr, answer: Expr, rounded: bool = False) -> bool | None:
-    """Whether two scalar expressions are equal; None where evaluation cannot tell (unknown functions, no numbers).
+    """Whether two scalar expressions are equal; None if evaluation cannot tell (unknown functions, no numbers).
 
-    ``rounded``: one of them is a decimal, which stands for what it was rounded from.  Raises TooLarge where they are
-    not spelled alike but cannot be written out.
+    Args:
+        gold: of the gold answer.
+        answer: of the response's answer.
+        rounded: one of them is a decimal, which stands for what it was rounded from.
+
+    Raises:
+        TooLarge: they are not spelled alike but cannot be written out.
     """
     if gold == answer:
         return None if gold.has(nan, zoo) else True

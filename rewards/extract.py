@@ -1,4 +1,4 @@
-"""Find the final answer in a response: the last brace-matched box, or DAPO's ``Answer:`` line."""
+"""Finds the final answer in a response: the last brace-matched box, or DAPO's ``Answer:`` line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ANSWER_LINE = re.compile(r"(?i)(?<![a-z])answer[*_`}]{0,4}\s{0,2}[:：][\s*_`}]
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last box that closes and is not empty, None where there is none; see ``rewards.boxes``."""
+    """Content of the last box that closes and is not empty; None if there is none; see ``rewards.boxes``."""
     box = last_box(text)
     return box.content if box else None
 
 
 def last_answer_line(text: str) -> str | None:
-    """Content of the last ``Answer: …`` (DAPO's form), None where there is none.
+    """Content of the last ``Answer: …`` (DAPO's form); None if there is none.
 
     Markdown around the word or the answer, dollar signs around the whole answer and a final full stop do not belong to
     the content.
@@ -34,7 +34,7 @@ def last_answer_line(text: str) -> str | None:
 
 
 def after_thoughts(text: str) -> str | None:
-    """What a response says after its thoughts, None where they never end; all of it where there are none."""
+    """What a response says after its thoughts: all of it if it has none; None if they never end."""
     _, closing, after = text.rpartition("</think>")
     if closing:
         return after
@@ -42,7 +42,12 @@ def after_thoughts(text: str) -> str | None:
 
 
 def extract_answer(text: str, answer_line: bool = False) -> str | None:
-    """A response's final answer: its last box, else (where ``answer_line``) its last ``Answer:`` line, else None."""
+    """A response's final answer: its last box, else its last ``Answer:`` line, else None.
+
+    Args:
+        text: the response; of a very long one only the end is read (`MAX_RESPONSE_CHARS`).
+        answer_line: whether the ``Answer:`` line counts.
+    """
     text = text[-MAX_RESPONSE_CHARS:]
     boxed = last_boxed(text)
     if boxed is None and answer_line:

@@ -1,4 +1,4 @@
-"""The form of a tidied answer: lists, sets, tuples, equations, ratios, names.  Plain string work."""
+"""The form of a tidied answer: takes lists, sets, tuples, equations, ratios and names apart, by plain string work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def split_top_level(text: str, separators: str) -> list[str]:
-    """Non-empty parts of ``text`` between separators (single characters) that stand outside all brackets."""
+    """Non-empty parts of a text between separators that stand outside all brackets.
+
+    Args:
+        text: tidied.
+        separators: single characters, each of which separates.
+    """
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         if character in _OPENING:
@@ -56,7 +61,7 @@ def _angled(text: str) -> str:
 
 
 def split_brackets(text: str) -> tuple[str, list[str]] | None:
-    """("(]", elements) of a tuple, point, vector or interval of at least two elements, None for anything else."""
+    """("(]", elements) of a tuple, point, vector or interval of at least two elements; None for anything else."""
     text = _angled(text)
     if len(text) < 5 or text[0] not in "([" or text[-1] not in ")]":
         return None
@@ -99,9 +104,11 @@ def _branches(element: str) -> list[str]:
 
 
 def split_chain(text: str) -> tuple[list[str], bool] | None:
-    """(sides, whether some are only approximate) of equations "a = b = c", ([text], False) of no equation.
+    """The sides of a chain of equations "a = b = c".
 
-    None where another relation stands beside or in place of the equals sign.
+    Returns:
+        (sides, whether some are only approximate); ([text], False) without an equation; None if another relation stands
+        beside or in place of the equals sign.
     """
     sides, depth, start, approximate = [], 0, 0, False
     for match in re.finditer(rf"[{re.escape(_OPENING + _CLOSING)}]|{_RELATION.pattern}", text):
@@ -124,7 +131,7 @@ def split_chain(text: str) -> tuple[list[str], bool] | None:
 def is_name(text: str) -> bool:
     """Whether a text names a quantity, so that an equation gives it a value: x, ``\\theta``, AB, f(2), P(A), a text.
 
-    Not what is computed from one: 2x, x+1, ``\\sqrt{x}``.
+    What is computed from one, 2x, x+1, ``\\sqrt{x}``, is no name.
     """
     if _MEASURED.fullmatch(text):
         return True
@@ -153,6 +160,6 @@ def base_name(name: str) -> str:
 
 
 def split_ratio(text: str) -> list[str]:
-    """Terms of a ratio "1:2:3" or "3 to 2", [text] of anything else."""
+    """Terms of a ratio "1:2:3" or "3 to 2"; [text] of anything else."""
     terms = split_top_level(text.replace("\\text{to}", ":"), ":")
     return terms if len(terms) > 1 and text.count(":") + text.count("\\text{to}") == len(terms) - 1 else [text]

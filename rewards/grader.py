@@ -1,4 +1,4 @@
-"""One verdict per (gold, answer): text first, then the cache, then a grading child; shared by all threads of a process.
+"""Grades mathematical answers: text first, then the cache, then a grading child; shared by all threads of a process.
 
 What the pool of children leaves open is settled here: identical questions asked at the same time are computed once
 (eight rollouts of a prompt often end alike), verdicts are remembered by hash in bounded memory, timeouts are counted,
@@ -31,10 +31,17 @@ _STRIKES = 2
 
 
 def gold_text(ground_truth: Any) -> str:
-    """The gold answer as one text: a string as it is, a number as its digits, several answers joined (all required).
+    """The gold answer as one text.
 
-    A string that is a JSON list of strings (``'["$2$"]'``) counts as that list.  Returns "" for None, NaN or nothing.
-    Raises TypeError for other types.
+    Args:
+        ground_truth: a string, which stays as it is; a number; or a list of these, all of which are required. A string
+            that is a JSON list of strings (``'["$2$"]'``) counts as that list.
+
+    Returns:
+        The text, several answers joined with commas; "" for None, NaN or nothing.
+
+    Raises:
+        TypeError: it is of another type.
     """
     if isinstance(ground_truth, str):
         text = ground_truth.strip()
@@ -62,9 +69,19 @@ def gold_text(ground_truth: Any) -> str:
 class Grader:
     """Grades from any thread.
 
-    ``deadline_s``, ``cpu_s``: limits of one comparison in seconds of wall and of CPU time, counted from when a child
-    starts on it.  A tower of powers ends at ``cpu_s``; only a starved machine reaches ``deadline_s``.  ``children``,
-    ``memory_mb``: see ``GradingPool``.  ``cache_size``: verdicts remembered (about 200 bytes each).
+    Args:
+        deadline_s: wall time of one comparison in seconds, counted from when a child starts on it; only a starved
+            machine reaches it.
+        cpu_s: likewise CPU time; a tower of powers ends here.
+        children: see ``GradingPool``.
+        memory_mb: see ``GradingPool``.
+        cache_size: verdicts remembered (about 200 bytes each).
+
+    Attributes:
+        counts: how often each status occurred, and "cached".
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     def __init__(
@@ -90,7 +107,15 @@ class Grader:
         self._warn_at = _MIN_COUNT_TO_WARN
 
     def grade(self, gold: str, answer: str) -> Verdict:
-        """Whether ``answer`` equals ``gold``; blocks until the verdict.  Raises GradingSetupError (see the pool)."""
+        """Whether an answer equals the gold answer; blocks until the verdict.
+
+        Args:
+            gold: the gold answer, LaTeX with or without delimiters.
+            answer: likewise, as a response has it.
+
+        Raises:
+            GradingSetupError: the grading children cannot start.
+        """
         quick = quick_verdict(gold, answer)
         if quick is not None:
             return self._count(Verdict("correct" if quick else "wrong", "text"))
@@ -157,7 +182,7 @@ class Grader:
 
     @property
     def timeout_rate(self) -> float:
-        """Share of answers graded so far (cached ones included) that missed the deadline, 0 to 1."""
+        """Share of answers graded so far, cached ones included, that missed the deadline, 0 to 1."""
         with self._lock:
             total = sum(self.counts[status] for status in ("correct", "wrong", "timeout", "error"))
             return self.counts["timeout"] / total if total else 0.0
@@ -174,7 +199,15 @@ _graders_lock = threading.Lock()
 def shared_grader(
     deadline_s: float = 10.0, cpu_s: float = 2.0, children: int = 2, memory_mb: int = 1024, cache_size: int = 65536
 ) -> Grader:
-    """This process's grader with these settings, made when first asked for."""
+    """This process's grader with these settings, made when first asked for.
+
+    Args:
+        deadline_s: as in `Grader`.
+        cpu_s: as in `Grader`.
+        children: as in `Grader`.
+        memory_mb: as in `Grader`.
+        cache_size: as in `Grader`.
+    """
     key = (deadline_s, cpu_s, children, memory_mb, cache_size)
     grader = _graders.get(key)
     if grader is None:

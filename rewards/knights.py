@@ -1,6 +1,6 @@
 """The reward for Knights & Knaves: ``reward.custom_reward_function.path=pkg://rewards.knights name=compute_score``.
 
-An answer says of every person what they are; it is right where it says so of each one, rightly and once.
+An answer says of every person what they are; it is right if it says so of each one, rightly and once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def answer_text(roles: Mapping[str, str]) -> str:
 
 
 def read_roles(text: str) -> dict[str, str] | None:
-    """The assignment that a text states, None where it states none; who is said to be both is "both"."""
+    """The assignment that a text states, name to role; None if it states none.
+
+    Of somebody who is said to be both the role is "both".
+    """
     roles: dict[str, str] = {}
     for name, role in _SAID.findall(text):
         role = role.lower().rstrip("s")
@@ -56,13 +59,13 @@ def compute_score(
         solution_str: the decoded response.
         ground_truth: the unique solution, as `answer_text` writes it.
         extra_info: may carry ``response_length`` (tokens).
-        kwargs: fields of ``MixOptions``.
+        **kwargs: fields of ``MixOptions``.
 
     Returns:
         As `rewards.components.mixed`; ``extracted`` is the assignment, people in alphabetical order.
 
     Raises:
-        ValueError: unknown or contradictory options.
+        ValueError: an option is unknown, or options contradict each other.
     """
     mix = read_options(MixOptions, kwargs)
     gold, said = read_roles(str(ground_truth or "")), extract_roles(solution_str)

@@ -1,9 +1,9 @@
-r"""Markup taken out of an answer: what is left is LaTeX with one spelling for each meaning.
+r"""Takes markup out of an answer: what is left is LaTeX with one spelling for each meaning.
 
-One pass over the tokens.  Fonts, colours, sizes, boxes, tags and spacing go; arguments get their braces (``\frac12``,
+One pass over the tokens. Fonts, colours, sizes, boxes, tags and spacing go; arguments get their braces (``\frac12``,
 ``\sqrt 2``, ``x^10``, ``sqrt(2)``); relations, brackets and functions get one name (``\leqslant``, ``<=``; ``ln``,
 ``\operatorname{ln}``); words come into ``\text{…}`` whether they stood in a text command or not, numbers in a text
-command come out of it.  Nothing is evaluated and no digit joins another: what stood between two digits is a space.
+command come out of it. Nothing is evaluated and no digit joins another: what stood between two digits is a space.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Reader:
         return inside.strip(_SPACING)
 
     def option(self) -> str:
-        """An optional argument's content, "" where there is none."""
+        """An optional argument's content; "" if there is none."""
         self.skip_space()
         if self.peek() != "[":
             return ""
@@ -116,7 +116,9 @@ class _Reader:
     def argument(self, digits: bool = True, brackets: bool = False) -> str:
         """A command's argument: a group, or one token.
 
-        ``digits``: a number is one token (else its first digit is); ``brackets``: "(…)" is a group.
+        Args:
+            digits: whether a number is one token, else its first digit is.
+            brackets: whether "(…)" is a group.
         """
         self.skip_space()
         token = self.take()
@@ -152,9 +154,11 @@ class _Reader:
     # --- the pass ---
 
     def sequence(self, closing: str, in_text: bool = False) -> str:
-        """Everything up to ``closing`` (a token, "" for the end), which is taken.
+        """Everything up to ``closing``, which is taken.
 
-        ``in_text``: inside a text command.
+        Args:
+            closing: a token; "" for the end.
+            in_text: whether this is inside a text command.
         """
         out: list[str] = []
         while True:
@@ -449,7 +453,11 @@ _COMMAND_SPACE = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
 
 
 def plain_latex(text: str) -> str:
-    """``text`` (ASCII LaTeX, markup allowed) in its one spelling.  Raises Unreadable where it is not well-formed."""
+    """ASCII LaTeX, markup allowed, in its one spelling.
+
+    Raises:
+        Unreadable: the text is not well-formed.
+    """
     plain = _Reader(text).sequence("")
     while (joined := _ADJACENT_WORDS.sub(r"\\text{\1 ", plain)) != plain:
         plain = joined

@@ -1,6 +1,6 @@
-"""The reward function verl calls: ``reward.custom_reward_function.path=pkg://rewards.math name=compute_score``.
+"""The reward for mathematics: ``reward.custom_reward_function.path=pkg://rewards.math name=compute_score``.
 
-Options go into ``reward.custom_reward_function.reward_kwargs`` (see ``rewards.options``).  The call is synchronous;
+Options go into ``reward.custom_reward_function.reward_kwargs`` (see ``rewards.options``). The call is synchronous;
 verl runs it in the reward worker's thread pool.
 """
 
@@ -18,21 +18,22 @@ from rewards.options import RewardOptions, read_options
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict | None = None, **kwargs: Any
 ) -> dict[str, Any]:
-    """Score one response.
+    """Score one response by its final answer.
 
     Args:
         data_source: the set's name; used in messages only, all sets are graded alike.
         solution_str: the decoded response.
         ground_truth: the gold answer: a string, a number, or a list of them (all required).
         extra_info: may carry ``response_length`` (tokens) for the overlong component.
-        kwargs: fields of ``RewardOptions``.
+        **kwargs: fields of ``RewardOptions``.
 
     Returns:
         As `rewards.components.mixed`.
 
     Raises:
-        ValueError: unknown or contradictory options.  TypeError: ``ground_truth`` of another type.
-        rewards.pool.GradingSetupError: the grading children cannot start.
+        ValueError: an option is unknown, or options contradict each other.
+        TypeError: ``ground_truth`` is of another type.
+        GradingSetupError: the grading children cannot start.
     """
     options = read_options(RewardOptions, kwargs)
     answer = extract_answer(solution_str, options.answer_line)

@@ -1,4 +1,4 @@
-"""What stands around a number without being part of it, units, currencies and percent signs; times of day and dates."""
+"""What stands around a number without being part of it: units, currencies and percent signs; also times and dates."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def _only_units(text: str) -> bool:
 
 
 def split_unit(text: str, letters: bool, any_noun: bool = False) -> str:
-    """A tidied answer without the unit, the degree sign or the currency of its number; as it is where there is none.
+    """A tidied answer without the unit, the degree sign or the currency of its number; unchanged if there is none.
 
     Args:
         text: "5 \\text{cm}^{2}", "\\text{USD} 5", "35 m/s".
-        letters: whether bare letters may be units ("5 m"); not where the other answer has letters, too.
+        letters: whether bare letters may be units ("5 m"); not if the other answer has letters, too.
         any_noun: see ``rewards.vocabulary.is_unit``.
     """
     about = _ABOUT.match(text)
@@ -78,7 +78,7 @@ def split_percent(text: str) -> tuple[str, bool]:
 
 
 def _clock(text: str) -> tuple[int, str, str, str] | None:
-    """(hour, minute, second, "a" or "p" or "") of a time of day, None for others."""
+    """(hour, minute, second, "a" or "p" or "") of a time of day; None for others."""
     match = _CLOCK.fullmatch(text)
     if not match or not (match[2] or match[4]) or int(match[1]) > 24:
         return None
@@ -92,7 +92,7 @@ def _minutes(time: tuple[int, str, str, str]) -> tuple[int, str]:
 
 
 def _date(text: str) -> tuple | None:
-    """The parts of a date, in numbers as they stand or with the month in words, None for others."""
+    """The parts of a date, in numbers as they stand or with the month in words; None for others."""
     match = _DATE.fullmatch(text)
     if match:
         return tuple(int(part) for part in match.groups() if part)
@@ -103,9 +103,13 @@ def _date(text: str) -> tuple | None:
 
 
 def time_verdict(gold: str, answer: str) -> bool | None:
-    """Whether two plain texts are the same time of day or date; None where neither of them is one.
+    """Whether two answers are the same time of day or date; None if neither of them is one.
 
     "3:30" alone may be a ratio, but not as a gold answer that is not in lowest terms.
+
+    Args:
+        gold: plain text.
+        answer: plain text.
     """
     dates = _date(gold), _date(answer)
     if any(dates):

@@ -1,4 +1,4 @@
-"""What a batch of rewards says about itself: shares of each status, means of each component, and what is wrong."""
+"""Metrics of a batch of rewards: shares of each status, means of each component, and warnings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ ERROR_RATE = "reward/error_rate"
 
 
 def reward_metrics(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Metrics of a batch of ``compute_score`` results.
+    """Metrics of a batch of responses.
 
-    Returns the same keys for any batch, an empty one included: ``reward/<status>_rate`` (of all responses),
-    ``reward/<component>`` (mean), and ``reward/timeout_rate_graded``, the timeouts' share of responses that had an
-    answer to grade.
+    Args:
+        results: what ``compute_score`` returned for each response.
+
+    Returns:
+        The same keys for any batch, an empty one included: ``reward/<status>_rate`` (of all responses),
+        ``reward/<component>`` (mean), and ``reward/timeout_rate_graded``, the timeouts' share of responses that had an
+        answer to grade.
     """
     results = list(results)
     count = len(results) or 1
@@ -32,7 +36,11 @@ def reward_metrics(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def reward_warnings(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
-    """(kind, sentence) of what a person should know of a step's ``reward_metrics``."""
+    """(kind, sentence) of what a person should know of a step's ``reward_metrics``.
+
+    Args:
+        metrics: of a step, other metrics included.
+    """
     found = []
     timeouts, errors = metrics.get(TIMEOUT_RATE) or 0.0, metrics.get(ERROR_RATE) or 0.0
     if timeouts > TIMEOUT_RATE_LIMIT:

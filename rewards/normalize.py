@@ -1,6 +1,6 @@
 """Text of answers: tidying, canonical spelling, and the verdicts that need no algebra.
 
-Everything here is plain string work on bounded input, so it may run in the trainer's own process.  Numbers stay
+Everything here is plain string work on bounded input, so it may run in the trainer's own process. Numbers stay
 strings of digits for as long as they can: a response may hold one of any length.
 """
 
@@ -83,7 +83,7 @@ _tidy_short = lru_cache(maxsize=8192)(_tidy)
 
 
 def tidy(text: str) -> str:
-    """``text`` as LaTeX in one spelling: no markup, no Unicode signs, words in ``\\text{…}``, numbers joined.
+    """A text as LaTeX in one spelling: no markup, no Unicode signs, words in ``\\text{…}``, numbers joined.
 
     Mixed numbers and repeating decimals become fractions ("2 1/4" is ``\\frac{9}{4}``), scale words powers of ten.
     Text that is not well-formed comes back as it is behind ``UNREADABLE``: it can be spelled alike, and no more.
@@ -134,14 +134,19 @@ def canonical(text: str) -> str:
 
 
 class Number(NamedTuple):
-    """A plain decimal: canonical digits ("-7.5"), and whether they have a decimal point in the original spelling."""
+    """A plain decimal.
+
+    Attributes:
+        digits: in their canonical form, "-7.5".
+        decimal: whether they have a decimal point in the original spelling.
+    """
 
     digits: str
     decimal: bool
 
 
 def plain_number(text: str) -> Number | None:
-    """The decimal number that ``text`` (tidied) spells, None for anything else: "-007.50" -> "-7.5", "1,234" -> "1234".
+    """The decimal number that a tidied text spells: "-007.50" is "-7.5", "1,234" is "1234"; None for anything else.
 
     Works on characters: ``int()`` of a million digits would be slow, and Python refuses it.
     """
@@ -156,10 +161,7 @@ def plain_number(text: str) -> Number | None:
 
 
 def simple_fraction(text: str) -> Fraction | None:
-    """The exact value of a short integer, decimal or simple fraction (``a/b``, ``\\frac{a}{b}``), None for others.
-
-    ``text`` is tidied.
-    """
+    """The exact value of a short integer, decimal or fraction (``a/b``, ``\\frac{a}{b}``), tidied; None for others."""
     match = _RATIO.fullmatch(text)
     if match:
         numerator, denominator = match.group(2, 3) if match.group(2) else match.group(4, 5)
@@ -172,7 +174,12 @@ def simple_fraction(text: str) -> Fraction | None:
 
 
 def agree_rounded(one: Fraction, other: Fraction) -> bool:
-    """Whether two values, one of them a decimal, agree: within ``ROUNDED``, below 0.01 to a thousandth of the size."""
+    """Whether two values, one of them a decimal, agree: within ``ROUNDED``, below 0.01 to a thousandth of the size.
+
+    Args:
+        one: either of them.
+        other: the other one.
+    """
     size = max(abs(one), abs(other))
     return abs(one - other) < (ROUNDED if size > Fraction(1, 100) else size / 1000) or one == other
 
@@ -189,14 +196,23 @@ def _are_words(text: str) -> bool:
 
 
 def words_verdict(gold: str, answer: str) -> bool:
-    """Whether two answers in words agree, up to case, spacing and brackets around them."""
+    """Whether two answers in words agree, up to case, spacing and brackets around them.
+
+    Args:
+        gold: the gold answer, as it stands in the data.
+        answer: the response's.
+    """
     return canonical(gold).strip("()") == canonical(answer).strip("()")
 
 
 def text_verdict(gold: str, answer: str) -> bool | None:
-    """What the wording of two tidied answers decides, None where it decides nothing.
+    """What the wording of two answers decides; None if it decides nothing.
 
     Choices, times and dates, and a gold answer in words are settled by it alone.
+
+    Args:
+        gold: tidied.
+        answer: tidied.
     """
     spelled = spelling(gold), spelling(answer)
     if spelled[0] == spelled[1] != "":
@@ -212,10 +228,14 @@ def text_verdict(gold: str, answer: str) -> bool | None:
 
 
 def quick_verdict(gold: str, answer: str) -> bool | None:
-    """True or False where text alone decides whether ``answer`` equals ``gold``, None where algebra is needed.
+    """Whether an answer equals the gold answer, if text alone decides it; None if algebra is needed.
 
-    Right: equal spellings, the same choices, equal numbers or simple fractions.  Wrong: other choices; a gold answer in
+    Right: equal spellings, the same choices, equal numbers or simple fractions. Wrong: other choices; a gold answer in
     words that the answer does not repeat; two different numbers (of which decimals are rounded).
+
+    Args:
+        gold: the gold answer, as it stands in the data.
+        answer: the response's.
     """
     if _PLAIN_INTEGER.fullmatch(gold) and _PLAIN_INTEGER.fullmatch(answer):
         return gold == answer

@@ -1,4 +1,4 @@
-"""Options of the reward: what counts, how much, and how grading is bounded.  All are flat keys of ``reward_kwargs``."""
+"""Options of the reward: what counts, how much, and how grading is bounded. All are flat keys of ``reward_kwargs``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar
 
-# verl passes these of its own accord where a reward model is served; a verifiable reward has no use for them.
+# verl passes these of its own accord if a reward model is served; a verifiable reward has no use for them.
 IGNORED = frozenset({"reward_router_address", "reward_model_tokenizer"})
 Options = TypeVar("Options", bound="MixOptions")
 
@@ -15,14 +15,22 @@ Options = TypeVar("Options", bound="MixOptions")
 class MixOptions:
     """The mix: correctness_weight · correctness + format_weight · format + overlong_weight · overlong.
 
-    Keys
-    ----
-    correct_value, wrong_value: correctness of a right answer and of any other (DAPO: 1 and -1).
-    timeout_value: correctness where grading failed ("timeout" or "error"); None for ``wrong_value``.
-    correctness_weight, format_weight, overlong_weight: the mix.
-    max_response_length, overlong_buffer: tokens; DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13) falls
-        linearly from 0 to -1 over the last ``overlong_buffer`` tokens before ``max_response_length``.
-    tokenizer: path of the tokenizer that counts tokens, needed only where ``extra_info`` has no ``response_length``.
+    DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13) falls linearly from 0 to -1 over the last
+    ``overlong_buffer`` tokens before ``max_response_length``.
+
+    Attributes:
+        correct_value: correctness of a right answer (DAPO: 1).
+        wrong_value: correctness of any other (DAPO: -1).
+        timeout_value: correctness if grading failed ("timeout" or "error"); None for ``wrong_value``.
+        correctness_weight: in the mix.
+        format_weight: in the mix.
+        overlong_weight: in the mix.
+        max_response_length: tokens; None for no overlong component.
+        overlong_buffer: tokens; None for no overlong component.
+        tokenizer: path of the tokenizer that counts tokens, needed only if ``extra_info`` has no ``response_length``.
+
+    Raises:
+        ValueError: values contradict each other.
     """
 
     correct_value: float = 1.0
@@ -59,7 +67,14 @@ class MixOptions:
 
     @classmethod
     def from_kwargs(cls: type[Options], kwargs: dict[str, Any]) -> Options:
-        """Options from ``reward_kwargs``.  Raises ValueError for a key that is none, naming all that are."""
+        """Options from ``reward_kwargs``.
+
+        Args:
+            kwargs: fields of the class; what verl adds of its own accord is passed over.
+
+        Raises:
+            ValueError: a key is none; the message names all that are.
+        """
         known = {field.name for field in fields(cls)}
         unknown = set(kwargs) - known - IGNORED
         if unknown:
@@ -71,10 +86,13 @@ class MixOptions:
 class RewardOptions(MixOptions):
     """The mix, and how a mathematical answer is found and compared.
 
-    Keys
-    ----
-    answer_line: accept DAPO's "Answer: …" line where there is no box.
-    deadline_s, cpu_s, children, memory_mb, cache_size: see ``rewards.grader.Grader``.
+    Attributes:
+        answer_line: accept DAPO's "Answer: …" line if there is no box.
+        deadline_s: see ``rewards.grader.Grader``, as for the following.
+        cpu_s: likewise.
+        children: likewise.
+        memory_mb: likewise.
+        cache_size: likewise.
     """
 
     answer_line: bool = False
@@ -91,5 +109,13 @@ def _read(kind: type[Options], items: tuple) -> Options:
 
 
 def read_options(kind: type[Options], kwargs: dict[str, Any]) -> Options:
-    """`from_kwargs`, remembered: a reward function is called with the same options every time."""
+    """Options of a reward function, remembered, since it is called with the same ones every time.
+
+    Args:
+        kind: the class of the options.
+        kwargs: as in `MixOptions.from_kwargs`.
+
+    Raises:
+        ValueError: a key is none, or values contradict each other.
+    """
     return _read(kind, tuple(sorted((key, value) for key, value in kwargs.items() if key not in IGNORED)))

@@ -1,9 +1,9 @@
 """Killable grading children behind one blocking call that any thread may make.
 
 Children are forked from a nursery (``rewards._nursery``), a fresh interpreter of its own, so that a replacement takes
-milliseconds.  An item's limits count from when a ready child receives it: a queue in front costs it waiting, never its
-verdict.  There are two: of CPU time, which a hostile answer uses up at once, and of wall time, which is longer, so that
-an ordinary answer is not given up because the machine is busy with something else.  A child that reaches one dies of
+milliseconds. An item's limits count from when a ready child receives it: a queue in front costs it waiting, never its
+verdict. There are two: of CPU time, which a hostile answer uses up at once, and of wall time, which is longer, so that
+an ordinary answer is not given up because the machine is busy with something else. A child that reaches one dies of
 its own clock, by default of the operating system, and one that outlives them is killed.
 """
 
@@ -45,7 +45,13 @@ class _Died(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One comparison: ``status`` is "correct", "wrong", "timeout" or "error"; ``how`` says what decided."""
+    """How one item was judged.
+
+    Attributes:
+        status: of a comparison "correct", "wrong", "timeout" or "error"; of a program see `rewards.code_pool`.
+        how: what decided.
+        seconds: wall time; 0 if no child was asked.
+    """
 
     status: str
     how: str
@@ -75,7 +81,11 @@ class _Link:
         self._poll.register(end.fileno(), select.POLLIN | select.POLLHUP)
 
     def read(self, timeout_s: float) -> dict | None:
-        """The next message, None after ``timeout_s``; one that is already there is read even then.  Raises _Died."""
+        """The next message; None after ``timeout_s``, but one that is already there is read even then.
+
+        Raises:
+            _Died: the socket ended.
+        """
         end = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             if not self._poll.poll(max(end - time.monotonic(), 0.0) * 1000):
@@ -121,7 +131,10 @@ class Nursery:
         command: options of Python up to its ``-c`` program, which gets the control socket's number as first argument.
         arguments: further arguments of the program.
         environment: of the process; None for this process's own.
-        advice: what a user can do where it cannot start.
+        advice: what a user can do if it cannot start.
+
+    Attributes:
+        hello: the process's first message; None before it has started.
     """
 
     def __init__(
@@ -170,13 +183,21 @@ class Nursery:
             self._link = self._process = None
 
     def start(self) -> None:
-        """Start it where it does not run.  Raises GradingSetupError."""
+        """Start the process if it does not run.
+
+        Raises:
+            GradingSetupError: it cannot start.
+        """
         with self._lock:
             if self._link is None:
                 self._start()
 
     def child(self) -> _Child:
-        """A new child, perhaps still starting.  Raises GradingSetupError."""
+        """A new child, perhaps still starting.
+
+        Raises:
+            GradingSetupError: the process cannot start, or died twice in a row.
+        """
         with self._lock:
             for attempt in range(2):
                 if self._link is None:
@@ -205,6 +226,7 @@ class Nursery:
                     self._link.socket.sendall(MESSAGE.pack(b"k", child.number))
 
     def close(self) -> None:
+        """End the process and, with it, all children; it starts again when a child is asked for."""
         with self._lock:
             self._stop()
 
@@ -217,7 +239,12 @@ class Nursery:
 class GradingPool:
     """At most ``children`` comparisons at a time, each in a process of its own, started when first needed.
 
-    ``memory_mb``: address-space limit of each process in MiB.
+    Args:
+        children: processes, at least 1.
+        memory_mb: address-space limit of each in MiB, at least 256.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     def __init__(self, children: int = 2, memory_mb: int = 1024):
@@ -232,7 +259,11 @@ class GradingPool:
         self._alive: set[_Child] = set()
 
     def _take(self) -> _Child:
-        """A child that waits for an item.  Raises GradingSetupError where none gets ready."""
+        """A child that waits for an item.
+
+        Raises:
+            GradingSetupError: none gets ready.
+        """
         while True:
             with self._lock:
                 if not self._idle:
@@ -259,11 +290,19 @@ class GradingPool:
             self._alive.discard(child)
 
     def compare(self, gold: str, answer: str, deadline_s: float, cpu_s: float) -> Verdict:
-        """Compare two texts of at most ``MAX_TEXT_CHARS`` in a child; blocks until the verdict.
+        """Compare two texts in a child; blocks until the verdict.
 
-        ``deadline_s``: wall time, ``cpu_s``: CPU time, in seconds.  Raises GradingSetupError where no child can start.
-        A death before either is tried once more on a new child, since it may have come from outside, in what is left
-        of the deadline; a second one is the item's own: status "error".
+        A death before either limit is tried once more on a new child, since it may have come from outside, in what is
+        left of the deadline; a second one is the item's own: status "error".
+
+        Args:
+            gold: the gold answer, at most ``MAX_TEXT_CHARS`` characters.
+            answer: likewise the response's.
+            deadline_s: wall time in seconds.
+            cpu_s: CPU time in seconds.
+
+        Raises:
+            GradingSetupError: no child can start.
         """
         seconds = 0.0
         with self._places:
@@ -298,7 +337,7 @@ class GradingPool:
         return Verdict("error", "child died", seconds)
 
     def close(self) -> None:
-        """End the nursery and, with it, all children.  The pool stays usable: both start again when needed."""
+        """End the nursery and, with it, all children; the pool stays usable, since both start again when needed."""
         with self._lock:
             idle, self._idle = self._idle, []
             self._alive.difference_update(idle)
@@ -307,7 +346,7 @@ class GradingPool:
         self._nursery.close()
 
     def abandon(self) -> None:
-        """Let go of everything without ending it: it is another process's (called in a forked child)."""
+        """Let go of everything without ending it, since it is another process's; called in a forked child."""
         for child in self._alive:
             child.close()
         self._nursery.abandon()

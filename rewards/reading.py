@@ -1,8 +1,8 @@
-"""From a tidied answer to sympy: math-verify's parser, and what it must not see.  Runs only inside a grading child.
+"""Makes sympy objects of tidied answers, by math-verify's parser. Runs only inside a grading child.
 
 The parser multiplies or adds numbers that stand side by side ("5 6" is 11, "(2)(3)" is 5), drops what it does not know,
-and takes any command for a symbol.  So products are made explicit here, and a text is refused as a whole where a part
-of it has no meaning.
+and takes any command for a symbol. So products are made explicit here before it sees the text, and a text is refused as
+a whole if a part of it has no meaning.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _explicit_products(text: str) -> str:
 
 
 def _is_odd_root(expression: Basic) -> bool:
-    """Whether an expression is an odd root of a negative number, which is real where symbols are."""
+    """Whether an expression is an odd root of a negative number, which is real if symbols are."""
     if not isinstance(expression, Pow) or not isinstance(expression.exp, Rational) or expression.exp.p != 1:
         return False
     return bool(expression.exp.q % 2 and expression.exp.q > 1 and expression.base.is_negative)
@@ -157,9 +157,11 @@ def _parse(text: str, imaginary: bool) -> Basic | MatrixBase | None:
 
 @lru_cache(maxsize=4096)
 def read(text: str, imaginary: bool) -> Basic | MatrixBase | None:
-    """The sympy object that a tidied answer is, None where it has no single meaning or the parser cannot read it.
+    """The sympy object that an answer is; None if it has no single meaning or the parser cannot read it.
 
-    ``imaginary``: whether i is the imaginary unit; symbols then stand for complex numbers, else for real ones.
+    Args:
+        text: tidied.
+        imaginary: whether i is the imaginary unit; symbols then stand for complex numbers, else for real ones.
     """
     text = rename_misread(_LETTER_TEXT.sub(r" \1 ", text), imaginary)
     if TRIGONOMETRY.search(text):

@@ -34,7 +34,13 @@ _MAX_PARTS, _MAX_NUMBERS = 12, 40
 
 
 class Region(NamedTuple):
-    """A set, the variable it is said of ("" where it is bound or not named), and whether it had to be solved for."""
+    """A set of real numbers.
+
+    Attributes:
+        name: the variable it is said of; "" if it is bound or not named.
+        set: sympy's.
+        solved: whether an inequality had to be solved for it.
+    """
 
     name: str
     set: Set
@@ -173,7 +179,7 @@ def _solution(relation: Relational) -> tuple[Set, bool] | None:
 
 
 def ascending(text: str) -> str:
-    """A chain of inequalities "b > a \\ge 0" read from its small end, other texts as they are."""
+    """A chain of inequalities "b > a \\ge 0" read from its small end; other texts as they are."""
     signs = _RELATION.findall(text)
     if not signs or any(sign not in (">", "\\ge") for sign in signs) or "=" in text:
         return text
@@ -257,7 +263,7 @@ def _condition(text: str) -> Region | None:
 
 
 def read_region(text: str) -> Region | None:
-    """The set of real numbers that a tidied text describes, None where it is none."""
+    """The set of real numbers that a tidied text describes; None if it is none."""
     try:
         builder = _builder(text)
         if builder and _discrete(builder):
@@ -305,9 +311,11 @@ def _same_piece(one: Set, other: Set) -> bool:
 
 
 def same_region(gold: Region, answer: Region) -> bool | None:
-    """Whether two regions are the same set, said of the same variable; None where sympy leaves one unevaluated.
+    """Whether two regions are the same set, said of the same variable; None if sympy leaves one unevaluated.
 
-    An answer that would have to be solved first is no answer to a gold answer that is solved.
+    Args:
+        gold: of the gold answer.
+        answer: of the response's; if it has to be solved for and the gold answer has not, it is wrong.
     """
     if gold.name and answer.name and gold.name != answer.name:
         return False

@@ -1,8 +1,8 @@
-"""Symbols that math-verify's parser misreads, under names that it reads rightly and fast.
+"""Gives symbols that math-verify's parser misreads names that it reads rightly and fast.
 
 The parser takes ``I`` for the imaginary unit but ``i`` for a variable, ``\\gamma`` for a function, reads "db" as a
-differential, and drops strokes and what follows ``E_1``.  Each would make different answers equal, or equal ones
-different.  A renamed symbol is an accented letter to the parser, so algebra goes on as before.
+differential, and drops strokes and what follows ``E_1``. Each would make different answers equal, or equal ones
+different. A renamed symbol is an accented letter to the parser, so algebra goes on as before.
 """
 
 from __future__ import annotations
@@ -35,14 +35,23 @@ def _is_unit(match: re.Match) -> bool:
 
 
 def has_imaginary_unit(*texts: str) -> bool:
-    """Whether i is the imaginary unit in tidied texts that belong together."""
+    """Whether i is the imaginary unit in texts that belong together.
+
+    Args:
+        *texts: tidied.
+    """
     if not any("i" in text for text in texts) or any(_INDEX.search(text) for text in texts):
         return False
     return any(_is_unit(match) for text in texts for match in _TOKEN.finditer(text))
 
 
 def rename_misread(text: str, imaginary: bool) -> str:
-    """A tidied text with misread symbols renamed; ``imaginary``: whether i is the imaginary unit."""
+    """A text with misread symbols renamed.
+
+    Args:
+        text: tidied.
+        imaginary: whether i is the imaginary unit.
+    """
 
     def rename(match: re.Match) -> str:
         symbol, subscript, strokes = match["symbol"], match["subscript"] or "", "p" * len(match["strokes"] or "")

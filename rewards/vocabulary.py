@@ -1,6 +1,6 @@
 """Words of answers: units that do not count, words that change what is said, names of functions and letters.
 
-Plain tables and the two questions asked of them.  A number's trailing words count as its unit only where every word is
+Plain tables and the two questions asked of them. A number's trailing words count as its unit only if every word is
 known or the phrase is a plain noun phrase ("red marbles"); anything else keeps the answer from being read as a number.
 """
 
@@ -97,7 +97,10 @@ _PLURAL = re.compile(r"[a-z-]{2,}s")
 def is_unit(phrase: str, any_noun: bool = False) -> bool:
     """Whether words after a number only say what it counts or measures: "cm", "square units", "red marbles", "days".
 
-    ``any_noun``: other words count as well, closed classes and words of judgement aside; for texts that can be trusted.
+    Args:
+        phrase: the words.
+        any_noun: whether other words count as well, closed classes and words of judgement aside; for texts that can be
+            trusted.
     """
     parts = [word.strip(".,") for word in phrase.replace("-", " ").split() if word.strip(".,")]
     unknown = [
@@ -115,7 +118,11 @@ def is_unit(phrase: str, any_noun: bool = False) -> bool:
 def is_bare_word(word: str, after_number: bool, spaced: bool, divided: bool = False) -> bool:
     """Whether bare letters are a word rather than a product of symbols.
 
-    ``after_number``: a number stands before; ``spaced``: white space does; ``divided``: a division sign.
+    Args:
+        word: the letters.
+        after_number: whether a number stands before them.
+        spaced: whether white space does.
+        divided: whether a division sign does.
     """
     if (len(word) > 3 and word[1:].islower()) or word in _BARE:
         return True

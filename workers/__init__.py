@@ -1,0 +1,1 @@
+"""What runs in verl's workers: rollouts, training with a teacher, attention, divergences, and support for CPUs."""

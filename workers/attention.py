@@ -37,7 +37,7 @@ class Packing:
 
     Attributes:
         starts: (B, T) bool on the model's device, true at the first token of each sequence.
-        window: tokens that a token sees, itself included, in a sliding-window layer; None: all before it.
+        window: tokens that a token sees, itself included, in a sliding-window layer; None if it sees all before it.
     """
 
     def __init__(self, starts: Tensor, window: int | None = None):
@@ -57,7 +57,12 @@ class Packing:
         return self.cu_seqlens.diff().tolist()
 
     def mask(self, length: int, device: torch.device) -> Tensor | None:
-        """(1, 1, length, length) bool for a sequence that is longer than the window; None: causal says all."""
+        """(1, 1, length, length) bool for a sequence longer than the window; None if causal attention is enough.
+
+        Args:
+            length: tokens of the sequence.
+            device: where the mask is needed.
+        """
         if self.window is None or length <= self.window:
             return None
         if length not in self._windowed:
@@ -84,10 +89,19 @@ def packed_mask(
     """transformers' mask interface: a `Packing` for packed rows, else what ``sdpa`` gets.
 
     Args:
+        batch_size: number of rows, B.
+        q_length: tokens whose queries are computed.
+        kv_length: tokens that they may see, those in the cache included.
+        q_offset: place of the first query in its row; a tensor with a static cache.
+        kv_offset: place of the first key in its row.
         mask_function: (batch, head, query, key) indices -> whether the query sees the key.  transformers puts the
             packed sequences into it, and ``allow_is_causal_skip=False`` beside it.
         attention_mask: (batch_size, kv_length) bool of a padded batch.
         local_size: tokens in the window of a sliding layer.
+        allow_is_causal_skip: whether "causal" alone may stand for the mask; not in packed rows.
+        use_vmap: whether transformers evaluates `mask_function` by vmap; such masks go to ``sdpa``.
+        device: where the mask is needed.
+        kwargs: handed on to ``sdpa``.
     """
     uncached = isinstance(q_offset, int) and (q_offset, kv_offset, q_length) == (0, 0, kv_length)
     # One sequence alone is packed only where that saves the window's dense mask: CUDA has a kernel for windows.
@@ -129,16 +143,21 @@ def packed_attention(
     """transformers' attention interface.
 
     Args:
+        module: the attention layer.
         query: (B, heads, T, head_dim).
-        key, value: (B, kv_heads, T, head_dim); kv_heads divides heads.
+        key: (B, kv_heads, T, head_dim); kv_heads divides heads.
+        value: (B, kv_heads, T, head_dim).
         attention_mask: what `packed_mask` gave.
-        scaling: factor of the scores; None: 1/√head_dim.
+        dropout: share of the attention weights that is dropped.
+        scaling: factor of the scores; None is 1/√head_dim.
+        is_causal: handed on to ``sdpa``; packed sequences always are.
+        kwargs: what else transformers gives a layer: `position_ids`, and features that are refused.
 
     Returns:
         The attention's output (B, T, heads, head_dim), and None in place of the scores.
 
     Raises:
-        ValueError: the model caps its scores or has sinks, or the positions start again where a cache was asked for.
+        ValueError: if the model caps its scores or has sinks, or the positions start again where a cache was asked for.
     """
     for name, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks")):
         if kwargs.get(name) is not None:

@@ -1,7 +1,7 @@
-"""Makes our attention, rollout, agent loop and engines known to verl in the process that imports this.
+"""Makes our attention, rollout, agent loops and engines known to verl in the process that imports this.
 
-Configured as ``actor_rollout_ref.model.external_lib``, which verl imports in the trainer, the training workers, the
-agent-loop workers and the rollout servers.
+It is the value of ``actor_rollout_ref.model.external_lib``, which verl imports in the trainer, the training workers,
+the agent-loop workers and the rollout servers.
 """
 
 from __future__ import annotations
@@ -32,9 +32,16 @@ def _load_vllm_replica() -> type:
 
 
 def log_probs_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """log p(label) under softmax(logits), (...) fp32; differentiable.  logits (..., V), labels (...).
+    """log p(label) under softmax(logits), in fp32; differentiable.
 
     verl's own, where flash-attn is absent, takes one row of the logits at a time and rounds to the logits' 16 bits.
+
+    Args:
+        logits: (..., V).
+        labels: (...) token ids.
+
+    Returns:
+        (...) fp32.
     """
     return token_log_probs(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)).view(labels.shape)
 

@@ -92,10 +92,10 @@ def has_exact_log_probs() -> bool:
 
 
 def agent_loop_worker() -> type:
-    """verl's `AgentLoopWorkerTQ`: the class under its `@ray.remote`, which cannot be extended.
+    """verl's `AgentLoopWorkerTQ`: the class under its `@ray.remote`, which itself cannot be extended.
 
-    Importing that module needs Ray's decorators and the transfer queue; the training engine, which also imports from
-    here, runs without them.
+    Importing that module needs Ray's decorators and TransferQueue; the training engine, which also imports from here,
+    runs without them.
     """
     from verl.trainer.ppo.v1 import agent_loop_tq
 

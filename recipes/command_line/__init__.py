@@ -1,6 +1,6 @@
-"""The command line of every entry: where defaults stand, the page of --help, and refusals that are no tracebacks.
+"""What all command lines have in common: the defaults of their arguments, the page of --help, and plain error messages.
 
-`run` starts a command that Hydra configures.  Commands with options of their own (argparse) use `help_asked`.
+`run` starts a command that Hydra configures. Commands with options of their own (argparse) call `help_asked`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from config import CONFIG_DIR
+from recipes import _shadowed
 from recipes.command_line import directories, refusals
 from recipes.command_line.page import Command, page
 
@@ -28,7 +30,7 @@ Job = Callable[[DictConfig], int | None]
 
 
 def help_asked(command: Command) -> None:
-    """Print the page and end the process where the arguments ask for it."""
+    """Print the page and end the process if the arguments ask for it."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(page(command))
         sys.exit(0)
@@ -43,7 +45,7 @@ def run(
     renamed: Mapping[str, str] | None = None,
     stored: bool = False,
 ) -> None:
-    """Run a command; ends the process where its code is not 0: 2 where it is refused.
+    """Run a command; ends the process if its code is not 0, with 2 if it is refused.
 
     Args:
         command: for --help, and for what is said of it.
@@ -56,7 +58,8 @@ def run(
     """
     help_asked(command)
     given = sys.argv[1:]
-    problems = refusals.renamed_arguments(given, renamed or {})
+    problems = _shadowed.sentences(Path.cwd())  # Ray puts this folder first in the path of its processes
+    problems += refusals.renamed_arguments(given, renamed or {})
     if problems:
         sys.exit(refused(command, problems))
 
@@ -88,7 +91,7 @@ def run(
 
 
 def _checked(command: Command, job: Job, cfg: DictConfig) -> int:
-    """The job's exit code; 2 where values are missing, of a wrong type, or refer to what is not there."""
+    """The job's exit code; 2 if values are missing, of a wrong type, or refer to what is not there."""
     from recipes.common.checks.errors import SettingsError  # seconds, which --help does not need
 
     problems: list[str] = []
@@ -111,14 +114,23 @@ def _wrong_types(command: Command, given: dict[str, Any]) -> Iterator[str]:
     from recipes.common.checks.types import shown, wrong_type, wrong_types
 
     for key, kind in command.types.items():
-        value = given.get(key)
+        value = _at(given, key)
         if value is not None and (problem := wrong_type(value, kind)):
             yield f"{key}={shown(value)}: {problem}, or null"
     if command.checks_types and GlobalHydra.instance().is_initialized():  # a launcher's processes have none
         chosen = [f"{group}={HydraConfig.get().runtime.choices[group]}" for group in command.groups]
         usual = compose(HydraConfig.get().job.config_name, overrides=chosen)
-        for _, problem in wrong_types(given, cast(dict[str, Any], OmegaConf.to_container(usual))):
-            yield problem
+        for key, problem in wrong_types(given, cast(dict[str, Any], OmegaConf.to_container(usual))):
+            if key not in command.types:  # told above, and null is allowed
+                yield problem
+
+
+def _at(given: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, None where it is not there."""
+    node: Any = given
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def _described(command: Command, key: str) -> str:
@@ -126,7 +138,15 @@ def _described(command: Command, key: str) -> str:
 
 
 def refused(command: Command, problems: Sequence[str]) -> int:
-    """Say what is wrong with a command's arguments; returns the exit code, 2."""
+    """Say what is wrong with a command's arguments.
+
+    Args:
+        command: whose arguments they are.
+        problems: a sentence each.
+
+    Returns:
+        The exit code, 2.
+    """
     listed = "\n".join(f"- {problem}" for problem in problems)
     print(f"{command.not_started}\n{listed}\n`python -m {command.module} --help` shows what there is.", file=sys.stderr)
     return 2

@@ -1,7 +1,7 @@
-"""What Hydra writes before a job begins, taken back where the job is refused or only looks.
+"""Takes back what Hydra writes before a job begins, if the job is refused or only looks.
 
 Hydra makes the run directory, with `.hydra` in it, and a sweep's with `multirun.yaml`, before our code can say that
-nothing is to be run.  A callback of Hydra's notes what was there before.  Only directories that are empty again are
+nothing is to be run. A callback of Hydra's notes what was there before. Only directories that are empty again are
 removed, and files that were there get their old contents back: a refusal leaves the directory of a run as it was.
 """
 
@@ -19,7 +19,7 @@ HYDRA, FILES, SWEEP = ".hydra", ("config.yaml", "hydra.yaml", "overrides.yaml"),
 
 
 class Made:
-    """What was there before Hydra wrote, and what of it is taken back.
+    """Remembers what was there before Hydra wrote, and takes back what Hydra wrote.
 
     Attributes:
         noted: whether a run or sweep was composed and is about to write.
@@ -35,7 +35,13 @@ class Made:
         self._subdir: str | None = None
 
     def note(self, base: Path, *, sweep: bool, subdir: str | None) -> None:
-        """Look at a directory that Hydra is about to make, or to write into; subdir: `hydra.output_subdir`."""
+        """Look at a directory that Hydra is about to make, or to write into.
+
+        Args:
+            base: the directory of the run or of the sweep.
+            sweep: whether it is a sweep's.
+            subdir: name of Hydra's own folder in it (`hydra.output_subdir`); None if Hydra writes none.
+        """
         self.noted, self._base, self._sweep, self._subdir = True, base, sweep, subdir
         self._absent = {path for path in (base, *base.parents) if not path.exists()}
         if (base / SWEEP).is_file():
@@ -49,7 +55,12 @@ class Made:
                 self._contents[path] = path.read_bytes()
 
     def forget_job(self, *, code: int, dry: bool) -> None:
-        """Take back what Hydra wrote for the job that now ends, if it was refused or dry and wrote nothing itself."""
+        """Take back what Hydra wrote for the job that now ends, if it was refused or dry and wrote nothing itself.
+
+        Args:
+            code: the job's exit code; 2 if it was refused.
+            dry: whether it only looked (`dry_run=true`).
+        """
         if not self.noted or self._subdir is None:
             return
         out = Path(HydraConfig.get().runtime.output_dir)
@@ -97,9 +108,11 @@ class Note(Callback):
     """Hydra's callback: tells `Made` where Hydra is about to write."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra's hook before a single job: notes the job's directory."""
         self._note(config, "hydra.run.dir", sweep=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra's hook before a sweep: notes the sweep's directory."""
         self._note(config, "hydra.sweep.dir", sweep=True)
 
     def _note(self, config: DictConfig, key: str, *, sweep: bool) -> None:

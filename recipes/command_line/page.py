@@ -21,12 +21,12 @@ class Command:
         module: as `python -m` takes it.
         what: what it does, in a few sentences.
         examples: (arguments, what they do).
-        keys: (key or option, with an example of its value; what it is): those that people change.
+        keys: those that people change: (key or option, with an example of its value; what it is).
         groups: the configuration groups whose choices are listed.
-        types: "whole", "number", "bool" or "text" of keys whose default is null.
+        types: of (dotted) keys that may be null "whole", "number", "bool" or "text".
         checks_types: whether values are compared with their defaults' types here, and not by the job.
         may_lack: keys (or nodes) that may stay without a value.
-        more: where the rest is.
+        more: tells where the rest is described.
         not_started: first line of a refusal.
     """
 
@@ -43,7 +43,7 @@ class Command:
 
 
 def page(command: Command) -> str:
-    """The whole page, at most `WIDTH` columns wide but for commands and names, which are never broken."""
+    """The whole page; only commands and names, which are never broken, make a line wider than `WIDTH` columns."""
     parts = [textwrap.fill(command.what, WIDTH), "", "Examples"]
     for arguments, text in command.examples:
         parts += [f"  python -m {command.module} {arguments}".rstrip(), f"      {text}"]
@@ -56,7 +56,7 @@ def page(command: Command) -> str:
 
 
 def choices(group: str) -> list[tuple[str, str]]:
-    """(name, one line) of every choice of a configuration group."""
+    """(name, one line) of every choice of a configuration group, a folder of `config` such as "method"."""
     if group == "method":
         from recipes.common.method import shipped
 
@@ -66,7 +66,7 @@ def choices(group: str) -> list[tuple[str, str]]:
 
 
 def first_comment(path: Path) -> str:
-    """The first sentence of a YAML's first comment that is not a directive."""
+    """The first sentence of a YAML's first comment that is not a directive (`# @…`); "" if there is none."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return re.split(r"(?<!App)\. (?=[A-Z])", line.lstrip("# "))[0].rstrip(".:")

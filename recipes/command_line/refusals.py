@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in sentences: what was given, what there is, what is closest."""
+"""Says what is wrong with a command line, in sentences: what was given, what there is, what is closest."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ _OVERRIDE = re.compile(r"^[+~]*(?P<key>[^=@]+)(?:@[^=]*)?(?:=(?P<value>.*))?$", 
 
 # Hydra's options that take the next argument.
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-ABOUT = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # of --info, where one is named
+ABOUT = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may be followed by
 
 
 def sorted_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(overrides, options with their values): Hydra's parser takes overrides in one stretch only."""
+    """Separate overrides from options, since Hydra's parser takes overrides in one stretch only.
+
+    Args:
+        given: the command line.
+
+    Returns:
+        (overrides, options with their values), each in the order given.
+    """
     overrides: list[str] = []
     options: list[str] = []
     before = ""
@@ -34,7 +41,7 @@ def sorted_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_override(argument: str) -> tuple[str, str] | None:
-    """(key, value) of an override, without ``+``, ``++`` or ``~`` before it; None of an option."""
+    """(key, value) of an override, without ``+``, ``++`` or ``~`` before it; None for an option."""
     match = None if argument.startswith("-") else _OVERRIDE.match(argument)
     return (match["key"].strip(), (match["value"] or "").strip()) if match else None
 
@@ -44,8 +51,8 @@ def renamed_arguments(given: Sequence[str], renamed: Mapping[str, str]) -> list[
 
     Args:
         given: the command line.
-        renamed: old -> new: ``key=value`` for a choice, also one of several in a sweep; ``key`` for a key, or a node
-            with all below it.
+        renamed: old name -> new name; ``key=value`` for a choice, also as one of several in a sweep; ``key`` for a key,
+            or for a node with all below it.
     """
     found = []
     for argument in given:
@@ -66,13 +73,13 @@ def renamed_arguments(given: Sequence[str], renamed: Mapping[str, str]) -> list[
 
 
 def explained(error: Exception, given: Sequence[str], config_name: str | None, *, begun: bool) -> list[str]:
-    """What Hydra refused, as sentences; empty where the error is not about the arguments.
+    """What Hydra refused, as sentences; empty if the error is not about the arguments.
 
     Args:
         error: what Hydra raised.
         given: the command line, with the defaults.
-        config_name: of the primary configuration; None where its keys cannot be looked up.
-        begun: whether a run or a sweep had been composed, so that the error may be of the job.
+        config_name: of the primary configuration; None if its keys cannot be looked up.
+        begun: whether a run or a sweep had been composed, so that the error may be the job's.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return [_unknown_choice(error)]
@@ -112,7 +119,7 @@ def _before_job(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text, and its cause's where OmegaConf refused, without line breaks, stars and internal names."""
+    """An error's text, and that of an OmegaConf error behind it, without line breaks, stars and internal names."""
     lines = str(error).splitlines()
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
@@ -122,7 +129,7 @@ def one_line(error: BaseException) -> str:
 
 
 def options(group: str) -> list[str]:
-    """Names of a configuration group's choices."""
+    """Names of a configuration group's choices, sorted."""
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 

@@ -24,6 +24,12 @@ from recipes.common.teacher.contexts import ContextParams, context_params
 from recipes.common.teacher.decisions import ControllerConfig
 from recipes.common.teacher.exposure import ExposureParams, controller_config, exposure_params
 from workers.divergence.spec import MIXED
+from workers.training.packing import (
+    ATTENTION_ENTROPY,
+    CALCULATE_ATTENTION_ENTROPY,
+    CALCULATE_GRADIENT_NORM,
+    GRADIENT_NORM,
+)
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 T = TypeVar("T")
@@ -36,8 +42,9 @@ class About:
     """What a method says of itself in ``config/method/<name>.yaml``.
 
     Attributes:
-        name: of the bundle: `method=<name>`.
-        title, description: its name for people, and one line.
+        name: what `method=` selects it by.
+        title: its name for people.
+        description: one line.
         credit: what a token is trained with, as a formula.
         paper: title, authors and arxiv of its paper, as far as they are known.
         builds_on: names of the methods whose papers are cited too.
@@ -58,14 +65,19 @@ class Method:
     Attributes:
         about: what it says of itself.
         credit: `algorithm.adv_estimator`.
-        estimator, params: of that name and its parameters; None where the estimator is verl's.
+        estimator: the estimator of that name; None where it is verl's.
+        params: its parameters; None where it is verl's.
         loss: the divergence, or kind "none".
-        token_weight, weight_params: the factor of the divergence's tokens; None where it is uniform.
-        mixing, mixing_params: each token's share of the forward KL; None where it is constant, or nothing is mixed.
+        token_weight: the factor of the divergence's tokens; None where it is uniform.
+        weight_params: its parameters; None where it is uniform.
+        mixing: each token's share of the forward KL; None where it is constant, or nothing is mixed.
+        mixing_params: its parameters; None likewise.
         weights: whose weights the teacher has.
-        contexts, template_kwargs: what the teacher is shown, and under which options of the chat template.
+        contexts: what the teacher is shown.
+        template_kwargs: options of the chat template that shows it.
         max_prompt_length: longest privileged prompt, tokens.
         responses: "sampled", or "reference": the data's solutions are trained on in their place.
+        attention_layers: "last" or "all", over whose heads an attention entropy is averaged.
         exposure: how much of the reference it is shown.
         controller: who decides that, for a run of one step (`total_steps`); None where all of it is shown.
         lora: whether an adapter is trained.
@@ -87,6 +99,7 @@ class Method:
     template_kwargs: dict[str, Any]
     max_prompt_length: int
     responses: str
+    attention_layers: str
     exposure: ExposureParams
     controller: ControllerConfig | None
     lora: bool
@@ -95,7 +108,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Of the bundle."""
+        """What `method=` selects it by."""
         return self.about.name
 
     @cached_property
@@ -107,8 +120,22 @@ class Method:
         return tuple(dict.fromkeys((*of_credit, *of_weight, *of_mixing)))
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        """Of the signals those that the student's pass measures only where it is asked to."""
+        return tuple(name for name in (GRADIENT_NORM, ATTENTION_ENTROPY) if name in self.signals)
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """The options of the student's pass that ask for `measured`."""
+        options = {
+            GRADIENT_NORM: (CALCULATE_GRADIENT_NORM, True),
+            ATTENTION_ENTROPY: (CALCULATE_ATTENTION_ENTROPY, self.attention_layers),
+        }
+        return dict(options[name] for name in self.measured)
+
+    @property
     def context(self) -> str:
-        """What the teacher itself is shown."""
+        """Kind of what the teacher itself is shown, before any that it is contrasted with."""
         return self.contexts.kinds[0]
 
     @property
@@ -119,7 +146,7 @@ class Method:
     @property
     def scores_with_teacher(self) -> bool:
         """Whether the teacher scores the sampled tokens in a pass of its own."""
-        return not {"log_prob_gap", "contrast_gap"}.isdisjoint(self.signals)
+        return not {"log_prob_gap", "contrast_gap", "teacher_entropy"}.isdisjoint(self.signals)
 
     @property
     def remembers(self) -> bool:
@@ -142,7 +169,8 @@ class Method:
 
         A divergence over the whole vocabulary that is trained alone measures both in its own pass.
         """
-        return self.loss.ppo or bool(self.signals) or self.loss.top_k is not None
+        loss = self.loss
+        return loss.ppo or bool(self.signals) or loss.top_k is not None or loss.importance_clip is not None
 
     @property
     def compares_groups(self) -> bool:
@@ -165,22 +193,23 @@ class Method:
         """Where the scoring pass finds the teacher's weights; see `recipes.common.teacher.sequences`."""
         if self.weights.weights == "current":
             return "current"
-        return "engine_copy" if self.weights.needs_copy(lora=self.lora) else "frozen_adapter"
+        in_engine = self.weights.passes > 1 or self.weights.needs_copy(lora=self.lora)
+        return "engine_copy" if in_engine else "frozen_adapter"
 
     @property
     def token_fields(self) -> tuple[TokenField, ...]:
-        """What the credit of a token is made of, for people."""
+        """The token fields that the credit is made of, with their labels for people."""
         return self.estimator.tokens if self.estimator else ()
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Numbers of each step that are this method's own, for people."""
+        """The numbers of each step that are this method's own, with their labels for people."""
         return self.estimator.metrics if self.estimator else ()
 
     def rows(self) -> list[tuple[str, str]]:
         """What is learned, as (part, value): method with its credit, and teacher and loss where they take part.
 
-        As it was given: what is wrong with a value does not change what is shown.
+        Values stand as they were given: what is wrong with one does not change what is shown.
         """
         idle = self.params.idle if self.params else frozenset()
         own = [name for name in self.estimator.shows if name not in idle] if self.estimator else []
@@ -200,13 +229,23 @@ class Method:
         if loss:
             kind, clip, ppo = (self._given(f"loss.{name}") for name in ("kind", "clip", "ppo"))
             clipped = "" if clip is None else f", entries clipped at {clip}"
+            bound = self._given("loss.importance_clip")
+            clipped += "" if bound is None else f", × importance ratio of at most {bound}"
             beside = f"PPO clip + {self._given('loss.coefficient')} × " if ppo else ""
             weighting, reduction = self._given("loss.weighting"), self._given("loss.reduction")
             if kind == MIXED:
                 by = self._given("loss.mixing")
                 kind += f", forward KL's share {self._given('loss.forward_share') if by == 'constant' else f'by {by}'}"
-            rows.append(("loss", f"{beside}{kind}, full vocabulary{clipped}, {weighting} weights, {reduction}"))
+            rows.append(("loss", f"{beside}{kind}, {self._compared()}{clipped}, {weighting} weights, {reduction}"))
         return rows
+
+    def _compared(self) -> str:
+        """Over which tokens the divergence is."""
+        count = self._given("loss.top_k")
+        if count is None:
+            return "full vocabulary"
+        by = self._given("loss.top_k_by")
+        return f"the {by}'s top {count}" + (" and a bucket of the others" if by == "student" else "")
 
     def _given(self, key: str) -> Any:
         value = self.given.get(key)
@@ -214,7 +253,7 @@ class Method:
 
 
 def read(cfg: DictConfig) -> Method:
-    """The method of a resolved configuration. Never raises: what is wrong stands in `problems`."""
+    """Read the method of a resolved configuration; what is wrong stands in `problems`, and nothing is raised for it."""
     node, algorithm = cfg.self_distill, cfg.algorithm
     problems: list[str] = []
 
@@ -255,6 +294,7 @@ def read(cfg: DictConfig) -> Method:
         template_kwargs=dict(teacher.template_kwargs) if OmegaConf.is_dict(teacher.template_kwargs) else {},
         max_prompt_length=teacher.max_prompt_length,
         responses=str(node.get("responses", "sampled")),
+        attention_layers=str(node.get("attention_entropy_layers", "last")),
         exposure=exposure,
         controller=controller,
         lora=tried(lambda: int(cfg.actor_rollout_ref.model.get("lora_rank", 0) or 0) > 0, False),

@@ -7,7 +7,7 @@ Names of single methods stand in their estimators' modules (`advantage.labels.Me
 from __future__ import annotations
 
 from advantage.labels import Metric
-from workers.training.metrics import DISAGREEMENT, MEAN
+from workers.training.metrics import DISAGREEMENT, IMPORTANCE_CLIPPED, MEAN
 
 # verl's own.
 REWARD, ENTROPY, THROUGHPUT = "critic/score/mean", "actor/entropy", "perf/throughput"
@@ -31,8 +31,9 @@ LAST_GOOD, LAST_GOOD_CHECKPOINT, COLLAPSE_STOPS = (
 # What student and teacher say of the sampled tokens, nats.
 STUDENT_LOG_PROB, TEACHER_LOG_PROB = "student/log_prob/mean", "teacher/log_prob/mean"
 GAP, GAP_SIZE = "teacher/log_prob_gap/mean", "teacher/log_prob_gap/abs_mean"
-CONTRAST_SIZE = "teacher/contrast_gap/abs_mean"
+CONTRAST_SIZE, TEACHER_ENTROPY = "teacher/contrast_gap/abs_mean", "teacher/entropy/mean"
 ENTROPY_QUANTILE = "student/entropy/p{:02d}"
+MEASURED = "student/{}/mean"  # other signals of the student's pass
 
 # The teacher's prompts: share whose reference was cut, tokens, share whose reference had to be shown whole.
 PROMPT_TRUNCATED, PROMPT_TOKENS, FORCED_FULL = (
@@ -54,6 +55,7 @@ TEACHER_VALIDATION_WITHOUT, TEACHER_VALIDATION_SECONDS = (
 
 # The probe: nats a token, and the mean log-prob that the exposed teacher gives.
 PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
+PROBE_COUNTERFACTUAL = "probe/counterfactual_loss"  # after an update at another exposure, which was taken back
 EXPOSURE, EXPOSURE_MEAN = "exposure/alpha", "exposure/mean"
 
 # Shown of every method that has them, before its own.
@@ -85,7 +87,7 @@ SHARED = (
     Metric(
         "divergence/weight/positive_share",
         "Share of positive weights",
-        "tokens whose divergence from the teacher is reduced; that of the others grows",
+        "tokens whose divergence from the teacher is reduced; at 0 it is left alone, below it grows",
         line="share",
         percent=True,
         idle=1.0,
@@ -93,7 +95,7 @@ SHARED = (
     Metric(
         WITHOUT_CONTEXT,
         "Responses without a teacher",
-        "there was nothing to show it: they get no credit from it",
+        "of those that it is to teach: there was nothing to show it, and they get no credit from it",
         line="share",
         percent=True,
         idle=0.0,
@@ -104,6 +106,21 @@ SHARED = (
         "of the policy under the teacher's prompts, mean of the sets",
         line="accuracy",
         percent=True,
+    ),
+    Metric(
+        TEACHER_ENTROPY,
+        "Entropy of the teacher",
+        "over the vocabulary, nats a token, where the method reads it",
+        from_zero=True,
+    ),
+    Metric(
+        IMPORTANCE_CLIPPED,
+        "Importance ratios at their bound",
+        "tokens of the divergence that the policy gives much more probability than at the rollout",
+        line="share",
+        percent=True,
+        from_zero=True,
+        idle=0.0,
     ),
     Metric(PROBE_NLL, "Probe", "negative log-likelihood of held-out solutions, nats a token", line="NLL"),
 )

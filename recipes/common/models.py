@@ -1,9 +1,9 @@
 """What ``model=`` (or ``checkpoint=``) may name, and how each becomes a folder that an engine can load.
 
-hugging face     a folder with config.json and weights, or a name on the hub
-adapter          a folder with adapter_config.json (PEFT LoRA): merged into its base
-verl checkpoint  FSDP shards: `…/global_step_N/actor`, `…/global_step_N`; or a run directory, whose last complete
-                 checkpoint is meant. verl's own merger joins the shards; it writes bfloat16.
+- Hugging Face model: a folder with config.json and weights, or a name on the hub.
+- adapter: a folder with adapter_config.json (PEFT LoRA); it is merged into its base model.
+- verl checkpoint: FSDP shards, named as `…/global_step_N/actor` or `…/global_step_N`, or by a run directory, whose last
+  complete checkpoint is meant. verl's own merger joins the shards; it writes bfloat16.
 
 `locate` is quick and says everything that is wrong; `materialize` does the work, once a command has been accepted.
 """
@@ -32,10 +32,16 @@ LORA_FOLDER = "lora_adapter"  # where verl's merger puts an adapter
 
 @dataclass(frozen=True)
 class Located:
-    """A model that exists: ``kind`` is "folder", "hub", "adapter" or "verl"; ``path`` its folder or hub name.
+    """A model that exists.
 
-    ``step`` is the training step of a verl checkpoint, ``tokenizer`` where its tokenizer is, ``base`` an adapter's;
-    ``option`` the command's key that named it, for messages.
+    Attributes:
+        name: as it was given.
+        kind: "folder", "hub", "adapter" or "verl"; an evaluation also has "server".
+        path: its folder or hub name; of a server, its address and its name there.
+        tokenizer: folder or hub name of its tokenizer; empty if it has none.
+        step: training step of a verl checkpoint.
+        base: the base model of an adapter.
+        option: the command's key that named it, for messages.
     """
 
     name: str
@@ -54,20 +60,21 @@ def locate(name: str, base: str | None = None, option: str = "model") -> Located
     """Find out what a model's name means.
 
     Args:
+        name: a folder or a name on the hub.
         base: base model of LoRA adapters; by default the one their adapter_config.json names.
-        option: the command's key that named it.
+        option: the command's key that named it, for messages.
 
     Raises:
-        SettingsError: it is not there, or is not complete; says what was looked for and how to put it right.
+        SettingsError: if it is not there or not complete; says what was looked for and how to put it right.
     """
     path = Path(name)
     if not path.exists():
         return _hub(name, option)
     if path.is_file():
         raise SettingsError([f"{option}={name} is a file; give the folder that holds the model"])
-    for checkpoints in (path / CHECKPOINTS, path):
-        if (checkpoints / TRACKER).exists():
-            return _run(name, checkpoints, option)
+    checkpoints = checkpoints_folder(path)
+    if checkpoints is not None:
+        return _run(name, checkpoints, option)
     if (path / "actor").is_dir():
         path = path / "actor"
     if model_shards(path):
@@ -91,6 +98,11 @@ def locate(name: str, base: str | None = None, option: str = "model") -> Located
     )
 
 
+def checkpoints_folder(path: Path) -> Path | None:
+    """Where a run keeps its checkpoints; None for a path that is no run."""
+    return next((folder for folder in (path / CHECKPOINTS, path) if (folder / TRACKER).exists()), None)
+
+
 def _hub(name: str, option: str) -> Located:
     from transformers import AutoConfig
 
@@ -107,7 +119,12 @@ def _hub(name: str, option: str) -> Located:
     return Located(name, "hub", name, name, option=option)
 
 
-def _run(name: str, checkpoints: Path, option: str) -> Located:
+def tracked_step(name: str, checkpoints: Path, option: str = "model") -> int:
+    """Step of the last complete checkpoint of a run that keeps them there.
+
+    Raises:
+        SettingsError: there is none, or the tracker does not say; ``option`` and ``name`` are the command's words.
+    """
     if checkpoints.name == CHECKPOINTS:
         try:
             step = checkpointed_step(checkpoints.parent)
@@ -118,6 +135,11 @@ def _run(name: str, checkpoints: Path, option: str) -> Located:
         step = int(text) if text.isdigit() else None
     if step is None:
         raise SettingsError([f"{option}={name}: {checkpoints / TRACKER} names no complete checkpoint"])
+    return step
+
+
+def _run(name: str, checkpoints: Path, option: str) -> Located:
+    step = tracked_step(name, checkpoints, option)
     actor = checkpoints / f"global_step_{step}" / "actor"
     if not model_shards(actor):
         raise SettingsError(
@@ -171,7 +193,15 @@ def _tokenizer_folder(path: Path) -> str:
 
 
 def load_tokenizer(model: Located, override: str | None) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, or that of ``tokenizer=``.  Raises SettingsError where there is none, or no template."""
+    """The model's tokenizer, or that of ``tokenizer=``.
+
+    Args:
+        model: a model that was located.
+        override: the value of ``tokenizer=``, a folder or a name on the hub; None for the model's own.
+
+    Raises:
+        SettingsError: if there is no tokenizer, it cannot be loaded, or it has no chat template.
+    """
     from transformers import AutoTokenizer
 
     where = override or model.tokenizer
@@ -202,6 +232,8 @@ def fingerprint(model: Located) -> str:
 
         commit = getattr(AutoConfig.from_pretrained(model.path, trust_remote_code=False), "_commit_hash", None)
         digest.update(f"{model.path}@{commit}".encode())
+    elif model.kind == "server":  # its weights cannot be seen
+        digest.update(model.path.encode())
     else:
         for pattern in ("*.safetensors", "pytorch_model*.bin", MODEL_SHARDS, ADAPTER):
             for file in sorted(Path(model.path).glob(pattern)):
@@ -215,9 +247,14 @@ def fingerprint(model: Located) -> str:
 
 
 def materialize(model: Located, folder: Path) -> str:
-    """A folder (or hub name) with whole weights: the model itself, or ``folder`` after merging into it.
+    """Make whole weights of a model, unless it has them; a folder that is complete already is used as it is.
 
-    Merging into a folder that is complete already does nothing.
+    Args:
+        model: a model that was located.
+        folder: where adapters and shards are merged; whatever an interrupted merge left there is deleted.
+
+    Returns:
+        Folder or hub name of the whole weights: the model's own, or ``folder``.
     """
     if model.kind in ("folder", "hub"):
         return model.path
@@ -253,7 +290,15 @@ def _merge_shards(model: Located, folder: Path) -> None:
 
 
 def join_adapter(model: Located, folder: Path) -> Path:
-    """The PEFT adapter of a verl checkpoint that was trained with LoRA, alone; returns the folder below ``folder``."""
+    """Join the shards of the LoRA adapter in a verl checkpoint into a PEFT adapter, without its base.
+
+    Args:
+        model: a verl checkpoint that was trained with LoRA.
+        folder: where verl's merger writes.
+
+    Returns:
+        The adapter's folder, below ``folder``.
+    """
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
     class AdapterMerger(FSDPModelMerger):
@@ -279,7 +324,11 @@ def _merger_config(model: Located, folder: Path) -> Any:
 
 
 def lora_alpha(model: Located) -> int:
-    """Alpha of the adapter in a verl checkpoint.  Raises SettingsError where it is not written down."""
+    """Alpha (LoRA's scale) of the adapter in a verl checkpoint.
+
+    Raises:
+        SettingsError: if it is not written down.
+    """
     path = Path(model.path) / "lora_train_meta.json"
     alpha = json.loads(path.read_text()).get("lora_alpha") if path.exists() else None
     if not alpha:
@@ -291,7 +340,13 @@ def lora_alpha(model: Located) -> int:
 
 @dataclass(frozen=True)
 class ShardContents:
-    """What FSDP shards hold: workers that wrote them, elements of the whole model and of a LoRA adapter (0: none)."""
+    """What FSDP shards hold.
+
+    Attributes:
+        workers: number of those that wrote them.
+        elements: parameters of the whole model, without an adapter.
+        adapter_elements: parameters of a LoRA adapter; 0 if there is none.
+    """
 
     workers: int
     elements: int
@@ -299,10 +354,10 @@ class ShardContents:
 
 
 def shard_contents(model: Located) -> ShardContents:
-    """Look into the shards of a verl checkpoint without reading the weights.
+    """Count what the shards of a verl checkpoint hold, without reading the weights.
 
     Raises:
-        SettingsError: a shard is cut off, or is no state dict of tensors.
+        SettingsError: if a shard is cut off, or is no state dict of tensors.
     """
     import torch
     import torch.distributed.tensor  # lets weights_only read DTensors

@@ -1,4 +1,7 @@
-"""The configuration's paths, made absolute: on a running Ray cluster the trainer works in the raylet's directory."""
+"""The configuration's paths, made absolute, so that they mean the same in every process of a run.
+
+On a running Ray cluster the trainer works in the directory of Ray's node process and not in the user's.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ def make_absolute(cfg: DictConfig, base: Path | None = None) -> None:
     Addresses (``pkg://``, ``hdfs://``) stay, and so do values that are no paths, which the checks report.
 
     Args:
+        cfg: the resolved configuration.
         base: where relative paths begin; the working directory by default.
     """
     base = base or Path.cwd()

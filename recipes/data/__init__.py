@@ -1,1 +1,1 @@
-"""From public datasets to files that train: `recipes.data.prepare`, and their inspection: `recipes.data.validate`."""
+"""Makes training and evaluation files of datasets (`recipes.data.prepare`), and inspects them (`.validate`)."""

@@ -1,4 +1,4 @@
-"""The dataset card in words: what is in the folder, what was left out, and how it was made."""
+"""README.md of a prepared dataset: what the folder holds, what was left out, and how it was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 
 
 def readme_text(card: dict[str, Any]) -> str:
-    """README.md of a prepared dataset.  ``card.json`` beside it has the same, and the hashes of the files."""
+    """README.md of a prepared dataset as Markdown.
+
+    Args:
+        card: the content of `card.json`, which lies beside the README and says the same, with the hashes of the files.
+    """
     made_from = card["made_from"]
     terms = "" if "generator" in made_from["input"] else "; the terms of use are those of the original"
     lines = [

@@ -1,4 +1,7 @@
-"""One cell of a dataset's row: where it is, and its text; what has no one text is refused, never changed."""
+"""Reads one cell of a dataset's row as text.
+
+A value that can be written as text in more than one way is refused, never changed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from recipes.data.readers import LARGEST_EXACT, DataError
 
 
 def field(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column, or of a dotted field inside one; None where the row lacks the column, or it is null.
+    """The value of a column, or of a field inside one; None if the row lacks the column, or the value is null.
+
+    Args:
+        row: a row as its reader made it, column to value.
+        name: a column, or a dotted path into a column that holds objects (`metadata.level`); a column whose whole name
+            has the dots comes first.
 
     Raises:
         DataError: the column is there, but has no such field.
@@ -34,7 +42,8 @@ def exact_text(value: Any) -> str:
     """A cell as text: a text as it is, a number as its shortest digits, "" for null.
 
     Raises:
-        DataError: the value has no one text, or may have lost digits before it came here; says why, and what to do.
+        DataError: the value can be written in several ways, or may have lost digits before it came here; the message
+            says why, and what to do.
     """
     if value is None:
         return ""
@@ -50,10 +59,15 @@ def exact_text(value: Any) -> str:
 
 
 def cell(row: Mapping[str, Any], column: str | None, read: Callable[[Any], str] = exact_text) -> str:
-    """The text of a row's column, "" where the set has no such column.
+    """The text of a row's column; "" if the row has no such column, or none is named.
+
+    Args:
+        row: column to value.
+        column: its name, as in `field`; None for a column that the set does not have.
+        read: makes the text of the value.
 
     Raises:
-        DataError: as ``read`` does; names the column.
+        DataError: the column lacks the field, or ``read`` raises it; the message names the column.
     """
     if column is None:
         return ""
@@ -64,10 +78,15 @@ def cell(row: Mapping[str, Any], column: str | None, read: Callable[[Any], str] 
 
 
 def cells(row: Mapping[str, Any], column: str | None) -> list[str]:
-    """The texts of a row's column of lists, [] where the set has no such column or the row no list.
+    """The texts of a row's column of lists; [] if the set has no such column, or the row no list there.
+
+    Args:
+        row: column to value.
+        column: its name, as in `field`; None for a column that the set does not have.
 
     Raises:
-        DataError: it holds no list, or a value that has no one text; names the column.
+        DataError: the column holds something else than a list, or a value that `exact_text` refuses; the message names
+            the column.
     """
     if column is None:
         return []

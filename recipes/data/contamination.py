@@ -1,4 +1,4 @@
-"""Which training problems are copies of evaluation problems: overlap of word n-grams."""
+"""Finds training problems that are copies of evaluation problems, by the word n-grams that they share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ MIN_WORDS = 4  # of an evaluation problem, to be looked for at all
 
 
 def words(problem: str) -> list[str]:
-    """Words and numbers of a problem in lower case; LaTeX markup, punctuation and spacing do not count."""
+    """Words and numbers of a problem in lower case, without LaTeX markup, punctuation and spacing."""
     return _WORD.findall(_MARKUP.sub(" ", problem).lower())
 
 
 def ngrams(tokens: list[str], size: int) -> set[int]:
-    """Hashes of all runs of ``size`` tokens; a shorter text is one run."""
+    """Hashes of all n-grams of a text; a shorter text is hashed as a whole.
+
+    Args:
+        tokens: the text's words in order, as `words` gives them.
+        size: n, in words.
+    """
     if len(tokens) <= size:
         return {hash(tuple(tokens))}
     return {hash(tuple(tokens[start : start + size])) for start in range(len(tokens) - size + 1)}
@@ -26,7 +31,13 @@ def ngrams(tokens: list[str], size: int) -> set[int]:
 
 @dataclass(frozen=True)
 class Match:
-    """A training problem that contains ``share`` of an evaluation problem's n-grams."""
+    """A training problem that is a copy of an evaluation problem.
+
+    Attributes:
+        train: number of the training problem, from 0.
+        evaluation: number of the evaluation problem, from 0.
+        share: share of the evaluation problem's n-grams that the training problem contains, above 0 and at most 1.
+    """
 
     train: int
     evaluation: int
@@ -34,7 +45,13 @@ class Match:
 
 
 class Index:
-    """n-grams of evaluation problems.  A problem shorter than ``size`` words is looked for as a whole."""
+    """The n-grams of a set of evaluation problems.
+
+    Args:
+        problems: the evaluation problems, whose places count from 0.
+        size: n, in words. A problem shorter than that is looked for as a whole, one of fewer than `MIN_WORDS` words
+            not at all.
+    """
 
     def __init__(self, problems: Iterable[str], size: int):
         self._size = size
@@ -51,7 +68,11 @@ class Index:
         self._lengths = {length for length in self._lengths if length >= MIN_WORDS}
 
     def shares(self, problem: str) -> dict[int, float]:
-        """Share of each evaluation problem's n-grams that ``problem`` contains, for those with any."""
+        """What share of each evaluation problem's n-grams a text contains.
+
+        Returns:
+            Number of the evaluation problem -> share, above 0 and at most 1; only problems with a common n-gram.
+        """
         tokens = words(problem)
         found: set[int] = set()
         for length in self._lengths:
@@ -62,7 +83,17 @@ class Index:
 
 
 def find(problems: list[str], index: Index, min_share: float) -> tuple[list[Match], int]:
-    """Copies (the best match of each training problem, at ``min_share`` or above), and how many share any n-gram."""
+    """Find the training problems that are copies of evaluation problems.
+
+    Args:
+        problems: the training problems.
+        index: of the evaluation problems.
+        min_share: share of an evaluation problem's n-grams from which on a training problem is its copy, above 0 and at
+            most 1.
+
+    Returns:
+        For each copy the evaluation problem that it is closest to; and how many training problems share any n-gram.
+    """
     matches, touched = [], 0
     for number, problem in enumerate(problems):
         shares = index.shares(problem)

@@ -1,4 +1,7 @@
-"""One row of any dataset -> problem, solution, answer -> one row of verl's format.  The only user of the prompt."""
+"""Makes of a row of any dataset a problem with its solution and answer, and of these a row of verl's format.
+
+No other module of the preparation writes the prompt that the student is asked.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +27,25 @@ _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 
 @dataclass(frozen=True)
 class Item:
-    """A problem with its gold answer and, where the set has one, a worked solution (else "")."""
+    """A problem with its gold answer and, if the set has one, a worked solution (else "")."""
 
     problem: str
     answer: str
     solution: str
     source_index: int
-    unwrapped: bool = True  # False where instructions around the problem were expected and not found
+    unwrapped: bool = True  # False if instructions around the problem were expected and not found
     boxed: bool = False  # whether the answer is the solution's last box
-    gold: str | None = None  # what is graded where that is not the answer, such as a program's tests
+    gold: str | None = None  # what is graded if that is not the answer, such as a program's tests
     dropped: str = ""  # why the row cannot be used
     extra: Mapping[str, Any] = field(default_factory=dict)  # for extra_info
 
 
 def clean_answer(answer: Any) -> str:
-    """A gold answer as it can stand in a box: one text, no dollar signs, no leading zeros ("033" -> "33")."""
+    """A gold answer as it can stand in a box: one text, no dollar signs, no leading zeros ("033" -> "33").
+
+    Args:
+        answer: a text, a number, or what else `rewards.grader.gold_text` reads.
+    """
     text = _DOLLAR.sub("", gold_text(answer)).strip()
     return _LEADING_ZEROS.sub("", text) if text.isdigit() else text
 
@@ -89,7 +96,7 @@ def _unwrap(text: str, spec: DatasetSpec) -> tuple[str, bool]:
 
 
 def _difficulty(row: dict[str, Any], spec: DatasetSpec) -> dict[str, float]:
-    """The row's difficulty, where its set has one and it is a number."""
+    """The row's difficulty, if its set has one and it is a number."""
     if spec.difficulty is None:
         return {}
     try:
@@ -107,16 +114,22 @@ def _outside(extra: Mapping[str, Any], spec: DatasetSpec) -> str:
 
 
 def to_item(row: dict[str, Any], spec: DatasetSpec, source_index: int, seed: int = 1) -> Item:
-    """Read a dataset's row.  The answer is the answer column's, else the last box of the solution, else "".
+    """Read a dataset's row.
 
-    White space around a text goes; nothing else changes but what ``spec`` says (``cut_*``, ``clean_answers``, and of
-    graders other than "math" what `read_fields` makes of the row).
+    White space around a text goes. Nothing else changes but what ``spec`` says: ``cut_*``, ``clean_answers``, and for
+    graders other than "math" what `read_fields` makes of the row.
 
     Args:
+        row: column to value, as its reader made it.
+        spec: the dataset: which columns hold what.
+        source_index: number of the row in the source, from 0.
         seed: orders the options of multiple choice.
 
+    Returns:
+        The item; its answer is the answer column's, else the last box of the solution, else "".
+
     Raises:
-        DataError: a value has no one text; names the column.
+        DataError: a value cannot be read as text; the message names the column.
     """
     extra = _difficulty(row, spec)
     dropped = _outside(extra, spec)
@@ -141,15 +154,20 @@ def to_item(row: dict[str, Any], spec: DatasetSpec, source_index: int, seed: int
 
 
 def problem_key(problem: str) -> str:
-    """Two problems with the same key are the same text: white space and composed accents aside.
+    """A text that two problems share if they differ in nothing but white space and composed accents.
 
-    Not NFKC: 2⁵ and 25 are two problems.
+    Unicode is normalised to NFC and not to NFKC, for which 2⁵ and 25 would be one problem.
     """
     return " ".join(unicodedata.normalize("NFC", problem).split())
 
 
 def prompt_messages(problem: str, template: str | None = None) -> list[dict[str, str]]:
-    """What is asked: a template with {problem} in its place as one user turn, else ``student_messages``."""
+    """The chat that the student is asked, one user turn.
+
+    Args:
+        problem: replaces {problem} in the template.
+        template: the turn's text; None for the prompt of `student_messages`.
+    """
     if template is None:
         return student_messages(problem)
     return [{"role": "user", "content": template.replace("{problem}", problem)}]
@@ -159,7 +177,15 @@ ABILITIES = {"math": "math", "choice": "knowledge", "code": "code", "knights": "
 
 
 def to_row(item: Item, name: str, split: str, index: int, template: str | None = None) -> dict[str, Any]:
-    """verl's columns, and ``problem``, ``solution``, ``answer`` for the privileged prompt."""
+    """A row of a prepared file: verl's columns, and ``problem``, ``solution``, ``answer`` for the privileged prompt.
+
+    Args:
+        item: the problem with its answer and solution.
+        name: the dataset's, which becomes ``data_source``.
+        split: "train", "probe", "val" or "test".
+        index: the row's number in its file, from 0.
+        template: as in `prompt_messages`.
+    """
     return {
         "data_source": name,
         "prompt": prompt_messages(item.problem, template),

@@ -1,9 +1,9 @@
 """`python -m recipes.data.prepare dataset=<name> [source=<file or folder>] [out=data]`: see config/prepare.yaml.
 
 Reads a dataset, drops what cannot be used, holds a probe (and a validation) split out of training sets, reports copies
-of evaluation problems, and writes parquet files with a card.  A second run finds its files up to date and does nothing;
-an interrupted one leaves no card, and is simply run again.  ``dataset=local file=mine.jsonl`` does this to a file of
-the user's.
+of evaluation problems, and writes parquet files with a card. A second run finds its files up to date and does nothing;
+an interrupted one leaves no card and is simply started again. ``dataset=local file=mine.jsonl`` does this to a file of
+the user's own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rewards.normalize import quick_verdict
 
 # Raise it when the meaning of the output changes, so that files of an older version are made anew.
 FORMAT_VERSION = 3
-PROBE_SIZE = 64  # where probe_size is null
+PROBE_SIZE = 64  # if probe_size is null
 
 
 @dataclass
@@ -50,10 +50,20 @@ class Collected:
 def collect(
     rows: Iterable[tuple[Place, Row]], spec: DatasetSpec, conflicts: str, require_answer: bool, seed: int = 1
 ) -> Collected:
-    """Convert rows, keeping the first of each problem.  Memory is that of the kept items, however many rows there are.
+    """Convert rows, keeping the first of each problem.
 
-    ``conflicts``: "drop" leaves out every problem that occurs with different answers, "first" keeps its first row.
-    Raises DataError for a value that is no text, with its place and column.
+    Memory is that of the kept items, however many rows there are.
+
+    Args:
+        rows: the source's rows in order, with their places for messages.
+        spec: the dataset: which columns hold what.
+        conflicts: what to do with a problem that occurs with different answers: "drop" leaves it out, "first" keeps its
+            first row.
+        require_answer: whether a row without a gold answer is dropped.
+        seed: orders the options of multiple choice.
+
+    Raises:
+        DataError: a value cannot be read as text; the message names its place and column.
     """
     result = Collected()
     counts = result.counts
@@ -93,11 +103,20 @@ def collect(
 
 
 def hold_out(items: list[Item], sizes: dict[str, int | None], seed: int) -> dict[str, list[Item]]:
-    """``items`` as "train" and what is held out of it: disjoint parts of the given ``sizes``, those of size 0 left out.
+    """Split items into "train" and disjoint parts that are held out of it.
 
-    A hash of seed and problem chooses, so the order of rows does not matter; each part keeps the source's order.  A
-    size of None is `PROBE_SIZE`, or a tenth of the items where that is less.
-    Raises DataError where no training item would be left.
+    A hash of seed and problem chooses, so the order of rows does not matter. Each part keeps the source's order.
+
+    Args:
+        items: all of them, no problem twice.
+        sizes: name of a part -> its number of items; None for `PROBE_SIZE`, or a tenth of the items if that is less.
+        seed: other seeds hold out other items.
+
+    Returns:
+        Name of a part -> its items; parts of size 0 are left out.
+
+    Raises:
+        DataError: no item would be left to train on.
     """
     numbers = {name: min(PROBE_SIZE, len(items) // 10) if size is None else size for name, size in sizes.items()}
     if sum(numbers.values()) >= len(items):
@@ -115,9 +134,18 @@ def hold_out(items: list[Item], sizes: dict[str, int | None], seed: int) -> dict
 
 
 def hold_out_levels(items: list[Item], size: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """(train, test): ``size`` items, one from each difficulty in turn, chosen within it as `hold_out` chooses.
+    """Hold a test set out that has each difficulty equally often.
 
-    Raises DataError where no training item would be left.
+    Args:
+        items: all of them; ``extra["difficulty"]`` is an item's level, and those without one are a level of their own.
+        size: number of items of the test set; they are drawn from each level in turn, within it as `hold_out` chooses.
+        seed: other seeds hold out other items.
+
+    Returns:
+        (train, test), each in the source's order.
+
+    Raises:
+        DataError: no item would be left to train on.
     """
     if size >= len(items):
         raise DataError(f"dataset.test_size={size} leaves nothing of {len(items)} items to train on; make it smaller")
@@ -140,7 +168,15 @@ def _by_hash(items: list[Item], seed: int) -> list[int]:
 
 
 def evaluation_sets(out: Path, names: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
-    """(problems by set, content hash by set, names not prepared) of the sets to check training problems against."""
+    """The prepared evaluation sets that training problems are compared with.
+
+    Args:
+        out: the folder that holds the prepared sets, each in a folder of its name.
+        names: the sets to compare with.
+
+    Returns:
+        (set -> its problems, set -> hash of its rows' content, sets that are not prepared or damaged).
+    """
     import pyarrow.parquet as pq
 
     problems, hashes, missing = {}, {}, []
@@ -155,7 +191,18 @@ def evaluation_sets(out: Path, names: Iterable[str]) -> tuple[dict[str, list[str
 
 
 def check_copies(items: list[Item], sets: dict[str, list[str]], ngram: int, min_share: float) -> dict[str, Any]:
-    """For each evaluation set: how many items share an n-gram with it, and which are copies of its problems."""
+    """Compare training items with evaluation sets.
+
+    Args:
+        items: the training items.
+        sets: name of an evaluation set -> its problems.
+        ngram: length of the runs of words that are compared.
+        min_share: share of an evaluation problem's n-grams that makes an item its copy.
+
+    Returns:
+        For each set "sharing an n-gram", the number of items that share any with it, and "copies", a list of
+        ``{source_index, evaluation_index, share}``.
+    """
     report = {}
     texts = [item.problem for item in items]
     for name, problems in sets.items():
@@ -175,7 +222,17 @@ def check_copies(items: list[Item], sets: dict[str, list[str]], ngram: int, min_
 
 
 def prepare(cfg: DictConfig) -> str:
-    """Prepare one dataset; returns what to tell the user.  Raises DataError."""
+    """Prepare one dataset.
+
+    Args:
+        cfg: config/prepare.yaml with the user's choices.
+
+    Returns:
+        What to tell the user: files, counts, and how to train on them.
+
+    Raises:
+        DataError: a setting is wrong, the source cannot be read, or nothing usable is left.
+    """
     source = source_of(cfg)
     spec = named(cfg, source)
     check_settings(cfg)
@@ -261,7 +318,17 @@ def prepare(cfg: DictConfig) -> str:
 
 
 def split_of(items: list[Item], spec: DatasetSpec, sizes: dict[str, int | None], seed: int) -> dict[str, list[Item]]:
-    """The items of each file that is to be written.  Raises DataError as `hold_out` and `hold_out_levels` do."""
+    """The items of each file that is to be written: all as "test" of an evaluation set, else as `hold_out` names them.
+
+    Args:
+        items: all that are used.
+        spec: the dataset, with its role and the size of its test set.
+        sizes: as in `hold_out`; not used for an evaluation set.
+        seed: chooses what is held out.
+
+    Raises:
+        DataError: no item would be left to train on.
+    """
     if spec.role != "train":
         return {"test": items}
     left, test = hold_out_levels(items, spec.test_size, seed)
@@ -269,7 +336,12 @@ def split_of(items: list[Item], spec: DatasetSpec, sizes: dict[str, int | None],
 
 
 def published_note(spec: DatasetSpec, source: dict[str, Any]) -> str:
-    """Whether a local file is the one whose hash its users published, in a sentence; "" where none is published."""
+    """A sentence that says whether a local file is the one whose hash its users published; "" if none is published.
+
+    Args:
+        spec: the dataset, with the published hash and whose it is.
+        source: what `identity` says of the input.
+    """
     if spec.published_sha256 is None:
         return ""
     by, files = spec.published_by, source.get("files")
@@ -281,10 +353,13 @@ def published_note(spec: DatasetSpec, source: dict[str, Any]) -> str:
 
 
 def how_to_train(folder: Path, splits: dict[str, list[Any]], solved: int, grader: str) -> Iterator[str]:
-    """What a training command has to be told of a prepared set.
+    """Lines that say what a training command has to be told of a prepared set.
 
     Args:
-        solved: how many of its rows have a solution.  grader: of the set.
+        folder: where the set was written.
+        splits: name of a split -> its rows.
+        solved: how many of the rows have a solution.
+        grader: of the set, one of `rewards.by_grader.GRADERS`.
     """
     total = sum(map(len, splits.values()))
     words = [f"data.train_files={folder}/train.parquet"]
@@ -302,7 +377,11 @@ def how_to_train(folder: Path, splits: dict[str, list[Any]], solved: int, grader
 
 
 def source_of(cfg: DictConfig) -> Path | None:
-    """The local file or folder that is to be read, by either of its keys; None for the hub.  Raises DataError."""
+    """The local file or folder that is to be read, which `file=` or `source=` names; None for the hub or the generator.
+
+    Raises:
+        DataError: both are given, the value is no path, or the dataset is local and none is given.
+    """
     given = {key: cfg[key] for key in ("file", "source") if cfg[key] is not None}
     if len(given) > 1:
         raise DataError(f"file={cfg.file} and source={cfg.source} are one key by two names; give one of them")
@@ -316,7 +395,15 @@ def source_of(cfg: DictConfig) -> Path | None:
 
 
 def named(cfg: DictConfig, source: Path | None) -> DatasetSpec:
-    """The dataset, called as its local file where it has no name.  Raises DataError where a known set has that name."""
+    """The dataset that the configuration describes, named after its local file if it has no name.
+
+    Args:
+        cfg: config/prepare.yaml with the user's choices.
+        source: the local file or folder, if one is read.
+
+    Raises:
+        DataError: a key of the dataset is wrong, or a set of the user's has the name of one in config/dataset.
+    """
     node = OmegaConf.to_container(cfg.dataset, resolve=True)
     if node.get("name") is None and source is not None:
         stem = re.sub(r"(\.[a-z]+)?(\.gz)?$", "", source.name, flags=re.IGNORECASE)
@@ -328,14 +415,19 @@ def named(cfg: DictConfig, source: Path | None) -> DatasetSpec:
 
 
 def progress_of_reading() -> Progress:
-    """The number of rows read, in place on a terminal; elsewhere `counted` prints it now and then."""
+    """Shows the number of rows read, in place on a terminal; elsewhere `counted` prints the number now and then."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows read"), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def counted(rows: Iterable[tuple[Place, Row]], progress: Progress) -> Iterator[tuple[Place, Row]]:
-    """The same rows, their number shown while they are read: after 1000, 2000, 5000, 10000, … where nobody watches."""
+    """The same rows; shows their number while they are read.
+
+    Args:
+        rows: passed on unchanged, one at a time.
+        progress: a started display; if it is disabled, the number is printed after 1000, 2000, 5000, 10000, … rows.
+    """
     task = progress.add_task("", total=None)
     due = 1000
     for number, row in enumerate(rows, 1):
@@ -349,7 +441,11 @@ def counted(rows: Iterable[tuple[Place, Row]], progress: Progress) -> Iterator[t
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises DataError for a value out of its range."""
+    """Check the values of a preparation's configuration.
+
+    Raises:
+        DataError: a value is out of its range; the message says which, and the rule.
+    """
 
     def whole(value: Any, least: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -432,7 +528,7 @@ def _job(cfg: DictConfig) -> int:
 
 
 def main() -> None:
-    """The command line; exits with 2 where the user has something to put right."""
+    """The command line; exits with 2 if the user has something to put right."""
     run(COMMAND, _job, "prepare")
 
 

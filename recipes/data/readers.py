@@ -1,8 +1,8 @@
 """Rows of a local file, every value as it stands there: nothing is guessed, rounded or repaired on the way.
 
-JSON and CSV are read by Python's own `json` and `csv`, parquet by pyarrow, one row or batch at a time.  Readers that
+JSON and CSV are read by Python's own `json` and `csv`, parquet by pyarrow, one row or batch at a time. Readers that
 infer a type for each column would make 0.5 of ``0.50``, a date of ``2024-01``, and a double, which cannot hold it, of
-an integer beyond 2^53 that stands beside a fraction.  A file that is damaged anywhere is refused there, with the line.
+an integer beyond 2^53 that stands beside a fraction. A file that is damaged anywhere is refused there, with the line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ class DataError(Exception):
 
 
 class Place(NamedTuple):
-    """Where a row stands: its file, its number there counted from 0, and the line on which a text file's row ends."""
+    """Where a row stands.
+
+    Attributes:
+        file: the file's name, or the set's on the hub.
+        row: the row's number there, from 0.
+        line: of a text file the line, from 1, on which the row ends.
+    """
 
     file: str
     row: int
@@ -46,31 +52,32 @@ class Place(NamedTuple):
 
 
 Row = dict[str, Any]
-# Looks at the names of a file's columns, once they are known; raises DataError where one is missing.
+# Looks at the names of a file's columns, once they are known; raises DataError if one is missing.
 Check = Callable[[Sequence[str]], None]
 
 
 def suffix_of(path: Path) -> str | None:
-    """The suffix of `FORMATS` that a file's name ends in, ``.jsonl.gz`` too; None where it ends in none."""
+    """The suffix of `FORMATS` that a file's name ends in, ``.jsonl.gz`` too; None if it ends in none."""
     return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), None)
 
 
 def rows_of(
     path: Path, wanted: Sequence[str], check: Check, numbers: Sequence[str] = ()
 ) -> Iterator[tuple[Place, Row]]:
-    """The rows of a file of `FORMATS`, in order.  A JSON row need not have every column.
+    """The rows of a file, in order; a JSON row need not have every column.
 
-    Numbers of JSON and CSV are the text that they are written in.  What JSON cannot be trusted with is there for the
-    caller to refuse by its column: a number beyond `LARGEST_EXACT`, NaN or Infinity is a Decimal, an object with a key
-    twice a DataError.  Parquet's values are Python's.
+    Numbers of JSON and CSV are the text that they are written in. Values that JSON cannot be trusted with are passed on
+    in a form that the caller can refuse by its column: a number beyond `LARGEST_EXACT`, NaN or Infinity as a Decimal,
+    an object with a key twice as a DataError. Parquet's values are Python's.
 
     Args:
+        path: a file with a suffix of `FORMATS`.
         wanted: the columns that are used, dotted for a field inside one.
         check: called with the names of the file's columns before the first row.
-        numbers: the columns that are used as numbers; of these any floats will do.
+        numbers: the columns that are used as numbers, for which floats of any width will do.
 
     Raises:
-        DataError: the file is not of its format, or damaged; or ``check`` does.
+        DataError: the file is not of its format, or damaged; or ``check`` raises it.
     """
     kind = FORMATS[suffix_of(path) or ""]
     if kind == "parquet":
@@ -242,10 +249,15 @@ def _parquet_rows(
 
 
 def refuse_narrow_floats(schema: Any, wanted: Sequence[str], where: str) -> None:
-    """Raise DataError for a column of 16- or 32-bit floats: 0.1 would become 0.10000000149011612.
+    """Refuse a column of 16- or 32-bit floats, whose 0.1 would become 0.10000000149011612.
 
     Args:
-        schema: pyarrow's.  wanted: as in `rows_of`; one that is not there is passed over.
+        schema: pyarrow's schema of the file.
+        wanted: columns as in `rows_of`; one that is not there is passed over.
+        where: the file or set, for the message.
+
+    Raises:
+        DataError: one of the columns, or the numbers of a list in it, are such floats.
     """
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Rows of a dataset, from the hub or from local files, and what identifies them."""
+"""Rows of a dataset, from the hub, from local files or generated, and what identifies the input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GENERATED_BY = ("size", "people", "seed")  # the generator's arguments
 _BESIDE = ("tests", "entry_point", "examples")  # columns that only programs have
 _TEXTS = ("hub", "answer", "solution", "cut_before", "cut_after", "subset", *_BESIDE, "difficulty", "prompt",
           "published_sha256", "published_by")  # fmt: skip
-# What public sets call these columns, for a suggestion where spelling is no help.
+# What public sets call these columns, for a suggestion if spelling is no help.
 _ALSO_CALLED = {
     "problem": ("question", "prompt", "input", "query", "instruction", "messages"),
     "answer": ("final_answer", "expected_answer", "ground_truth", "target", "label", "gold", "final"),
@@ -35,18 +35,33 @@ _ALSO_CALLED = {
 class DatasetSpec:
     """One dataset (config/dataset/*.yaml): where it lives and which columns hold what.
 
-    ``hub`` is its name on the hub, None where it is a local file only.  ``problem``, ``answer``, ``solution`` are
-    column names, dotted for a field inside one; those in ``optional`` need not be there.  ``role`` is "train" or
-    "eval".  ``cut_before`` and ``cut_after`` are instructions wrapped around the problem that are not part of it.
-    ``clean_answers``: answers lose dollar signs and leading zeros; else they stay as they are written.
+    Columns are named as in the source, dotted for a field inside one.
 
-    ``grader``: how a response is graded, one of ``rewards.by_grader.GRADERS``; the columns that it needs besides are
-    ``options`` (choice: one column, or a list of them, the right one first), ``tests``, ``entry_point``, ``examples``
-    (code).  ``subset``: the hub's configuration, and a part of the names of a local folder's files.  ``difficulty``: a
-    column of numbers; ``difficulty_range`` keeps rows within it.  ``test_size``: items of a training set that are held
-    out for evaluation, each difficulty equally often.  ``prompt``: what is asked, with {problem}; null for
-    ``student_messages``.  ``generate``: arguments of the generator, for a set that has no file.  ``published_sha256``:
-    of a file, and ``published_by`` whom.
+    Attributes:
+        name: of the folder that is written.
+        hub: its name on the hub; None for a local file.
+        split: of the source, such as "train".
+        role: "train" or "eval".
+        problem: the problem's column.
+        answer: the answer's column, if the set has one.
+        solution: the worked solution's column, if the set has one.
+        cut_before: instructions before the problem that are not part of it.
+        cut_after: likewise after it.
+        optional: columns that need not be there.
+        clean_answers: whether answers lose dollar signs and leading zeros; else they stay as they are written.
+        grader: how a response is graded, one of `rewards.by_grader.GRADERS`.
+        subset: the hub's configuration, and a part of the names of a local folder's files.
+        options: for the grader "choice" the column of all options, or the columns of one each, the right one first.
+        tests: for the grader "code" the column of a program's tests.
+        entry_point: likewise of the name of the function that they call.
+        examples: likewise of calls of that function, if no column names it.
+        difficulty: a column of numbers.
+        difficulty_range: (lowest, highest) difficulty of the rows that are kept.
+        test_size: items of a training set that are held out for evaluation, each difficulty equally often.
+        prompt: what is asked, with {problem}; None for `student_messages`.
+        generate: arguments of the generator, for a set that has no file.
+        published_sha256: of the file that others used.
+        published_by: who they are.
     """
 
     name: str
@@ -76,7 +91,7 @@ class DatasetSpec:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The column's name of each of "problem", "answer", … "options.0" (one of several) that is read as text."""
+        """The columns that are read as text: "problem", "answer", …, "options.0" (one of several) -> its name."""
         several = () if self.options is None or isinstance(self.options, str) else self.options
         named = {role: getattr(self, role) for role in ("problem", "answer", "solution", *_BESIDE)}
         named["options"] = self.options if isinstance(self.options, str) else None
@@ -85,12 +100,19 @@ class DatasetSpec:
 
     @property
     def numbers(self) -> dict[str, str]:
-        """Likewise of those that are read as numbers."""
+        """The columns that are read as numbers: "difficulty" -> its name."""
         return {"difficulty": self.difficulty} if self.difficulty else {}
 
 
 def spec_of(node: Mapping[str, Any]) -> DatasetSpec:
-    """The dataset that a YAML describes.  Raises DataError for an unknown or missing key, or a value that cannot be."""
+    """The dataset that a YAML describes.
+
+    Args:
+        node: the keys and values of the YAML; see config/dataset/local.yaml.
+
+    Raises:
+        DataError: a key is unknown or missing, or a value is of a wrong type or out of its range.
+    """
     known = {f.name: f for f in fields(DatasetSpec)}
     unknown = [key for key in node if key not in known]
     if unknown:
@@ -169,10 +191,15 @@ def _digest(file: Any) -> str:  # Python 3.10
 
 
 def local_files(source: Path, split: str, subset: str | None = None) -> list[Path]:
-    """Data files of a local source: the file itself, or a folder's files of the split (by name, as the hub does).
+    """Data files of a local source: the file itself, or those files of a folder that belong to a split.
 
-    Of a set with several subsets, only files with its subset's name in theirs are looked at, where there are any.
-    Raises DataError where there is none, or the format is not known.
+    Args:
+        source: a file with a suffix of `FORMATS`, or a folder, which is searched with all below it.
+        split: kept are files with this word in their path, as on the hub; if there are none, those that name no split.
+        subset: if paths of the folder contain it, only these are looked at.
+
+    Raises:
+        DataError: there is no file of a known format and of the split, or the split's files differ in format.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist; give a file or a folder of {', '.join(FORMATS)} files")
@@ -199,7 +226,16 @@ def local_files(source: Path, split: str, subset: str | None = None) -> list[Pat
 
 
 def identity(spec: DatasetSpec, source: Path | None, revision: str | None) -> dict[str, Any]:
-    """What tells one input from another: hashes of local files, or the hub's id and the revision asked for."""
+    """What tells one input from another: hashes of local files, the revision on the hub, or a generator's settings.
+
+    Args:
+        spec: the dataset.
+        source: a local file or folder in place of the hub.
+        revision: branch, tag or commit on the hub, as asked for; None for the newest.
+
+    Raises:
+        DataError: the local source has no file of the split.
+    """
     if spec.generate is not None and source is None:
         return {"generator": GENERATOR_VERSION, **spec.generate}
     if source is None:
@@ -215,11 +251,13 @@ def read_rows(
     """Rows of the dataset in order, with their places.
 
     Args:
-        source: a local file or folder in place of the hub.  answers: whether a set without any column for an answer is
-            refused.
+        spec: the dataset.
+        source: a local file or folder in place of the hub.
+        revision: branch, tag or commit on the hub; None for the newest.
+        answers: whether a set without any column for an answer is refused.
 
     Raises:
-        DataError: the dataset cannot be had (naming the local-file option), or lacks a column.
+        DataError: the dataset cannot be had (the message names the local-file option), or lacks a column.
     """
     wanted = list(spec.columns.values())
     if source is not None:
@@ -256,10 +294,16 @@ def _from_hub(spec: DatasetSpec, revision: str | None) -> Any:
 
 
 def check_columns(present: Sequence[str], spec: DatasetSpec, where: str, answers: bool = True) -> None:
-    """Raise DataError where a set's columns are not all ``present``; names those there are and the closest.
+    """Refuse a set that lacks a column, naming those that are there and the closest.
 
     Args:
-        where: the file, for the message.  answers: as in `read_rows`.
+        present: the columns that are there.
+        spec: the dataset, with the columns that are wanted.
+        where: the file or set, for the message.
+        answers: whether a mathematics set with columns for neither answer nor solution is refused.
+
+    Raises:
+        DataError: a column is missing that is not optional.
     """
 
     def there(column: str) -> bool:

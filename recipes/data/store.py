@@ -1,4 +1,4 @@
-"""Prepared files on disk: schema, atomic writing, and the dataset card that says what they are."""
+"""Prepared files on disk: their columns, writing them whole or not at all, and the card that identifies them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 
 
 def rows_sha256(rows: Iterable[dict[str, Any]]) -> str:
-    """Hash of the rows' content: the same for the same data, whatever version of pyarrow wrote the file."""
+    """Hex SHA-256 of the rows' content, which does not depend on the version of pyarrow that wrote the file."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
@@ -54,7 +54,7 @@ def rows_sha256(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """The card of a finished dataset, None where there is none (or only a part of one)."""
+    """The content of a finished dataset's card; None if there is no card, or only a part of one."""
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -63,7 +63,12 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 
 
 def is_intact(folder: Path, card: dict[str, Any]) -> bool:
-    """Whether the files on disk are those of the card, byte for byte."""
+    """Whether the files on disk are those of the card, byte for byte.
+
+    Args:
+        folder: a prepared dataset's.
+        card: content of its `card.json`.
+    """
     files = card.get("files", {})
     return bool(files) and all(
         (folder / name).is_file() and file_sha256(folder / name) == entry["sha256"] for name, entry in files.items()
@@ -80,10 +85,14 @@ def sync(path: Path) -> None:
 
 
 def refuse_foreign_files(folder: Path, sources: Iterable[Path]) -> None:
-    """Raise DataError where writing a dataset to ``folder`` would take away a file that is not one of ours.
+    """Check that writing a dataset takes no file away that is not one of ours.
 
     Args:
+        folder: where the dataset is to be written.
         sources: the files that the dataset is made from.
+
+    Raises:
+        DataError: a source lies in the folder, or a file there has a name that would be written and is not ours.
     """
     inside = [path for path in sources if folder.resolve() in path.resolve().parents]
     if inside:
@@ -111,10 +120,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def write_dataset(folder: Path, splits: dict[str, list[dict[str, Any]]], card: dict[str, Any], readme: str) -> None:
-    """Write ``<split>.parquet``, README.md and, last, the card; other splits of an earlier run go.
+    """Write ``<split>.parquet``, README.md and, last, the card; splits of an earlier run that are not written again go.
 
     Everything is written beside its place and then moved, and the old card goes before the first move: at any moment
     the folder holds a complete dataset with its card, or no card.
+
+    Args:
+        folder: made if it is not there.
+        splits: name of a split, one of `SPLITS` -> its rows, with the columns of `SCHEMA`.
+        card: the card's content without "files", which is added.
+        readme: the text of README.md.
     """
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / ".partial"

@@ -1,7 +1,7 @@
 """`python -m recipes.data.validate file=<parquet or folder> [tokenizer=… max_prompt_length=…]`.
 
 Reads prepared files and tells, row by row, what training or evaluation would stumble over, before any GPU is taken.
-Ends with 0 where all is well, 1 where something was found, 2 where it could not look.  Keys: see ``ValidateConfig``.
+Ends with 0 if all is well, 1 if something was found, 2 if it could not look. Keys: see ``ValidateConfig``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,14 @@ class ValidateConfig:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a row (0-based) of a file."""
+    """Something wrong with a row.
+
+    Attributes:
+        file: name of the parquet file.
+        row: the row's number there, from 0.
+        check: one of `CHECKS`.
+        detail: what was found, shortened.
+    """
 
     file: str
     row: int
@@ -73,7 +80,11 @@ class Finding:
 
 
 def parquet_files(where: str) -> list[Path]:
-    """The file, or a folder's parquet files.  Raises DataError where there is none."""
+    """The prepared files that a path names: the file itself, or a folder's parquet files.
+
+    Raises:
+        DataError: there is none, or the file is of a format that has to be prepared first.
+    """
     path = Path(where).expanduser()
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
@@ -84,7 +95,11 @@ def parquet_files(where: str) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file as plain Python values.  Raises DataError where it is none."""
+    """Rows of a parquet file as plain Python values.
+
+    Raises:
+        DataError: the file is not parquet, or damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -96,7 +111,15 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Lengths:
-    """Token counts of rendered prompts."""
+    """Counts the tokens of rendered prompts.
+
+    Args:
+        tokenizer: a folder, or a name on the hub; it must have a chat template.
+        template_kwargs: further arguments of the chat template, as `data.apply_chat_template_kwargs`.
+
+    Raises:
+        DataError: the tokenizer cannot be loaded, or has no chat template.
+    """
 
     def __init__(self, tokenizer: str, template_kwargs: dict[str, Any]):
         from transformers import AutoTokenizer
@@ -116,7 +139,14 @@ class Lengths:
 
 
 def well_typed(row: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The row with None in place of values of a wrong type, and (check, detail) of each of these."""
+    """Separate values of a wrong type from a row.
+
+    Args:
+        row: column to value.
+
+    Returns:
+        (the row with None in place of such values, (check, detail) of each of them).
+    """
     row, found = dict(row), []
     for column, kind in (("problem", str), ("solution", str), ("answer", str), ("reward_model", dict)):
         value = row.get(column)
@@ -152,7 +182,7 @@ def text_findings(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def gold_of(row: dict[str, Any]) -> str:
-    """The row's ground truth as text, "" where there is none."""
+    """The row's ground truth as text; "" if there is none."""
     try:
         return gold_text((row.get("reward_model") or {}).get("ground_truth"))
     except TypeError:
@@ -166,7 +196,12 @@ def graded_as_math(row: dict[str, Any]) -> bool:
 
 
 def answer_findings(row: dict[str, Any], grader: Grader) -> list[tuple[str, str]]:
-    """(check, detail) of what grading finds in a row: a gold answer without meaning, a reference that disagrees."""
+    """(check, detail) of what grading finds in a row: a gold answer without meaning, a reference that disagrees.
+
+    Args:
+        row: well-typed; if mathematics does not grade it, nothing is found.
+        grader: compares answers in its own processes.
+    """
     gold = gold_of(row)
     if not gold or not graded_as_math(row):
         return []
@@ -184,7 +219,13 @@ def answer_findings(row: dict[str, Any], grader: Grader) -> list[tuple[str, str]
 
 
 def length_findings(row: dict[str, Any], cfg: ValidateConfig, lengths: Lengths) -> Iterator[tuple[str, str]]:
-    """(check, detail) of prompts over their limits."""
+    """(check, detail) of prompts over their limits.
+
+    Args:
+        row: well-typed.
+        cfg: the limits, in tokens, and what the teacher is shown.
+        lengths: counts the tokens.
+    """
     prompt = row.get("prompt")
     if cfg.max_prompt_length is not None and isinstance(prompt, list) and any(map(_asks, prompt)):
         count = lengths(prompt)
@@ -199,7 +240,17 @@ def length_findings(row: dict[str, Any], cfg: ValidateConfig, lengths: Lengths) 
 
 
 def validate(cfg: ValidateConfig) -> tuple[list[Finding], int]:
-    """(findings, rows read).  Raises DataError where the files, the tokenizer or the keys do not allow to look."""
+    """Look at every row of the files.
+
+    Args:
+        cfg: the command line's keys.
+
+    Returns:
+        (findings in the order of the rows, number of rows read).
+
+    Raises:
+        DataError: the files, the tokenizer or the keys do not allow to look.
+    """
     unknown = set(cfg.ignore) - set(CHECKS)
     if unknown:
         raise DataError(f"ignore={sorted(unknown)}: no such check; there are {sorted(CHECKS)}")
@@ -236,7 +287,13 @@ def validate(cfg: ValidateConfig) -> tuple[list[Finding], int]:
 
 
 def report(findings: list[Finding], rows: int, cfg: ValidateConfig) -> str:
-    """The findings in words, at most ``show`` of each check, and the counts."""
+    """The findings in words, and the counts of each check.
+
+    Args:
+        findings: all of them.
+        rows: number of rows read.
+        cfg: ``show`` is how many findings of each check are listed, ``ignore`` which checks do not count.
+    """
     totals = Counter(finding.check for finding in findings)
     lines = []
     for check in CHECKS:

@@ -1,1 +1,1 @@
-"""Diagnostics of the papers as commands: what the privileged teacher says, where, and whether it can be trusted."""
+"""Diagnostics from the papers, as commands: what the privileged teacher says, where, and whether it can be trusted."""

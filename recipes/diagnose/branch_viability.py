@@ -53,7 +53,11 @@ from workers.rollout.generation import SamplingParams, response_seed
 
 
 def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]:
-    """Checks, the loaded model and the problems; see `runner.execute`."""
+    """Check the settings, load the model and the problems; see `runner.execute`.
+
+    Raises:
+        SettingsError: if a setting is not allowed, or what it names is not there.
+    """
     wrong = []
     c, d = cfg.candidates, cfg.dropout
     for key, value, least in (
@@ -78,7 +82,19 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
 def measure(
     engine: Engine, teacher: Any, allowed: torch.Tensor, cfg: DictConfig, seed: int, problems: Sequence[Problem]
 ) -> Records:
-    """Phases A to E for a chunk of problems, one record a problem; those without a spine have no candidates."""
+    """Phases A to E for a chunk of problems.
+
+    Args:
+        engine: the model.
+        teacher: makes a row's privileged prompt (`PrivilegedPrompts`).
+        allowed: (V,) bool, tokens that may be forced.
+        cfg: the diagnostic's configuration.
+        seed: decides every random number.
+        problems: the chunk.
+
+    Returns:
+        One record a problem; those without a spine have no candidates.
+    """
     params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
     records: Records = []
     for problem, (spine, source) in zip(problems, spines(engine, problems, params, cfg.rollouts, seed), strict=True):
@@ -94,12 +110,23 @@ def measure(
 def spines(
     engine: Engine, problems: Sequence[Problem], params: SamplingParams, tries: int, seed: int
 ) -> list[tuple[Response | None, str]]:
-    """Phase A: a right response to each problem and where it is from ("greedy", "sampled"), or (None, "none")."""
+    """Phase A: find a right response to each problem: the greedy one, else the first right one of a few samples.
+
+    Args:
+        engine: the model.
+        problems: those that are asked.
+        params: how responses are sampled.
+        tries: samples of each problem whose greedy response is wrong.
+        seed: decides the samples.
+
+    Returns:
+        For each problem the response and "greedy" or "sampled", or (None, "none").
+    """
     greedy = SamplingParams(temperature=0.0, max_tokens=params.max_tokens, logprobs=False)
     first = respond(engine, [p.prompt for p in problems], greedy, [("greedy", p.index) for p in problems])
     found: list[tuple[Response | None, str]] = [
         (response, "greedy") if right else (None, "none")
-        for response, right in zip(first, grade([r.text for r in first], [p.gold for p in problems]), strict=True)
+        for response, right in zip(first, grade(engine, [r.text for r in first], problems), strict=True)
     ]
     asked = [(i, number) for i, (spine, _) in enumerate(found) if spine is None for number in range(tries)]
     if asked:
@@ -109,7 +136,7 @@ def spines(
             params,
             [("spine", seed, problems[i].index, n) for i, n in asked],
         )
-        verdicts = grade([r.text for r in sampled], [problems[i].gold for i, _ in asked])
+        verdicts = grade(engine, [r.text for r in sampled], [problems[i] for i, _ in asked])
         for (i, _), response, right in zip(asked, sampled, verdicts, strict=True):
             if right and found[i][0] is None:
                 found[i] = (response, "sampled")
@@ -126,7 +153,20 @@ def examine(
     cfg: Any,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Phases B to D on one spine: its candidates with children and scores, in order of position."""
+    """Phases B to D on one spine: let the teacher read it, choose candidates, score their uncertainty.
+
+    Args:
+        engine: the model.
+        teacher_prompt: token ids of the privileged prompt.
+        problem: the problem that the spine answers.
+        spine: a right response.
+        allowed: (V,) bool, tokens that may be forced.
+        cfg: the diagnostic's configuration.
+        seed: decides the dropout masks.
+
+    Returns:
+        One dict a candidate in order of position: position, prefix, u, scores, children.
+    """
     options = cfg.candidates
     teacher = response_logits(engine, [teacher_prompt], [spine.ids])[0]
     student = response_logits(engine, [problem.prompt], [spine.ids])[0]
@@ -172,7 +212,12 @@ def examine(
 
 
 def reasoning_end(engine: Engine, ids: Sequence[int]) -> int:
-    """Number of tokens before the first ``</think>`` (phase C looks no further), all of them where there is none."""
+    """Number of tokens before the first ``</think>``, where phase C stops looking; all of them if there is none.
+
+    Args:
+        engine: the model, for its tokenizer.
+        ids: token ids of a response.
+    """
     closing = engine.tokenizer.convert_tokens_to_ids("</think>")
     return next((t for t, token in enumerate(ids) if token == closing), len(ids))
 
@@ -180,7 +225,16 @@ def reasoning_end(engine: Engine, ids: Sequence[int]) -> int:
 def force(
     engine: Engine, problems: Sequence[Problem], records: Records, params: SamplingParams, count: int, seed: int
 ) -> None:
-    """Phase E: adds ``correct`` (a verdict for each continuation) to every child of every candidate."""
+    """Phase E: add ``correct``, a verdict for each continuation, to every child of every candidate.
+
+    Args:
+        engine: the model.
+        problems: those of the records, in their order.
+        records: changed in place; the candidates lose their ``prefix``.
+        params: how continuations are sampled.
+        count: continuations of each child.
+        seed: decides the continuations.
+    """
     starts: list[tuple[Problem, dict[str, Any], list[int], tuple]] = []
     for problem, record in zip(problems, records, strict=True):
         for candidate in record["candidates"]:
@@ -198,7 +252,7 @@ def force(
     )  # fmt: skip
     tails = dict(zip(going, continued, strict=True))
     texts = [as_response(engine, [*start[2], *tails.get(i, [])]).text for i, start in enumerate(starts)]
-    verdicts = grade(texts, [problem.gold for problem, *_ in starts])
+    verdicts = grade(engine, texts, [problem for problem, *_ in starts])
     for (_, child, _, _), verdict in zip(starts, verdicts, strict=True):
         child["correct"].append(verdict)
 
@@ -211,7 +265,12 @@ def _counted(value: int | dict[str, int]) -> str:
 
 
 def summarise(records: Records, cfg: DictConfig) -> Findings:
-    """Labels, discrimination, and the failure rate of forced alternatives along the spine."""
+    """Phases F and G: labels, which score tells them apart, and the failure of forced alternatives along the spine.
+
+    Args:
+        records: those of all chunks and seeds.
+        cfg: the diagnostic's configuration.
+    """
     draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
     candidates = labelled(records, cfg)
     labels = Counter(c["label"] for c in candidates)

@@ -1,4 +1,4 @@
-"""Candidates, labels and scores of PW-OPSD's branch-viability diagnostic, as pure functions (arXiv, §3.2 and App. A).
+"""Candidates, labels and scores of PW-OPSD's branch-viability diagnostic, as pure functions (PW-OPSD, §3.2 and App. A).
 
 The numbers that the paper's text lost or leaves open are arguments here and keys of config/diagnose_branches.yaml.
 """
@@ -20,10 +20,15 @@ MAX_PRECISION = 1e12  # of the Dirichlet: stands for infinity, which JSON has no
 
 
 def valid_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: Sequence[int]) -> Tensor:
-    """Which tokens may be forced, (vocabulary,) bool: no special or added token, no stop, no text that is empty or an
-    incomplete character (phase C's "junk / EOS / special filters").
+    """Which tokens may be forced, (vocabulary,) bool: phase C's "junk / EOS / special filters".
 
-    White space stays (ours): a line break is where a step, or a revision, begins.
+    Barred are special and added tokens, stops, and tokens whose text is empty or an incomplete character.  White space
+    stays (ours): a line break is where a step, or a revision, begins.
+
+    Args:
+        tokenizer: gives each token's text.
+        vocabulary: number of the model's logits; those beyond the tokenizer's tokens are barred too.
+        stop_ids: ids that end a response.
     """
     allowed = torch.zeros(vocabulary, dtype=torch.bool)
     known = min(vocabulary, len(tokenizer))
@@ -35,9 +40,13 @@ def valid_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: 
 
 
 def plausible_children(logits: Tensor, allowed: Tensor, *, count: int, min_probability: float) -> list[list[int]]:
-    """For each row of (L, V) logits the likeliest allowed tokens, at most ``count``, with p ≥ ``min_probability``.
+    """For each position the likeliest allowed tokens, the likeliest first.
 
-    p is the probability in the full distribution, before anything is barred.
+    Args:
+        logits: (L, V).
+        allowed: (V,) bool.
+        count: tokens of a position at most.
+        min_probability: least probability in the full distribution, before anything is barred.
     """
     probabilities = logits.float().softmax(-1).masked_fill(~allowed, 0.0)
     top = probabilities.topk(min(count, probabilities.shape[-1]), -1)
@@ -50,9 +59,15 @@ def plausible_children(logits: Tensor, allowed: Tensor, *, count: int, min_proba
 def select_candidates(
     scores: Sequence[float], children: Sequence[Sequence[int]], *, limit: int, spacing: int, min_children: int, end: int
 ) -> list[int]:
-    """Positions (ascending) with the highest scores, at most ``limit``, any two at least ``spacing`` apart.
+    """Positions with the highest scores, ascending; of equal scores the earlier position wins.
 
-    Only positions before ``end`` with at least ``min_children`` children count; of equal scores the earlier one.
+    Args:
+        scores: (L,) of each position.
+        children: tokens that are plausible at each position.
+        limit: number of positions at most.
+        spacing: least distance of any two, in tokens.
+        min_children: a position with fewer does not count.
+        end: the position at which the search stops.
     """
     chosen: list[int] = []
     for t in sorted(range(min(end, len(scores))), key=lambda t: (-scores[t], t)):
@@ -64,7 +79,7 @@ def select_candidates(
 
 
 def viability(verdicts: Sequence[bool | None]) -> float | None:
-    """Share of a child's continuations that are right, of those that could be graded; None where none could."""
+    """Share of a child's continuations that are right, among those that could be graded; None if none could."""
     graded = [verdict for verdict in verdicts if verdict is not None]
     return sum(graded) / len(graded) if graded else None
 
@@ -77,10 +92,21 @@ def label(
     dead: float = 0.25,
     dead_mean: float = 0.125,
 ) -> str:
-    """Phase F: ``diversity`` where at least ``viable_children`` children reach ``viable``; ``real-uncertain`` where
-    every child is at most ``dead`` and their mean at most ``dead_mean``; else ``gray``.
+    """Phase F: the label of a candidate, by the viabilities of its children.
 
-    Raises ValueError without children.
+    Args:
+        viabilities: the children's, each in [0, 1].
+        viable: least viability of a viable child.
+        viable_children: number of viable children that make diversity.
+        dead: the most that any child of a real-uncertain candidate may reach.
+        dead_mean: the most that their mean may reach.
+
+    Returns:
+        ``diversity`` if at least ``viable_children`` children reach ``viable``; else ``real-uncertain`` if every child
+        is at most ``dead`` and their mean at most ``dead_mean``; else ``gray``.
+
+    Raises:
+        ValueError: if there are no children.
     """
     if not viabilities:
         raise ValueError("a candidate without children has no label")

@@ -32,11 +32,12 @@ from recipes.diagnose.engine import (
     response_logits,
     scoring_batches,
 )
-from recipes.diagnose.health import measures
+from recipes.diagnose.health import StepJudge, judge_steps, measures, step_judge
 from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, finish
 from recipes.diagnose.one_step import STEPS, one_step_shifts
 from recipes.diagnose.runner import Findings, Records, command, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
+from recipes.evaluate import process_reward
 from workers.divergence import sampled_token_gap
 from workers.rollout.generation import SamplingParams
 
@@ -44,7 +45,11 @@ METRICS = ("step_acc", "e_per_1k", "accuracy")
 
 
 def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]:
-    """Checks, the loaded model and the problems; see `runner.execute`."""
+    """Check the settings, load the model and the problems; see `runner.execute`.
+
+    Raises:
+        SettingsError: if a setting is not allowed, or what it names is not there.
+    """
     wrong = []
     if cfg.step.lr is not None and not cfg.step.lr > 0:
         wrong.append(f"step.lr={cfg.step.lr}: must be above 0, or null to leave the step out")
@@ -57,12 +62,31 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"interventions.alpha={cfg.interventions.alpha}: must be in [0, 1] (paper: 0.5)")
     if cfg.interventions.per_bucket < 0:
         wrong.append(f"interventions.per_bucket={cfg.interventions.per_bucket}: must be at least 0 (0: left out)")
+    if not 0 < cfg.prm_threshold < 1:
+        wrong.append(f"prm_threshold={cfg.prm_threshold}: a probability, between 0 and 1")
+    if cfg.prm is not None:
+        process_reward.check(cfg.prm)  # quick, before a model is loaded
     engine, problems, teacher = material(cfg, wrong)
-    return problems, lambda seed, chunk: measure(engine, teacher, cfg, seed, chunk)
+    judge = step_judge(cfg)
+    return problems, lambda seed, chunk: measure(engine, judge, teacher, cfg, seed, chunk)
 
 
-def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: Sequence[Problem]) -> Records:
-    """Rollouts of a chunk of problems with everything the probes need, one record a rollout."""
+def measure(
+    engine: Engine, judge: StepJudge | None, teacher: Any, cfg: DictConfig, seed: int, problems: Sequence[Problem]
+) -> Records:
+    """Sample rollouts of a chunk of problems, and measure all that the probes need.
+
+    Args:
+        engine: the model.
+        judge: of steps of other problems than the starter's; None where there is none.
+        teacher: makes a row's privileged prompt (`PrivilegedPrompts`).
+        cfg: the diagnostic's configuration.
+        seed: decides every random number.
+        problems: the chunk.
+
+    Returns:
+        One record a rollout.
+    """
     params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
     asked = [(problem, number) for problem in problems for number in range(cfg.rollouts)]
     identities = [("dasd_probes", seed, problem.index, number) for problem, number in asked]
@@ -92,8 +116,12 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
     shifts = {}
     if cfg.step.lr is not None:
         shifts = one_step_shifts(engine, prompts, ids, gaps, lr=cfg.step.lr, temperature=cfg.temperature)
-    verdicts = grade([response.text for response in responses], [problem.gold for problem, _ in asked])
-    outcomes = intervened(engine, asked, ids, sites, params, identities)
+    texts = [response.text for response in responses]
+    verdicts = grade(engine, texts, [problem for problem, _ in asked])
+    steps = judge_steps(
+        judge, [(problem.row["problem"], text) for (problem, _), text in zip(asked, texts, strict=True)]
+    )
+    outcomes = intervened(engine, judge, asked, ids, sites, params, identities)
     return [
         {
             "problem": problem.index,
@@ -103,7 +131,7 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
             "entropy": rounded(entropies[i]),
             "gap": rounded(gaps[i]),
             "shift": {step: rounded(shifts[step][i]) for step in shifts},
-            "unmodified": measures(problem.row["problem"], responses[i].text, len(ids[i]), verdicts[i]),
+            "unmodified": measures(steps[i], texts[i], len(ids[i]), verdicts[i]),
             "interventions": outcomes[i],
         }
         for i, (problem, number) in enumerate(asked)
@@ -112,13 +140,26 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
 
 def intervened(
     engine: Engine,
+    judge: StepJudge | None,
     asked: Sequence[tuple[Problem, int]],
     ids: Sequence[list[int]],
     sites: Sequence[list[Site]],
     params: SamplingParams,
     identities: Sequence[tuple],
 ) -> list[list[dict[str, Any]]]:
-    """By rollout, one record for each site and kind: bucket, kind, position, whether the token changed, measures."""
+    """Continue the rollouts after every draw, and measure what comes of it.
+
+    Args:
+        engine: the model.
+        asked: problem and number of each rollout.
+        ids: token ids of the unmodified rollouts.
+        sites: those of each rollout.
+        params: how continuations are sampled.
+        identities: what names each rollout, for its random numbers.
+
+    Returns:
+        By rollout, one record for each site and kind: bucket, kind, position, whether the token changed, measures.
+    """
     finished = finish(engine, [problem.prompt for problem, _ in asked], ids, sites, params, identities)
     flat = [
         (i, site, kind, as_response(engine, branch[kind]))
@@ -126,16 +167,17 @@ def intervened(
         for site, branch in zip(found, branches, strict=True)
         for kind in KINDS
     ]
-    verdicts = grade([response.text for *_, response in flat], [asked[i][0].gold for i, *_ in flat])
+    verdicts = grade(engine, [response.text for *_, response in flat], [asked[i][0] for i, *_ in flat])
+    steps = judge_steps(judge, [(asked[i][0].row["problem"], response.text) for i, *_, response in flat])
     outcomes: list[list[dict[str, Any]]] = [[] for _ in asked]
-    for (i, site, kind, response), verdict in zip(flat, verdicts, strict=True):
+    for (i, site, kind, response), verdict, judged in zip(flat, verdicts, steps, strict=True):
         outcomes[i].append(
             {
                 "bucket": site.bucket,
                 "kind": kind,
                 "position": site.position,
                 "changed": site.tokens[kind] != site.tokens["resampled"],
-                **measures(asked[i][0].row["problem"], response.text, len(response.ids), verdict),
+                **measures(judged, response.text, len(response.ids), verdict),
             }
         )
     return outcomes
@@ -145,7 +187,12 @@ def intervened(
 
 
 def summarise(records: Records, cfg: DictConfig) -> Findings:
-    """Spearman's ρ, shifts by entropy, effects of the interventions; each with its interval over problems."""
+    """Spearman's ρ, shifts by entropy, effects of the interventions; each with its interval over problems.
+
+    Args:
+        records: those of all chunks and seeds.
+        cfg: the diagnostic's configuration.
+    """
     draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
     results: dict[str, Any] = {"counts": counts(records)}
     correlations = correlation(records, draws)
@@ -183,7 +230,7 @@ LABELS = {
 
 
 def counts(records: Records) -> dict[str, int]:
-    """How much was measured and what was left out."""
+    """How much was measured, and how much of it was left out."""
     outcomes = [o for r in records for o in (r["unmodified"], *r["interventions"])]
     return {
         "problems": len({r["problem"] for r in records}),
@@ -198,7 +245,7 @@ def counts(records: Records) -> dict[str, int]:
 
 
 def notes(found: dict[str, int]) -> list[str]:
-    """The counts that change how the results are to be read."""
+    """Sentences for those counts that change how the results are to be read."""
     sentences = {
         "ungraded": "responses could not be graded (time-out or error) and are left out of the accuracies",
         "references_cut": "rollouts had a reference that did not fit teacher.max_prompt_length and was cut",
@@ -220,7 +267,12 @@ def _tokens(records: Records) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def correlation(records: Records, draws: dict[str, int]) -> dict[str, Any]:
-    """Spearman's ρ of each quantity with H_t over all tokens, by name."""
+    """Spearman's ρ of each quantity with H_t over all tokens, by name.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+    """
     columns, problems = _tokens(records)
     names = [name for name in LABELS if name in columns]
     table = np.stack([columns["entropy"], *(columns[name] for name in names)], axis=1)
@@ -235,7 +287,16 @@ def correlation(records: Records, draws: dict[str, int]) -> dict[str, Any]:
 
 
 def by_entropy(records: Records, bins: int, draws: dict[str, int]) -> tuple[list[float], list[dict[str, Any]]]:
-    """Edges of the entropy's quantile bins and, for each bin, its tokens and every quantity's mean."""
+    """Means of every quantity in quantile bins of the student's entropy.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        bins: number of bins; equal edges are joined.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+
+    Returns:
+        The edges, nats, and for each bin its tokens, its mean entropy and the interval of every quantity's mean.
+    """
     columns, problems = _tokens(records)
     edges = np.unique(np.quantile(columns["entropy"], np.linspace(0, 1, bins + 1)))
     where = np.clip(np.searchsorted(edges, columns["entropy"], side="right") - 1, 0, max(len(edges) - 2, 0))
@@ -257,10 +318,16 @@ def by_entropy(records: Records, bins: int, draws: dict[str, int]) -> tuple[list
 
 
 def effects(records: Records, draws: dict[str, int]) -> dict[str, Any]:
-    """By metric, bucket and kind: relative change (%) against the unmodified rollouts, and against `resampled`.
+    """Relative change (%) by metric, bucket and kind, against the unmodified rollouts and against `resampled`.
 
-    ``versus_unmodified_percent`` is the paper's.  ``versus_resampled`` is the absolute difference from the same sites
-    with the student's own draw.  ``changed`` is the share of sites where the kind's token is not the student's.
+    Args:
+        records: one for each rollout, with its interventions.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+
+    Returns:
+        ``effects``: "metric/bucket/kind" -> ``mean``, ``versus_unmodified_percent`` (the paper's) and
+        ``versus_resampled``, the absolute difference from the same sites with the student's own draw.  ``changed``:
+        "bucket/kind" -> share of sites where the kind's token is not the student's.  ``unmodified``: metric -> mean.
     """
     pivot = Pivot(_observations(records))
     at = pivot.columns
@@ -338,6 +405,7 @@ COMMAND = command(
     "dasd_probes",
     "DASD's probes 2 and 3: where the privileged teacher pushes, and what its pushes do.",
     (
+        ("prm=<path or name>", "a process reward model for StepAcc of other problems than the starter's"),
         ("step.lr=5e-5", "of the one diagnostic step; null leaves it out"),
         ("interventions.per_bucket=2", "positions of each rollout and bucket; 0 leaves them out"),
     ),

@@ -1,4 +1,4 @@
-"""The model in both of its parts: sampling as the student, and logits of a response after either prompt.
+"""The one model in both of its parts: it samples as the student, and gives logits of a response after either prompt.
 
 What the three diagnostics share and nothing else.  A response's tokens are never re-tokenised: teacher and student read
 their own prompt's ids followed by the same response ids, and row t of either's logits is the distribution from which
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from recipes.common.checks.errors import SettingsError
 from recipes.common.teacher.prompts import render, student_messages
+from rewards.by_grader import compute_score, grader_of
+from rewards.code import CodeOptions, task_of
+from rewards.pool import GradingSetupError
 from workers.rollout.generation import SamplingParams, generate_batch, response_seed, stop_token_ids
 
 if TYPE_CHECKING:
@@ -29,22 +32,39 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model with what sampling from it needs."""
+    """A loaded model with what sampling from it needs.
+
+    Attributes:
+        model: a causal language model of transformers.
+        tokenizer: its own.
+        stop_ids: ids that end a response.
+        pad_id: id that fills batches.
+        tokens_per_pass: sequences × longest sequence of one forward pass.
+        code: options of rewards.code, for sets of programs.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stop_ids: list[int]
     pad_id: int
-    tokens_per_pass: int  # sequences × longest sequence of one forward pass
+    tokens_per_pass: int
+    code: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
+        """The device of the model's weights."""
         return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True)
 class Response:
-    """A sampled response: ids with the stop token (if it ended), text without special tokens, whether it ended."""
+    """A sampled response.
+
+    Attributes:
+        ids: token ids, with the stop token if it ended.
+        text: without special tokens.
+        finished: whether it ended before the limit.
+    """
 
     ids: list[int]
     text: str
@@ -53,7 +73,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row of the data with its student's prompt; ``index`` is its place in the file and names it everywhere."""
+    """A row of the data with its student's prompt.
+
+    Attributes:
+        index: its place in the file, which names it everywhere.
+        row: its columns.
+        prompt: token ids of the student's prompt.
+    """
 
     index: int
     row: dict[str, Any]
@@ -61,16 +87,27 @@ class Problem:
 
     @property
     def gold(self) -> Any:
-        return self.row.get("answer") or (self.row.get("reward_model") or {}).get("ground_truth")
+        """What its grader compares with; of a file that was not prepared, its answer."""
+        return (self.row.get("reward_model") or {}).get("ground_truth") or self.row.get("answer")
+
+    @property
+    def grader(self) -> str:
+        """One of rewards.by_grader.GRADERS.  Raises ValueError where the row names another."""
+        return grader_of(self.row.get("extra_info"))
 
 
 def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_pass: int) -> Engine:
-    """A model ready to sample and to score: all that `recipes.common.models.locate` knows, so also run directories.
+    """Load a model to sample and to score with: all that `recipes.common.models.locate` knows, so also run directories.
 
-    merged: where the whole weights of a checkpoint or an adapter are written; other models leave it alone.
+    Args:
+        name: as the command has it.
+        merged: where the whole weights of a checkpoint or an adapter are written; other models leave it alone.
+        device: "cpu" or "cuda".
+        dtype: one of `DTYPES`.
+        tokens_per_pass: sequences × longest sequence of one forward pass.
 
     Raises:
-        SettingsError: it cannot be loaded, its tokenizer has no chat template, or the device is not there.
+        SettingsError: if it cannot be loaded, its tokenizer has no chat template, or the device is not there.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -99,21 +136,29 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
 
 
 def engine_of(cfg: DictConfig) -> Engine:
-    """The model that a diagnostic's configuration names."""
-    return load_model(
+    """Load the model that a diagnostic's configuration names."""
+    engine = load_model(
         cfg.model,
         merged=Path(cfg.out) / "model",
         device=cfg.device,
         dtype=cfg.dtype,
         tokens_per_pass=cfg.tokens_per_pass,
     )
+    return replace(engine, code=dict(cfg.code))
 
 
 def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], Any]:
-    """The loaded model, the problems and the teacher's prompts of a diagnostic, after its own checks.
+    """Load the model, the problems and the teacher's prompts of a diagnostic, after its own checks.
+
+    Args:
+        cfg: the diagnostic's configuration.
+        wrong: sentences that those checks found.
+
+    Returns:
+        Model, problems, and the maker of privileged prompts.
 
     Raises:
-        SettingsError: what those checks found wrong, or what `load_problems` or `teacher_prompts` refuse.
+        SettingsError: if those checks found anything, or `load_problems` or `teacher_prompts` refuse.
     """
     if wrong:
         raise SettingsError(wrong)
@@ -127,10 +172,16 @@ def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], 
 
 
 def load_problems(path: str, count: int | None, engine: Engine, template_kwargs: dict[str, Any]) -> list[Problem]:
-    """The first rows of a prepared parquet file (`recipes.data.prepare`).
+    """Read the first rows of a prepared parquet file (`recipes.data.prepare`).
+
+    Args:
+        path: the file.
+        count: number of rows; None for all.
+        engine: the model, whose tokenizer renders the prompts.
+        template_kwargs: options of its chat template.
 
     Raises:
-        SettingsError: no such file, no rows, or a row that cannot be graded.
+        SettingsError: if there is no such file, no rows, or a row that cannot be graded.
     """
     from recipes.data.sources import DataError
     from recipes.data.validate import read_rows
@@ -145,23 +196,36 @@ def load_problems(path: str, count: int | None, engine: Engine, template_kwargs:
                 break
             messages = [dict(turn) for turn in row.get("prompt") or []] or student_messages(row["problem"])
             problem = Problem(index, row, render(engine.tokenizer, messages, template_kwargs))
-            if not gold_text(problem.gold):
+            if not gold_text(problem.gold) or (problem.grader == "code" and task_of(problem.gold) is None):
                 raise SettingsError([f"data={path}: row {index} has no answer, so no response to it can be graded"])
             problems.append(problem)
-    except DataError as error:
+    except (DataError, ValueError) as error:
         raise SettingsError([f"data={path}: {error}"]) from error
     if not problems:
         raise SettingsError([f"data={path} has no rows"])
+    try:
+        options = CodeOptions.from_kwargs(engine.code)
+        if any(problem.grader == "code" for problem in problems):
+            options.pool.check()  # before minutes of sampling, not after
+    except (ValueError, GradingSetupError) as error:
+        raise SettingsError([f"code: {error}"]) from error
     return problems
 
 
 def teacher_prompts(
     engine: Engine, problems: Sequence[Problem], *, context: str, max_length: int, template_kwargs: dict[str, Any]
 ) -> Any:
-    """A `PrivilegedPrompts` after a check that every problem has what the teacher is to be shown.
+    """Make a `PrivilegedPrompts`, once it is known that every problem has what the teacher is to be shown.
+
+    Args:
+        engine: the model, whose tokenizer renders the prompts.
+        problems: all that will be measured.
+        context: "solution" or "answer".
+        max_length: longest privileged prompt, tokens.
+        template_kwargs: options of the chat template.
 
     Raises:
-        SettingsError: rows without that reference; names the first.
+        SettingsError: if the context is another, or rows lack it; names the first of them.
     """
     from recipes.common.teacher.contexts import MissingReference, PrivilegedPrompts, reference_of
 
@@ -192,9 +256,12 @@ def sample(
     *,
     limits: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """One continuation of each prompt, as ids with the stop token if it came.
+    """Sample one continuation of each prompt, as ids with the stop token if it came.
 
     Args:
+        engine: the model.
+        prompts: token ids of each.
+        params: how all of them are sampled.
         identities: what names each request (seed, problem, …); its random numbers are a function of it alone.
         limits: the longest continuation of each request, at least 1; ``params.max_tokens`` for all by default.
     """
@@ -219,33 +286,59 @@ def sample(
 def respond(
     engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, identities: Sequence[tuple]
 ) -> list[Response]:
-    """A full response to each prompt."""
+    """Sample a full response to each prompt; arguments are those of `sample`.
+
+    Args:
+        engine: the model.
+        prompts: token ids of each.
+        params: how all of them are sampled.
+        identities: what names each request, for its random numbers.
+    """
     return [as_response(engine, ids) for ids in sample(engine, prompts, params, identities)]
 
 
 def as_response(engine: Engine, ids: Sequence[int]) -> Response:
-    """A response from its ids."""
+    """A response from its ids.
+
+    Args:
+        engine: the model, for its tokenizer and stops.
+        ids: token ids of the whole response.
+    """
     text = str(engine.tokenizer.decode(list(ids), skip_special_tokens=True))
     return Response(list(ids), text, bool(ids) and ids[-1] in engine.stop_ids)
 
 
-def grade(texts: Sequence[str], golds: Sequence[Any]) -> list[bool | None]:
-    """Whether each response is right; None where the grader could not tell (time-out, error): to be counted."""
-    from rewards.math import compute_score
+def grade(engine: Engine, texts: Sequence[str], problems: Sequence[Problem]) -> list[bool | None]:
+    """Whether each response is right, by its problem's own grader; None where that could not tell (time-out, error).
 
-    def one(pair: tuple[str, Any]) -> bool | None:
-        verdict = compute_score("diagnose", pair[0], pair[1])
+    Args:
+        engine: has the options for programs.
+        texts: the responses.
+        problems: what each answers.
+
+    Returns:
+        A verdict for each; callers count those that are None.
+    """
+
+    def one(text: str, problem: Problem) -> bool | None:
+        extra = problem.row.get("extra_info")
+        verdict = compute_score("diagnose", text, problem.gold, extra, code=engine.code)
         return None if verdict["status"] in ("timeout", "error") else verdict["acc"] == 1.0
 
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, zip(texts, golds, strict=True)))
+        return list(pool.map(one, texts, problems))
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
 def scoring_batches(engine: Engine, lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of sequences that fit one pass together, similar lengths together."""
+    """Batches of sequences that fit one forward pass, as lists of indices, similar lengths together.
+
+    Args:
+        engine: the model; `tokens_per_pass` is its limit.
+        lengths: tokens of each sequence.
+    """
     yield from _batches(sorted(range(len(lengths)), key=lambda i: lengths[i]), lengths, engine)
 
 
@@ -256,13 +349,19 @@ def response_logits(
     *,
     forward: Callable[..., Any] | None = None,
 ) -> list[Tensor]:
-    """Logits over each response, a (L_i, V) fp32 tensor each, from one forward pass.
+    """Logits over each response, from one forward pass.
+
+    Sequences are padded on the left, so that all responses end in the same column and only their rows need logits.  The
+    result carries gradients where the caller enabled them.
 
     Args:
+        engine: the model.
+        prompts: token ids of each.
+        responses: token ids of each, read after its prompt.
         forward: what is called in the model's place, with the same arguments.
 
-    Left-padded, so that all responses end in the same column and only their rows need logits.  Carries gradients where
-    the caller enabled them.
+    Returns:
+        A (L_i, V) fp32 tensor for each response; row t is the distribution of its token t.
     """
     sequences = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
     width, longest = max(map(len, sequences)), max(map(len, responses))

@@ -51,7 +51,11 @@ BINS = ("hard", "medium", "easy")
 
 
 def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence[Problem]], Records]]:
-    """Checks, the loaded model and the problems; see `runner.execute`."""
+    """Check the settings, load the model and the problems; see `runner.execute`.
+
+    Raises:
+        SettingsError: if a setting is not allowed, or what it names is not there.
+    """
     wrong = []
     exposures = list(cfg.exposures)
     if len(exposures) < 2 or sorted(set(exposures)) != exposures or not 0 <= exposures[0] <= exposures[-1] <= 1:
@@ -71,14 +75,25 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
 
 
 def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: Sequence[Problem]) -> Records:
-    """A chunk's rollouts, each scored at every exposure, one record a rollout."""
+    """Sample rollouts of a chunk of problems, and score each at every exposure.
+
+    Args:
+        engine: the model.
+        teacher: makes a row's privileged prompt at an exposure (`PrivilegedPrompts`).
+        cfg: the diagnostic's configuration.
+        seed: decides the rollouts.
+        problems: the chunk.
+
+    Returns:
+        One record a rollout.
+    """
     params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
     asked = [(problem, number) for problem in problems for number in range(cfg.rollouts)]
     prompts = [problem.prompt for problem, _ in asked]
     names = [("exposure_sweep", seed, problem.index, number) for problem, number in asked]
     responses = respond(engine, prompts, params, names)
     ids = [response.ids for response in responses]
-    verdicts = grade([response.text for response in responses], [problem.gold for problem, _ in asked])
+    verdicts = grade(engine, [response.text for response in responses], [problem for problem, _ in asked])
     references = {alpha: [teacher(problem.row, alpha) for problem, _ in asked] for alpha in cfg.exposures}
     full = references[cfg.exposures[-1]]
     records: Records = [
@@ -114,7 +129,14 @@ def measure(engine: Engine, teacher: Any, cfg: DictConfig, seed: int, problems: 
 def compare(
     student: torch.Tensor, teacher: torch.Tensor, ids: torch.Tensor, cfg: DictConfig
 ) -> tuple[dict[str, float], list[float]]:
-    """Means over a rollout of the quantities in `QUANTITIES`, and KL(p_T ‖ p_S) by token; logits (L, V)."""
+    """Means over a rollout of the quantities in `QUANTITIES`, by name, and KL(p_T ‖ p_S) of each token in nats.
+
+    Args:
+        student: (L, V) logits.
+        teacher: (L, V) logits.
+        ids: (L,) tokens of the rollout.
+        cfg: the diagnostic's configuration; `loss` has temperatures and clip.
+    """
     kl = token_divergence(student, teacher, temperature=cfg.loss.temperature)
     clipped = token_divergence(student, teacher, temperature=cfg.loss.clip_temperature, clip=cfg.loss.clip)
     means = {
@@ -130,7 +152,12 @@ def compare(
 
 
 def summarise(records: Records, cfg: DictConfig) -> Findings:
-    """Every quantity by exposure, over all problems and by difficulty, the separation, and the replay."""
+    """Every quantity by exposure, over all problems and by difficulty, the separation, and the replay.
+
+    Args:
+        records: those of all chunks and seeds.
+        cfg: the diagnostic's configuration.
+    """
     draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
     names = [f"{alpha:g}" for alpha in cfg.exposures]
     counts = {
@@ -163,7 +190,14 @@ REPLAY = ("mean_first", "mean_second", "max_first", "max_second", "falls")
 
 
 def tables(results: dict[str, Any], cfg: DictConfig) -> list[tuple[str, list[str], list[list[str]]]]:
-    """A row an exposure, so that they fit a terminal; then difficulty and replay."""
+    """The findings as tables (title, columns, rows): by exposure, by difficulty, replay.
+
+    An exposure is a row, so that they fit a terminal.
+
+    Args:
+        results: what `summarise` has computed.
+        cfg: the diagnostic's configuration.
+    """
     by_alpha = [
         [
             f"{alpha:g}",
@@ -196,13 +230,18 @@ def tables(results: dict[str, Any], cfg: DictConfig) -> list[tuple[str, list[str
 
 
 def point_values(records: Records, names: Sequence[str]) -> dict[str, list[float]]:
-    """Every quantity by exposure, without intervals."""
+    """Every quantity by exposure, without intervals.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        names: the exposures, as records are keyed by them.
+    """
     found = sweep(records, names, {"resamples": 0, "seed": 0})
     return {quantity: [interval.value for interval in found[quantity]] for quantity in QUANTITIES}
 
 
 def notes(counts: dict[str, int]) -> list[str]:
-    """The counts that change how the results are to be read."""
+    """Sentences for those counts that change how the results are to be read."""
     sentences = {
         "ungraded": "rollouts could not be graded and are left out of difficulty, separation and replay",
         "unfinished": "rollouts reached max_tokens without ending",
@@ -213,7 +252,16 @@ def notes(counts: dict[str, int]) -> list[str]:
 
 
 def sweep(records: Records, names: Sequence[str], draws: dict[str, int]) -> dict[str, Any]:
-    """By quantity, an interval for each exposure; as ``<quantity>_change`` the last exposure's minus the first's."""
+    """Means of every quantity by exposure.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        names: the exposures, as records are keyed by them, ascending.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+
+    Returns:
+        Quantity -> an interval for each exposure; ``<quantity>_change`` -> that of the last exposure minus the first.
+    """
 
     def observations() -> Iterator[tuple[int, tuple[str, str], float]]:
         for record in records:
@@ -235,7 +283,16 @@ def sweep(records: Records, names: Sequence[str], draws: dict[str, int]) -> dict
 
 
 def difficulty(records: Records, hard_below: float, easy_above: float) -> dict[str, set[int]]:
-    """Problems by the student's accuracy over all their graded rollouts: below, between (inclusive), above."""
+    """Problems by the student's accuracy over all their graded rollouts.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        hard_below: accuracy under which a problem is hard.
+        easy_above: accuracy over which it is easy; between the two, bounds included, it is medium.
+
+    Returns:
+        Each of `BINS` -> indices of its problems.
+    """
     verdicts: dict[int, list[bool]] = {}
     for record in records:
         if record["correct"] is not None:
@@ -248,7 +305,13 @@ def difficulty(records: Records, hard_below: float, easy_above: float) -> dict[s
 
 
 def separation(records: Records, names: Sequence[str], draws: dict[str, int]) -> list[Interval]:
-    """For each exposure, AUROC of a rollout's mean gap for being right, centred within problem; NaN without both."""
+    """AUROC of a rollout's mean gap for being right, centred within problem, for each exposure; NaN unless both occur.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        names: the exposures, as records are keyed by them.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+    """
     graded = [r for r in records if r["correct"] is not None]
     right = np.array([r["correct"] for r in graded], dtype=bool)
     problems = np.array([r["problem"] for r in graded])
@@ -257,7 +320,17 @@ def separation(records: Records, names: Sequence[str], draws: dict[str, int]) ->
 
 
 def replayed(records: Records, first: str, second: str, draws: dict[str, int]) -> dict[str, Any]:
-    """Mean and largest KL of right and of wrong rollouts under two exposures, and how often the mean falls."""
+    """Mean and largest KL of right and of wrong rollouts under two exposures, and how often the mean falls.
+
+    Args:
+        records: one for each rollout, from `measure`.
+        first: the one exposure, as records are keyed by it.
+        second: the other.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+
+    Returns:
+        "right" and "wrong", where there are such rollouts -> their number, and an interval for each of `REPLAY`.
+    """
     found = {}
     for group, right in (("right", True), ("wrong", False)):
         members = [r for r in records if r["correct"] is right]

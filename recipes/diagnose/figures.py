@@ -37,7 +37,13 @@ def _bars(axes: Axes, x: Any, intervals: list[Interval], **style: Any) -> None:
 
 
 def dasd_probes(findings: Findings, records: Records, cfg: DictConfig) -> Figure:
-    """Pressure against entropy, shift by entropy, effects of the interventions."""
+    """Draw pressure against entropy, shift by entropy, and effects of the interventions.
+
+    Args:
+        findings: what the diagnostic found.
+        records: what the findings were made from.
+        cfg: the diagnostic's configuration.
+    """
     results = findings.results
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     left, middle, right = _axes(figure, 3)
@@ -112,7 +118,13 @@ def _interventions(axes: Axes, found: dict[str, Any] | None) -> None:
 
 
 def branch_viability(findings: Findings, records: Records, cfg: DictConfig) -> Figure:
-    """Failure of forced alternatives along the spine, where the labels lie, and how well scores tell them apart."""
+    """Draw the failure of forced alternatives along the spine, where the labels lie, and how well scores tell them.
+
+    Args:
+        findings: what the diagnostic found.
+        records: what the findings were made from.
+        cfg: the diagnostic's configuration.
+    """
     from recipes.diagnose.branches import DIVERSITY, REAL_UNCERTAIN
     from recipes.diagnose.viability import SCORES, labelled
 
@@ -156,7 +168,13 @@ def branch_viability(findings: Findings, records: Records, cfg: DictConfig) -> F
 
 
 def exposure_sweep(findings: Findings, records: Records, cfg: DictConfig) -> Figure:
-    """Mismatch and disagreement by exposure, mismatch by difficulty, separation, and one replayed rollout."""
+    """Draw mismatch and disagreement by exposure, mismatch by difficulty, separation, and one replayed rollout.
+
+    Args:
+        findings: what the diagnostic found.
+        records: what the findings were made from.
+        cfg: the diagnostic's configuration.
+    """
     results, exposures = findings.results, list(cfg.exposures)
     figure = Figure(figsize=(17, 4.2), layout="constrained")
     first, second, third, fourth = _axes(figure, 4)

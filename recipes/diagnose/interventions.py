@@ -28,7 +28,13 @@ KINDS = ("conformity", "novelty", "resampled")
 
 @dataclass(frozen=True)
 class Site:
-    """A position (from 0) of a rollout, the bucket it was chosen for, and the token that each kind draws there."""
+    """A position of a rollout where a token is drawn anew.
+
+    Attributes:
+        bucket: the one of `BUCKETS` that it was chosen for.
+        position: counted from 0.
+        tokens: the token that each of `KINDS` draws there.
+    """
 
     bucket: str
     position: int
@@ -36,10 +42,12 @@ class Site:
 
 
 def bucket_positions(entropy: Tensor) -> dict[str, list[int]]:
-    """Positions by bucket: ``low`` has H_t < τ, ``high`` H_t ≥ τ, with τ the rollout's own median; ``random`` all.
+    """Positions by bucket: ``low`` has H_t < τ, ``high`` H_t ≥ τ, with τ the rollout's own median; ``random`` has all.
+
+    The median interpolates, as numpy's does.  A rollout of equal entropies has an empty ``low``.
 
     Args:
-        entropy: (L,).  The median interpolates, as numpy's does.  A rollout of equal entropies has an empty ``low``.
+        entropy: (L,) nats.
     """
     values = entropy.double().numpy()
     low = values < np.median(values)
@@ -57,11 +65,17 @@ def choose_sites(
     top_p: float,
     identity: tuple,
 ) -> list[Site]:
-    """Up to ``per_bucket`` positions for each bucket of a rollout, with their draws.
+    """Choose positions of a rollout for each bucket, and draw the tokens there.
 
-    entropy: (L,); student_logits, teacher_logits: (L, V).  identity: names the rollout, and all that is
-    random follows from it.
-    temperature, top_p: of the rollouts; they shape all three distributions, so that ``resampled`` is the rollouts' own.
+    Args:
+        entropy: (L,) nats, of the student.
+        student_logits: (L, V).
+        teacher_logits: (L, V).
+        per_bucket: positions of a bucket at most.
+        alpha: exponent of the Novelty draw.
+        temperature: the rollouts' own; it shapes all three distributions, so that ``resampled`` is the rollouts' own.
+        top_p: the rollouts' own, likewise.
+        identity: names the rollout; all that is random follows from it.
     """
     rng = np.random.default_rng(response_seed("sites", *identity))
     sites = []
@@ -88,10 +102,18 @@ def finish(
     params: SamplingParams,
     identities: Sequence[tuple],
 ) -> list[list[dict[str, list[int]]]]:
-    """The whole response for every site and kind: lists by rollout and site of {kind: ids}.
+    """Let the student go on after every draw; equal tokens at a site are continued once.
 
     Args:
-        prompts, responses, sites, identities: one entry a rollout.  Equal tokens at a site are continued once.
+        engine: the model.
+        prompts: token ids of the student's prompt, one entry a rollout.
+        responses: token ids of the unmodified rollouts.
+        sites: those of each rollout.
+        params: how continuations are sampled; ``max_tokens`` counts the whole response.
+        identities: what names each rollout, for its random numbers.
+
+    Returns:
+        By rollout and site, {kind: token ids of the whole response}.
     """
     branches: dict[tuple[int, int, int], list[int]] = {}
     for rollout, found in enumerate(sites):

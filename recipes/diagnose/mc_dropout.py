@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def dropout_hooks(model: PreTrainedModel, *, layers: int, rate: float, seed: int) -> Iterator[None]:
-    """Within it, the outputs of the last ``layers`` decoder layers lose each entry with probability ``rate`` and are
-    scaled by 1 / (1 − rate).  The hooks go whatever happens inside."""
+    """Drop entries of the outputs of the last decoder layers within the block; the hooks are removed whatever happens.
+
+    Args:
+        model: a causal language model.
+        layers: number of the last layers.
+        rate: probability of dropping an entry; the others are scaled by 1 / (1 − rate).
+        seed: decides the masks.
+    """
     stack = model.get_decoder().layers
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)

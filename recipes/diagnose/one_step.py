@@ -29,7 +29,12 @@ STEPS = ("conformity", "novelty", "conformity_own", "novelty_own")
 
 
 def adam_first_step(gradient: Tensor, lr: float) -> Tensor:
-    """What AdamW without decay adds to a parameter in its first step when *ascending* the gradient, same shape."""
+    """The change of a parameter in AdamW's first step, without decay, when the gradient is ascended; of the same shape.
+
+    Args:
+        gradient: the parameter's.
+        lr: the learning rate.
+    """
     return lr * gradient / (gradient.abs() + ADAM_EPS)
 
 
@@ -40,7 +45,18 @@ def pressure_gradients(
     gaps: Sequence[Tensor],
     temperature: float,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gradients by parameter of mean_i 1/L_i Σ_t A_t log p_S(o_t): over tokens with A_t > 0, and with A_t < 0."""
+    """Gradients of mean_i 1/L_i Σ_t A_t log p_S(o_t), over the tokens with A_t > 0 and over those with A_t < 0.
+
+    Args:
+        engine: the model.
+        prompts: token ids of the student's prompts, one entry a rollout.
+        responses: token ids.
+        gaps: A_t of each rollout, (L_i,) nats, held fixed.
+        temperature: divides the logits before the log-probs are taken.
+
+    Returns:
+        Two dicts, parameter's name -> gradient: favoured tokens, disfavoured tokens.
+    """
     names = [name for name, _ in engine.model.named_parameters()]
     parameters = [parameter for _, parameter in engine.model.named_parameters()]
     totals = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
@@ -62,7 +78,18 @@ def pressure_gradients(
 
 
 def stepped(engine: Engine, favoured: dict[str, Tensor], disfavoured: dict[str, Tensor], step: str, lr: float) -> dict:
-    """The parameters after one step of a kind in `STEPS`; the model's own stay as they are."""
+    """The parameters after one step; the model's own stay as they are.
+
+    Args:
+        engine: the model.
+        favoured: gradients over the tokens with A_t > 0, from `pressure_gradients`.
+        disfavoured: over those with A_t < 0.
+        step: one of `STEPS`.
+        lr: the learning rate.
+
+    Returns:
+        Parameter's name -> tensor.
+    """
     moved = {}
     for name, parameter in engine.model.named_parameters():
         own = favoured[name] if step.startswith("conformity") else disfavoured[name]
@@ -81,9 +108,18 @@ def one_step_shifts(
     lr: float,
     temperature: float,
 ) -> dict[str, list[Tensor]]:
-    """TV between the student before and after each kind of step at every token: lists of (L_i,) tensors by kind.
+    """Total variation between the student before and after each kind of step, at every token.
 
-    Needs fp32 weights: in bf16 a step of 1e-6 is rounded away.
+    Args:
+        engine: the model, with fp32 weights: in bf16 a step of 1e-6 is rounded away.
+        prompts: token ids of the student's prompts, one entry a rollout.
+        responses: token ids.
+        gaps: A_t of each rollout, (L_i,) nats.
+        lr: the learning rate of the step.
+        temperature: divides the logits.
+
+    Returns:
+        One of `STEPS` -> (L_i,) for each rollout.
     """
     with torch.enable_grad():
         favoured, disfavoured = pressure_gradients(engine, prompts, responses, gaps, temperature)

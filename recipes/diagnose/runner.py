@@ -1,8 +1,9 @@
 """What the diagnostics' commands share: measuring part by part, going on after an interruption, and the results' files.
 
-A diagnostic is `measure(seed, problems) -> records` and `summarise(records) -> Findings`.  The problems are measured in
-fixed chunks, and each chunk of each seed is one file under ``parts/``, written when it is complete.  Starting again
-with the same ``hydra.run.dir`` measures only what is missing; more seeds may be added, other settings are refused.
+A diagnostic is `measure(seed, problems) -> records` and `summarise(records, cfg) -> Findings`.  The problems are
+measured in fixed chunks, and each chunk of each seed is one file under ``parts/``, written when it is complete.
+Starting again with the same ``hydra.run.dir`` measures only what is missing; more seeds may be added, other settings
+are refused.
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ Records = list[dict[str, Any]]
 
 
 def command(module: str, what: str, keys: Sequence[tuple[str, str]]) -> Command:
-    """What a diagnostic says of itself; keys: its own, beside those that all diagnostics have."""
+    """What a diagnostic's ``--help`` says.
+
+    Args:
+        module: its name in `recipes.diagnose`.
+        what: what it measures, in a sentence.
+        keys: (key=value, meaning) of its own, beside those that all diagnostics have.
+    """
     return Command(
         module=f"recipes.diagnose.{module}",
         what=f"{what} The same hydra.run.dir goes on after an interruption.",
@@ -62,7 +69,7 @@ def command(module: str, what: str, keys: Sequence[tuple[str, str]]) -> Command:
             ("hydra.run.dir=<directory>", "where results go"),
             *keys,
         ),
-        types={"limit": "whole"},
+        types={"limit": "whole", "step.lr": "number", "prm": "text", "prm_device": "text"},
         more="Every key with what it means: config/diagnose*.yaml; the results: recipes/diagnose/README.md.",
         not_started="This diagnostic was not started:",
     )
@@ -70,20 +77,31 @@ def command(module: str, what: str, keys: Sequence[tuple[str, str]]) -> Command:
 
 @dataclass
 class Findings:
-    """What a diagnostic found: tables for people, ``results`` for programs, notes that a reader must not miss."""
+    """What a diagnostic found.
 
-    tables: list[tuple[str, list[str], list[list[str]]]]  # (title, columns, rows)
-    results: dict[str, Any]  # JSON, with `Interval` where a number has one
+    Attributes:
+        tables: (title, columns, rows), for people.
+        results: for programs: JSON, with `Interval` where a number has one.
+        notes: sentences that a reader must not miss.
+    """
+
+    tables: list[tuple[str, list[str], list[list[str]]]]
+    results: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
 
 def rounded(values: Iterable[float]) -> list[float]:
-    """Numbers for a record: six significant digits are more than fp32 log-probs have."""
+    """The numbers as a record keeps them: six significant digits are more than fp32 log-probs have."""
     return [float(f"{float(value):.6g}") for value in values]
 
 
 def shown(interval: Interval, form: str = "{:.3f}") -> str:
-    """``value [low, high]``, the value alone where there is no interval, a dash where there is nothing to show."""
+    """An interval as ``value [low, high]``; the value alone if it has no bounds, a dash if there is nothing to show.
+
+    Args:
+        interval: the interval.
+        form: how each of its numbers is written.
+    """
     if isnan(interval.value):
         return "–"
     if isnan(interval.low):
@@ -99,13 +117,21 @@ def execute(
     summarise: Callable[[Records, DictConfig], Findings],
     draw: Callable[[Findings, Records, DictConfig], Figure],
 ) -> int:
-    """Run a diagnostic's command to its files; returns the exit code: 0, or 130 where stopped.
+    """Run a diagnostic's command to its files.
 
-    prepare: checks the settings and loads what is needed; returns the problems and ``measure(seed, problems)``, whose
-    records must be JSON-serialisable and carry ``problem`` (its index); ``seed`` is added here.
+    Args:
+        name: the diagnostic's; its files are called so too.
+        cfg: its configuration.
+        prepare: checks the settings and loads what is needed; returns the problems and ``measure(seed, problems)``,
+            whose records must be JSON-serialisable and carry ``problem`` (its index); ``seed`` is added here.
+        summarise: makes findings of all records.
+        draw: makes the figure.
+
+    Returns:
+        The exit code: 0, or 130 if it was stopped.
 
     Raises:
-        SettingsError: the settings, or those that the directory was begun with, do not allow it.
+        SettingsError: if the settings, or those that the directory was begun with, do not allow it.
     """
     console = Console(highlight=False)
     if not console.is_terminal:  # a log file: wide enough for every table
@@ -124,7 +150,11 @@ def execute(
 
 
 def check_common(cfg: DictConfig) -> None:
-    """Raises SettingsError with everything wrong among the keys that all diagnostics have."""
+    """Refuse what is wrong among the keys that all diagnostics have.
+
+    Raises:
+        SettingsError: if anything is; lists all of it.
+    """
     wrong = []
     for key in ("rollouts", "chunk", "max_tokens", "tokens_per_pass"):
         if cfg[key] < 1:
@@ -149,7 +179,16 @@ def check_common(cfg: DictConfig) -> None:
 
 
 def claim(out: Path, name: str, cfg: DictConfig) -> None:
-    """Make the directory this diagnostic's, or check that it is.  Raises SettingsError naming every differing key."""
+    """Make the directory this diagnostic's, or check that it is.
+
+    Args:
+        out: the directory.
+        name: the diagnostic's.
+        cfg: its configuration; `FREE_KEYS` may differ from what the directory was begun with.
+
+    Raises:
+        SettingsError: if other keys differ; names each of them.
+    """
     settings = {"diagnostic": name, **_flat({k: v for k, v in _plain(cfg).items() if k not in (*FREE_KEYS, "out")})}
     path = out / SETTINGS
     if path.exists():
@@ -171,7 +210,21 @@ def measure_all(
     measure: Callable[[int, Sequence[Problem]], Records],
     console: Console,
 ) -> Records:
-    """All records, measuring the parts that are not there yet."""
+    """Measure the parts that are not there yet.
+
+    Args:
+        cfg: the diagnostic's configuration.
+        out: its directory.
+        problems: all of them.
+        measure: makes the records of a seed and a chunk.
+        console: shows the progress.
+
+    Returns:
+        All records, those of before too, in order of seeds and problems.
+
+    Raises:
+        SettingsError: if a part was measured on other problems.
+    """
     chunks = [problems[i : i + cfg.chunk] for i in range(0, len(problems), cfg.chunk)]
     work = [(seed, number, chunk) for seed in cfg.seeds for number, chunk in enumerate(chunks)]
     records: Records = []
@@ -227,7 +280,17 @@ def write_findings(
     draw: Callable[[Findings, Records, DictConfig], Figure],
     console: Console,
 ) -> None:
-    """``<name>.json``, ``<name>.md`` and ``<name>.png`` in the directory, and the tables on the console."""
+    """Write ``<name>.json``, ``<name>.md`` and ``<name>.png`` into the directory, and the tables on the console.
+
+    Args:
+        name: the diagnostic's.
+        cfg: its configuration.
+        out: its directory.
+        records: all of them.
+        summarise: makes findings of them.
+        draw: makes the figure.
+        console: shows the tables.
+    """
     findings = summarise(records, cfg)
     document = {"diagnostic": name, "settings": _plain(cfg), "results": findings.results, "notes": findings.notes}
     write_atomically(out / f"{name}.json", json.dumps(document, indent=2, default=Interval.as_json) + "\n")

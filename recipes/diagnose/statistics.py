@@ -1,7 +1,7 @@
-"""Ranking measures and bootstrap intervals that know that the tokens of a problem hang together.
+"""Ranking measures, and bootstrap intervals that know that the tokens of a problem hang together.
 
 Pure: numpy in, numbers out.  Intervals resample whole problems with replacement, a problem drawn twice counting twice
-(PW-OPSD, arXiv Appendix A, phase G); the tokens, rollouts and sampling seeds of a problem stay together.
+(PW-OPSD, App. A, phase G); the tokens, rollouts and sampling seeds of a problem stay together.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the percentile interval (95 %) of its bootstrap; ``undefined`` resamples had no value and are not in
-    it.  Numbers are NaN where there is nothing to estimate."""
+    """A value with the percentile interval (95 %) of its bootstrap; numbers are NaN if there is nothing to estimate.
+
+    Attributes:
+        value: over all observations.
+        low: lower bound.
+        high: upper bound.
+        undefined: resamples that had no value and are not in it.
+    """
 
     value: float
     low: float
@@ -27,6 +33,7 @@ class Interval:
     undefined: int = 0
 
     def as_json(self) -> dict[str, float | int | None]:
+        """The numbers by name; null for those that are NaN."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         return {**{k: v if isfinite(v) else None for k, v in numbers.items()}, "undefined_resamples": self.undefined}
 
@@ -35,10 +42,14 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """P(score of a positive > score of a negative), ties counting a half: the Mann-Whitney form with mid-ranks.
 
     Args:
-        scores: (N,) floats.  positive: (N,) bool.  NaN without both classes.
+        scores: (N,) floats.
+        positive: (N,) bool.
+
+    Returns:
+        A number in [0, 1]; NaN unless both classes occur.
 
     Raises:
-        ValueError: a score is NaN.
+        ValueError: if a score is NaN.
     """
     positive = np.asarray(positive, dtype=bool)
     if np.isnan(scores).any():
@@ -52,9 +63,14 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the precision-recall curve, Σ (recall step) · precision; equal scores are one threshold (AUPRC).
+    """Area under the precision-recall curve (AUPRC), Σ (recall step) · precision; equal scores are one threshold.
 
-    Chance level is the share of positives.  NaN without a positive.
+    Args:
+        scores: (N,) floats.
+        positive: (N,) bool.
+
+    Returns:
+        A number in [0, 1], by chance the share of positives; NaN without a positive.
     """
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     if not positive.any():
@@ -67,7 +83,15 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def centered_within(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Values minus their cluster's mean, (N,) (PW-OPSD, App. A: residualisation within problem)."""
+    """Values minus their cluster's mean (PW-OPSD, App. A: residualisation within problem).
+
+    Args:
+        values: (N,) floats.
+        clusters: (N,) the problem of each.
+
+    Returns:
+        (N,) fp64.
+    """
     _, inverse = np.unique(clusters, return_inverse=True)
     means = np.bincount(inverse, weights=values) / np.bincount(inverse)
     return np.asarray(values, dtype=np.float64) - means[inverse]
@@ -87,13 +111,14 @@ def cluster_bootstrap(
             numbers; NaN where one is undefined.
         clusters: (N,) the problem of each observation.
         resamples: number of bootstrap draws; 0 gives values without intervals.
+        seed: decides the draws.
 
     Returns:
         Q intervals; ``value`` is the statistic of all observations once.  A single cluster says nothing of the error:
         its bounds are NaN.
 
     Raises:
-        ValueError: there is no observation.
+        ValueError: if there is no observation.
     """
     clusters = np.asarray(clusters)
     if len(clusters) == 0:
@@ -124,7 +149,9 @@ def ratios(sums: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray
     """Σ sums / Σ counts over some rows (one a problem), (Q,); NaN where nothing was counted.
 
     Args:
-        sums, counts: (C, Q), each problem's sum of a quantity and number of things it is summed over.
+        sums: (C, Q), each problem's sum of a quantity.
+        counts: (C, Q), the number of things that it is summed over.
+        rows: indices of problems, in which one may occur several times.
     """
     total = counts[rows].sum(0)
     return np.divide(sums[rows].sum(0), total, out=np.full(total.shape, nan), where=total > 0)
@@ -133,12 +160,16 @@ def ratios(sums: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray
 class Pivot:
     """Sums and counts of quantities by problem: what `ratios` and the bootstrap over problems work on.
 
-    ``columns`` names the quantities in the order of the arrays' second axis; ``sums`` and ``counts`` are (C, Q), a row
-    for each problem.
+    Args:
+        observations: (problem, quantity, value); None is left out.
+
+    Attributes:
+        columns: quantity -> its place on the arrays' second axis.
+        sums: (C, Q), a row for each problem.
+        counts: (C, Q), number of values in each sum.
     """
 
     def __init__(self, observations: Iterable[tuple[int, Hashable, float | None]]):
-        """observations: (problem, quantity, value); None is left out."""
         cells: dict[tuple[int, Hashable], list[float]] = {}
         for problem, quantity, value in observations:
             if value is not None:
@@ -154,7 +185,13 @@ class Pivot:
     def intervals(
         self, derive: Callable[[np.ndarray], Sequence[float] | np.ndarray], *, resamples: int, seed: int
     ) -> list[Interval]:
-        """Intervals of what `derive` makes of the (Q,) means; problems are resampled."""
+        """Intervals of what `derive` makes of the means; problems are resampled.
+
+        Args:
+            derive: from the (Q,) means to any number of statistics.
+            resamples: number of bootstrap draws; 0 gives values without intervals.
+            seed: decides the draws.
+        """
         return cluster_bootstrap(
             lambda rows: derive(ratios(self.sums, self.counts, rows)),
             np.arange(len(self.sums)),
@@ -163,6 +200,11 @@ class Pivot:
         )
 
     def means(self, *, resamples: int, seed: int) -> dict[Hashable, Interval]:
-        """The interval of every quantity's mean, by its name."""
+        """The interval of every quantity's mean, by its name.
+
+        Args:
+            resamples: number of bootstrap draws; 0 gives values without intervals.
+            seed: decides the draws.
+        """
         found = self.intervals(lambda means: means, resamples=resamples, seed=seed)
         return {quantity: found[i] for quantity, i in self.columns.items()}

@@ -24,7 +24,12 @@ SCORES = {
 
 
 def labelled(records: Records, cfg: DictConfig) -> list[dict[str, Any]]:
-    """All candidates that have a graded child, with problem, seed, label, mean viability and the oriented scores."""
+    """All candidates that have a graded child, with problem, seed, u, label, mean viability and the oriented scores.
+
+    Args:
+        records: one for each problem, with verdicts on every child.
+        cfg: the diagnostic's configuration; `summary.labels` has the bounds of the labels.
+    """
     found = []
     for record in records:
         for candidate in record["candidates"]:
@@ -48,10 +53,13 @@ def labelled(records: Records, cfg: DictConfig) -> list[dict[str, Any]]:
 
 
 def discrimination(candidates: list[dict[str, Any]], *, residual: bool, resamples: int, seed: int) -> dict[str, Any]:
-    """AUROC and AUPRC of every score for real-uncertain against diversity, with intervals; by score's name.
+    """AUROC and AUPRC of every score for telling real-uncertain from diversity, with intervals; by the score's name.
 
     Args:
+        candidates: from `labelled`; gray ones are left out.
         residual: centre each score within its problem first, over the labelled candidates (phase G).
+        resamples: number of draws of the bootstrap over problems; 0 gives values without intervals.
+        seed: decides its draws.
     """
     pool = [c for c in candidates if c["label"] != GRAY]
     positive = np.array([c["label"] == REAL_UNCERTAIN for c in pool])
@@ -70,7 +78,7 @@ def discrimination(candidates: list[dict[str, Any]], *, residual: bool, resample
 
 
 def by_seed(candidates: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Residual AUROC of every score for each seed alone; None where a label does not occur."""
+    """Residual AUROC of every score for each seed alone; None if a label does not occur there."""
     found: dict[str, dict[str, float | None]] = {}
     for seed in sorted({c["seed"] for c in candidates}):
         of_seed = [c for c in candidates if c["seed"] == seed and c["label"] != GRAY]
@@ -83,7 +91,13 @@ def by_seed(candidates: list[dict[str, Any]]) -> dict[str, dict[str, float | Non
 
 
 def failure_by_position(candidates: list[dict[str, Any]], bins: int, draws: dict[str, int]) -> list[dict[str, Any]]:
-    """Mean of 1 − viability over all candidates, gray ones too, in equal bins of u; empty bins are left out."""
+    """Mean of 1 − viability in equal bins of u, over all candidates, gray ones too; empty bins are left out.
+
+    Args:
+        candidates: from `labelled`.
+        bins: number of bins between 0 and 1.
+        draws: `resamples` and `seed` of the bootstrap over problems.
+    """
     where = [min(int(c["u"] * bins), bins - 1) for c in candidates]
     pivot = Pivot((c["problem"], b, 1 - c["viability"]) for c, b in zip(candidates, where, strict=True))
     means = pivot.means(**draws)

@@ -17,11 +17,14 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from recipes.common.record.console import duration, progress_line, two_columns
-from recipes.evaluate.names import EXECUTION, EXPLORATION, accuracy_columns, main_metrics
-from recipes.evaluate.plan import Member, Plan
+from recipes.evaluate.checkpoints import selected_on
+from recipes.evaluate.members import Member
+from recipes.evaluate.names import BREAKDOWNS, EXECUTION, EXPLORATION, accuracy_columns, main_metrics, problems_of
+from recipes.evaluate.plan import Plan
 from recipes.evaluate.results import ResultsFile, corrupt_file
 
 SECONDS_BETWEEN_LINES = 10.0
+MOST_FAILURES = 5  # that are told as they happen
 
 
 def plan_table(plan: Plan) -> Table:
@@ -49,6 +52,12 @@ def plan_table(plan: Plan) -> Table:
                 + (f"although {'; '.join(open_here)}" if open_here else "isolated")
             ),
         )
+    for note in plan.notes:
+        table.add_row("chosen", escape(note))
+    if plan.server is not None:
+        table.add_row("engine", escape(f"{plan.server.base_url}, at most {plan.server.concurrency} requests at a time"))
+        table.add_row("output", escape(str(plan.directory)))
+        return table
     device = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}" if plan.gpus else "CPU"
     table.add_row("engine", f"{plan.engine}, {plan.workers} worker{'s' * (plan.workers > 1)}, {device}")
     table.add_row("output", escape(str(plan.directory)))
@@ -65,7 +74,7 @@ class EvaluationConsole:
         self._progress = progress_line(self.console, self.interactive)
         self._task: TaskID | None = None
         self._began, self._last_line = time.time(), 0.0
-        self.done = self.total = self._tokens = self._correct = self._responses = 0
+        self.done = self.total = self.failed = self._tokens = self._correct = self._responses = 0
 
     def begin(self, plan: Plan, results: ResultsFile) -> None:
         """Show the plan, and what is left of it where an evaluation goes on."""
@@ -100,6 +109,17 @@ class EvaluationConsole:
         numbers = f"correct {self._correct / self._responses:.3f}  tokens/s {self._tokens / max(seconds, 1e-9):,.0f}"
         self._advance("", numbers)
 
+    def problem_failed(self, reason: str) -> None:
+        """A problem got no answer; counted, and asked again when the evaluation goes on."""
+        self.failed += 1
+        if self.failed <= MOST_FAILURES:
+            last = ", further ones are only counted" if self.failed == MOST_FAILURES else ""
+            self.console.print(f"[yellow]no answer[/] {escape(reason)}{last}", soft_wrap=True)
+
+    def server_quiet(self, seconds: float, requests: int) -> None:
+        """The server has answered nothing for so long, with so many requests open."""
+        self.console.print(f"[yellow]waiting[/] nothing from the server for {seconds:.0f} s, {requests} requests open")
+
     def step_scoring(self, prm: str, problems: int) -> None:
         """The process reward model's turn begins."""
         self.done, self.total = 0, problems
@@ -129,6 +149,11 @@ class EvaluationConsole:
         self.console.print()
         for table in tables(summary):
             self.console.print(table)
+        for entry in summary["sampled"]:
+            if entry["responses"]:
+                rate, seconds = entry["tokens"] / max(entry["seconds"], 1e-9), duration(entry["seconds"])
+                self.console.print(f"{escape(entry['label'])}: {entry['responses']:,} responses, {entry['tokens']:,} "
+                                   f"tokens in {seconds}, {rate:,.0f} tokens/s")  # fmt: skip
         for warning in summary["warnings"]:
             self.console.print(f"[yellow]warning[/] {escape(warning)}")
         self.console.print(f"done in {duration(time.time() - self._began)}; summary.json, results.jsonl: "
@@ -156,7 +181,9 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     ]
     if any(row["metric"] in EXECUTION for row in rows):
         found.append(_grid("Reasoning health: execution", rows, EXECUTION))
-    found += difficulty_tables(summary.get("by_difficulty", ()))
+    found += checkpoint_tables(summary)
+    for field, (heading, column, form) in BREAKDOWNS.items():
+        found += breakdown_tables(summary.get(field, ()), heading, column, form)
     if summary["differences"]:
         found.append(difference_table(summary["differences"]))
     return found
@@ -233,22 +260,39 @@ def difference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def difficulty_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """For each set whose problems have difficulties, Avg@n of each difficulty (a line) and model (a column)."""
+def breakdown_tables(rows: Sequence[Mapping[str, Any]], heading: str, column: str, form: str) -> list[Table]:
+    """For each set that has such rows, the accuracy at each level (a line) of each model (a column)."""
     found = []
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]
         labels = list(dict.fromkeys(row["label"] for row in here))
-        title = f"{escape(data)} by difficulty: {here[0]['metric'].capitalize()}, %"
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for heading in ("difficulty", "problems", *map(escape, labels)):
-            table.add_column(heading, justify="right", overflow="fold")
-        for level in sorted({row["difficulty"] for row in here}):
-            cells = {row["label"]: row for row in here if row["difficulty"] == level}
-            problems = str(next(iter(cells.values()))["problems"])
-            table.add_row(f"{level:g}", problems, *(_cell(cells.get(label), 100, 1) for label in labels))
+        table = Table(title=f"{escape(data)} by {heading}, %", title_justify="left", title_style="bold")
+        for name in (column, "problems", *map(escape, labels)):
+            table.add_column(name, justify="right", overflow="fold")
+        for level in sorted({row["level"] for row in here}):
+            cells = {row["label"]: row for row in here if row["level"] == level}
+            cell = next(iter(cells.values())).get("range") or form.format(level)
+            table.add_row(cell, problems_of(cells.values()), *(_cell(cells.get(label), 100, 1) for label in labels))
         found.append(table)
     return found
+
+
+def checkpoint_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """The best checkpoint of each run on each set, what it was selected on, and the last one beside it."""
+    rows = summary.get("best", ())
+    if not rows:
+        return []
+    table = Table(title=f"Best checkpoints, {rows[0]['metric'].capitalize()}, %", title_justify="left",
+                  title_style="bold")  # fmt: skip
+    for name in ("run", "data", "of", "best step", "accuracy", "last step", "there", "selected on"):
+        table.add_column(name, justify="left" if name in ("run", "data", "selected on") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(
+            escape(row["run"]), escape(row["data"]), str(row["of"]), str(row["step"]), _cell(row, 100, 1),
+            str(row["last_step"]), f"{100 * row['last_value']:.1f}",
+            escape(selected_on(row)),
+        )  # fmt: skip
+    return [table]
 
 
 def _star(row: Mapping[str, Any] | None) -> str:

@@ -35,6 +35,8 @@ COMMAND = Command(
         ("model=outputs/starter/dasd/<run> preset=starter", "a training run's last checkpoint"),
         ("model=Qwen/Qwen3-1.7B data=[math_500,aime_2024]", "a model of the hub on two prepared sets"),
         ("'model={base:Qwen/Qwen3-4B,dasd:[runs/1,runs/2]}' data=aime_2024", "two methods, one with two seeds"),
+        ("model=runs/dasd checkpoints=all data=[math_500,aime_2024]", "a run's checkpoints, and the best of them"),
+        ("engine=openai base_url=http://localhost:8000/v1 model=<name> data=aime_2024", "a model that is served"),
         ("model=runs/dasd data=aime_2024 compare=[outputs/evaluate/<earlier>]", "beside an earlier evaluation"),
     ),
     groups=("preset",),
@@ -47,14 +49,18 @@ COMMAND = Command(
         ("seeds=[1,2,3]", "each an evaluation of its own: mean and standard deviation over them"),
         ("limit=20", "only the first problems of each set, to try things out"),
         ("compare=[<directory>]", "earlier evaluations to compare with"),
+        ("checkpoints=all", "of run directories: last | all | best; a curve over steps, and the best one"),
+        ("selection=aime_2024", "with checkpoints=all: a set, or val for the run's own validation, that chooses"),
+        ("teacher.context=solution", "each model also as its privileged teacher; teacher.exposures=[0.0,0.5,1.0]"),
         ("engine=vllm", "auto | vllm | transformers; workers= and vllm.* say on how many GPUs"),
+        ("engine=openai base_url=<address>", "a server; model= is its name for what it serves, the key OPENAI_API_KEY"),
         ("hydra.run.dir=<directory>", "where results go; with the same one again the evaluation goes on"),
         ("dry_run=true", "check everything, print the plan, start nothing"),
     ),
     types={
         **dict.fromkeys(("limit", "workers", "samples", "max_tokens"), "whole"),
         **dict.fromkeys(("temperature", "top_p"), "number"),
-        **dict.fromkeys(("base", "tokenizer", "prm"), "text"),
+        **dict.fromkeys(("base", "tokenizer", "prm", "base_url", "selection"), "text"),
     },
     more="Every key with what it means: config/evaluate.yaml; what is measured: recipes/evaluate/README.md.",
     not_started="This evaluation was not started:",
@@ -82,22 +88,24 @@ def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None
     from recipes.common.processes.launch import output_into
     from recipes.common.record.run_dir import write_atomically
     from recipes.evaluate.console import EvaluationConsole
+    from recipes.evaluate.results import Incidents
     from recipes.evaluate.run import evaluate
+    from recipes.evaluate.server import ServerError
     from recipes.evaluate.summary import SUMMARY, summary_of, to_json
 
-    corrupt: dict[str, int] = {}
+    incidents = Incidents()
 
     def summarise(status: str) -> dict[str, Any]:
         options = {"status": status, "preset": preset, "config": OmegaConf.to_container(cfg, resolve=True)}
-        return summary_of(plan, cfg.prm, cfg.prm_threshold, corrupt, **cast(Any, options))
+        return summary_of(plan, cfg.prm, cfg.prm_threshold, incidents, **cast(Any, options))
 
     directory.mkdir(parents=True, exist_ok=True)
     began_at = (directory / LOG).stat().st_size if (directory / LOG).exists() else 0
     with output_into(directory / LOG) as terminal:
         console = EvaluationConsole(terminal)
         try:
-            corrupt |= evaluate(cfg, plan, console)
-            summary = summarise("done")
+            evaluate(cfg, plan, incidents, console)
+            summary = summarise("failed" if incidents.failures else "done")
         except SettingsError as error:
             console.stopped(f"[bold red]refused[/]\n{escape(str(error))}", plan)
             return 2
@@ -105,6 +113,10 @@ def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None
             console.stopped("[yellow]stopped[/]", plan)
             _write_partial(directory, summarise, "stopped", console)
             return 130
+        except ServerError as error:
+            console.stopped(f"[bold red]failed[/] {escape(str(error))}", plan)
+            _write_partial(directory, summarise, "failed", console)
+            return 1
         except Exception as error:
             reason = f"{escape(explain(error, directory / LOG, began_at))}\ndetails: {escape(str(directory / LOG))}"
             console.stopped(f"[bold red]failed[/] {reason}", plan)
@@ -113,7 +125,7 @@ def evaluate_command(cfg: DictConfig, directory: Path, preset: str | None = None
         write_atomically(directory / SUMMARY, to_json(summary))
         console.finished(summary, plan)
         _write_report(directory, console)
-    return 0
+    return 1 if incidents.failures else 0
 
 
 def _write_partial(
@@ -135,9 +147,9 @@ def _write_partial(
 
 def _write_report(directory: Path, console: EvaluationConsole) -> None:
     """Write report.html; an evaluation is not a failure because its report is."""
-    from recipes.report.page import write_evaluation_report
-
     try:
+        from recipes.report.page import write_evaluation_report
+
         console.report(str(write_evaluation_report(directory)))
     except Exception as error:
         traceback.print_exc()  # into evaluate.log

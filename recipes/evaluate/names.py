@@ -7,6 +7,8 @@ from typing import Any
 
 Columns = dict[str, tuple[str, float, int]]  # metric -> (heading, factor, digits)
 
+AVERAGE = "average"  # the name of the mean over sets
+
 EXPLORATION: Columns = {
     "e_per_1k": ("E(y) / 1k", 1.0, 2),
     "e_per_response": ("E(y) / response", 1.0, 2),
@@ -20,6 +22,13 @@ EXECUTION: Columns = {
     "csr": ("CSR %", 100.0, 1),
     "fes": ("FES", 1.0, 1),
     "error_free": ("error-free %", 100.0, 1),
+}
+
+# Field of summary.json -> (heading, column, form of a level): accuracy where problems or responses fall into levels.
+BREAKDOWNS = {
+    "by_difficulty": ("difficulty", "difficulty", "{:g}"),
+    "by_length": ("quarter of the response's length", "tokens", "{:g}"),
+    "by_exposure": ("the teacher's exposure", "α", "{:g}"),
 }
 
 
@@ -41,3 +50,9 @@ def main_metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     names = accuracy_names(rows)
     passes = [name for name in names if name.startswith("pass@")]
     return [name for name in names if name not in passes[:-1]]
+
+
+def problems_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How many problems rows stand on: a number, or a range where models differ, as they do by length."""
+    counts = sorted({row["problems"] for row in rows})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"

@@ -7,45 +7,52 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recipes.common.checks.errors import SettingsError
 from recipes.common.checks.machine import vllm_is_for_cpus
-from recipes.common.models import Located, fingerprint, load_tokenizer, locate
+from recipes.common.models import Located
 from recipes.common.record.run_dir import write_atomically
 from recipes.common.teacher.prompts import render
+from recipes.evaluate import server
+from recipes.evaluate.checkpoints import CHOICES, VALIDATION, Trained, trained_runs
+from recipes.evaluate.members import (
+    Member,
+    local_members,
+    named_models,
+    server_members,
+    texts,
+    vanished,
+    with_fingerprints,
+    with_teachers,
+)
 from recipes.evaluate.metrics import default_ks
 from recipes.evaluate.problems import Problem, ProblemSet, load_sets, prompt_problems
+from recipes.evaluate.teacher import privileged_messages, teacher_problems
 from rewards.code import CodeOptions
 from rewards.options import RewardOptions
 from rewards.pool import GradingSetupError
 from workers.rollout.generation import SamplingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 SETTINGS = "evaluation.json"
 GRADING_THREADS = 8  # they wait for the grading children
 
 
 @dataclass(frozen=True)
-class Member:
-    """One model of an evaluation.  Members with the same ``label`` are seeds of one method."""
-
-    label: str
-    located: Located
-    fingerprint: str
-    tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
 class Plan:
-    """All that an evaluation needs; ``settings`` is what its results depend on apart from models, sets and seeds."""
+    """All that an evaluation needs; ``settings`` is what its results depend on apart from models, sets and seeds.
+
+    ``selection``: on what the best checkpoint is chosen, see `checkpoints.best`; ``trained``: what runs say of their
+    own steps, by label; ``notes``: what a reader of the results should know of how the models were chosen.
+    """
 
     directory: Path
     members: tuple[Member, ...]
@@ -63,10 +70,22 @@ class Plan:
     settings: dict[str, Any]
     compare: tuple[Path, ...]
     code: CodeOptions = field(default_factory=CodeOptions)
+    server: server.ServerOptions | None = None
+    selection: str | None = None
+    trained: Mapping[str, Trained] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def messages(self, member: Member, problem: Problem) -> list[dict[str, str]]:
+        """A problem's chat as the member is asked it."""
+        if member.privileged is None:
+            return problem.messages
+        return privileged_messages(problem, member.privileged, member.tokenizer)
 
     def prompt(self, member: Member, problem: Problem) -> list[int]:
         """A problem's prompt as the member reads it: token ids up to where the assistant speaks."""
-        return render(member.tokenizer, problem.messages, self.template_kwargs)
+        if member.tokenizer is None:
+            raise ValueError(f"{member.located} has no tokenizer here")
+        return render(member.tokenizer, self.messages(member, problem), self.template_kwargs)
 
     def tasks(self, member: Member, done: set[Any]) -> list[tuple[int, ProblemSet, Problem]]:
         """(seed, set, problem) still to be sampled by a member; ``done`` holds keys as `result_key` makes them."""
@@ -97,21 +116,26 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
     problems = list(_value_problems(cfg, gpus))
     sets: list[ProblemSet] = []
     members: list[Member] = []
+    notes: list[str] = []
     try:
         templates = {name: text for name, text in _prompts(cfg).items() if isinstance(text, str)}  # others: below
-        sets = load_sets(_texts(cfg.data), cfg.data_dir, cfg.limit, templates)
+        sets = load_sets(texts(cfg.data), cfg.data_dir, cfg.limit, templates)
         problems += prompt_problems(_prompts(cfg), sets)
     except SettingsError as error:
         problems += error.problems
-    for label, name in named_models(cfg.model):
-        try:
-            located = locate(name, cfg.base)
-            members.append(Member(label, located, "", load_tokenizer(located, cfg.tokenizer)))
-        except SettingsError as error:
-            problems += error.problems
+    problems += teacher_problems(cfg.teacher.context, cfg.teacher.exposures, sets)
+    try:
+        members, notes = server_members(cfg) if cfg.engine == server.ENGINE else local_members(cfg)
+    except SettingsError as error:
+        problems += error.problems
+    if cfg.selection not in (None, VALIDATION) and sets and cfg.selection not in [s.name for s in sets]:
+        problems.append(
+            f"selection={cfg.selection}: must be one of the sets ({', '.join(s.name for s in sets)}), {VALIDATION} for "
+            "the run's own validation, or null"
+        )
     problems += [
         f"compare={place}: no {SETTINGS} and results there; give the directory of an evaluation"
-        for place in _texts(cfg.compare)
+        for place in texts(cfg.compare)
         if not ((Path(place) / SETTINGS).exists() and (Path(place) / "results.jsonl").exists())
     ]
     if problems:
@@ -127,6 +151,7 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
             raise SettingsError([f"{held}: {error}"]) from error
 
     engine = cfg.engine if cfg.engine != "auto" else ("vllm" if gpus else "transformers")
+    workers = cfg.workers or max(1, gpus // (cfg.vllm.tensor_parallel_size if engine == "vllm" else 1))
     settings = {
         **{key: cfg[key] for key in ("samples", "temperature", "top_p", "top_k", "max_tokens", "tokenizer")},
         "template_kwargs": _plain(cfg.template_kwargs),
@@ -136,9 +161,11 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
         "engine": engine,
         "dtype": cfg.dtype if cfg.dtype != "auto" or gpus else "float32",
     }
+    members, left_out = with_fingerprints(members)
+    members = list(with_teachers([*members, *vanished(members, read_settings(directory))], cfg.teacher))
     plan = Plan(
         directory=directory,
-        members=tuple(Member(m.label, m.located, fingerprint(m.located), m.tokenizer) for m in members),
+        members=tuple(members),
         sets=tuple(sets),
         seeds=tuple(cfg.seeds),
         samples=cfg.samples,
@@ -148,37 +175,20 @@ def make_plan(cfg: DictConfig, directory: Path, gpus: int) -> Plan:
         code=code,
         ks=tuple(cfg.k) if cfg.k is not None else tuple(default_ks(cfg.samples)),
         engine=engine,
-        workers=cfg.workers or max(1, gpus // (cfg.vllm.tensor_parallel_size if engine == "vllm" else 1)),
+        workers=workers,
         dtype=settings["dtype"],
         gpus=gpus,
         settings=settings,
-        compare=tuple(Path(place) for place in _texts(cfg.compare)),
+        compare=tuple(Path(place) for place in texts(cfg.compare)),
+        server=server.ServerOptions.of(cfg) if engine == server.ENGINE else None,
+        selection=cfg.selection,
+        trained=trained_runs((m.run, m.located.name) for m in members if m.run is not None),
+        notes=(*notes, *left_out),
     )
     problems = [*_duplicates(plan), *_length_problems(plan), *_differs_from_before(plan)]
     if problems:
         raise SettingsError(problems)
     return plan
-
-
-def named_models(model: Any) -> list[tuple[str, str]]:
-    """(label, name) of every model of ``model=``: a text, a list, or a mapping of labels to texts or lists.
-
-    Where the labels are not given they are the ends of the names, as long as it takes to tell them apart.
-    """
-    if isinstance(model, DictConfig | dict):
-        return [(str(label), name) for label, names in model.items() for name in _texts(names)]
-    names = _texts(model)
-    parts = [Path(name).parts or (name,) for name in names]
-    depth = 1
-    while len({part[-depth:] for part in parts}) < len(set(names)):
-        depth += 1
-    return [("/".join(part[-depth:]), name) for part, name in zip(parts, names, strict=True)]
-
-
-def _texts(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [str(v) for v in value] if isinstance(value, ListConfig | list | tuple) else [str(value)]
 
 
 def _plain(node: DictConfig | None) -> dict[str, Any]:
@@ -212,17 +222,28 @@ def _value_problems(cfg: DictConfig, gpus: int) -> Iterator[str]:
         yield f"seeds={seeds}: needs at least one seed, each once"
     if not 0 < cfg.prm_threshold < 1:
         yield f"prm_threshold={cfg.prm_threshold}: a probability, between 0 and 1"
+    if cfg.prm_gpus < 1 or cfg.prm_gpus > max(1, gpus):
+        yield f"prm_gpus={cfg.prm_gpus}: must be from 1 to the GPUs of this machine, {gpus}"
     if cfg.limit is not None and cfg.limit < 1:
         yield f"limit={cfg.limit}: must be at least 1, or null for all problems"
     if cfg.batch_size < 1:
         yield f"batch_size={cfg.batch_size}: must be at least 1"
     if cfg.workers is not None and cfg.workers < 1:
         yield f"workers={cfg.workers}: must be at least 1, or null"
-    if cfg.engine not in ("auto", "vllm", "transformers"):
-        yield f"engine={cfg.engine}: must be auto, vllm or transformers"
+    if cfg.checkpoints not in CHOICES:
+        yield f"checkpoints={cfg.checkpoints}: must be {', '.join(CHOICES)}"
+    elif cfg.selection is not None and cfg.checkpoints != "all":
+        yield (
+            f"selection={cfg.selection} with checkpoints={cfg.checkpoints}: there is nothing to choose; set "
+            "checkpoints=all"
+        )
+    if cfg.engine != server.ENGINE and cfg.base_url is not None:
+        yield f"base_url={cfg.base_url} with engine={cfg.engine}: only engine={server.ENGINE} asks a server"
+    if cfg.engine not in ("auto", "vllm", "transformers", server.ENGINE):
+        yield f"engine={cfg.engine}: must be auto, vllm, transformers or {server.ENGINE}"
     elif cfg.engine == "vllm" and not gpus and not vllm_is_for_cpus():
         yield "engine=vllm, but this machine has no GPU that torch can use; set engine=transformers"
-    for key, names in (("data", _texts(cfg.data)), ("model", [n for _, n in named_models(cfg.model)])):
+    for key, names in (("data", texts(cfg.data)), ("model", [n for _, n in named_models(cfg.model)])):
         if not names:
             yield f"{key}= is empty: give at least one"
 
@@ -241,6 +262,8 @@ def _duplicates(plan: Plan) -> Iterator[str]:
 def _length_problems(plan: Plan) -> Iterator[str]:
     """Prompt and response must fit into what the model was made for."""
     for member in plan.members:
+        if member.tokenizer is None or member.located.kind == server.KIND:
+            continue  # a server says itself what does not fit
         limit = context_of(member.located)
         longest = max(
             ((len(plan.prompt(member, p)), s.name, p.index) for s in plan.sets for p in s.problems), default=None
@@ -303,7 +326,13 @@ def write_settings(plan: Plan) -> None:
     before = read_settings(plan.directory) or {"data": {}, "models": {}}
     data = {s.name: {"file": s.file, "sha256": s.sha256} for s in plan.sets}
     models = {
-        m.fingerprint: {"label": m.label, "name": m.located.name, "kind": m.located.kind, "step": m.located.step}
+        m.fingerprint: {
+            "label": m.label,
+            "name": m.located.name,
+            "kind": m.located.kind,
+            "step": m.located.step,
+            **({"run": m.run} if m.run is not None else {}),
+        }
         for m in plan.members
     }
     content = {

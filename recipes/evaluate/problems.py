@@ -20,6 +20,7 @@ from rewards.code import task_of
 from rewards.grader import gold_text
 
 KNOWN_SETS = CONFIG_DIR / "dataset"
+OWN_FILES = "local"  # configuration of a file of one's own, which is no set
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Problem:
     source: str  # the row's data_source
     grader: str = "math"  # one of rewards.by_grader.GRADERS
     extra_info: Mapping[str, Any] = field(default_factory=dict)  # the row's, for the grader
+    solution: str = ""  # the row's, for the privileged teacher
 
     @property
     def difficulty(self) -> float | None:
@@ -95,6 +97,11 @@ def load_set(entry: str, data_dir: str, limit: int | None, prompts: Mapping[str,
     return ProblemSet(name, str(path), file_sha256(path), tuple(problems))
 
 
+def known_sets() -> list[str]:
+    """Names of the sets that `recipes.data.prepare` knows."""
+    return sorted(p.stem for p in KNOWN_SETS.glob("*.yaml") if p.stem != OWN_FILES)
+
+
 def find_file(entry: str, data_dir: str) -> Path:
     """The parquet file of a set's name, a folder or a file.  Raises SettingsError saying what to do instead."""
     path = Path(entry)
@@ -105,7 +112,7 @@ def find_file(entry: str, data_dir: str) -> Path:
     for folder in (path, Path(data_dir) / entry):
         if (folder / "test.parquet").is_file():
             return folder / "test.parquet"
-    known = sorted(p.stem for p in KNOWN_SETS.glob("*.yaml"))
+    known = known_sets()
     if entry in known:
         raise SettingsError(
             [
@@ -124,7 +131,7 @@ def find_file(entry: str, data_dir: str) -> Path:
 
 def prompt_problems(prompts: Mapping[str, Any], sets: Sequence[ProblemSet]) -> Iterator[str]:
     """What is wrong with ``prompts=``, in sentences."""
-    names = {s.name for s in sets} | set(GRADERS) | {p.stem for p in KNOWN_SETS.glob("*.yaml")}
+    names = {s.name for s in sets} | set(GRADERS) | set(known_sets())
     for name, template in prompts.items():
         if name not in names:
             known = f"neither a set ({', '.join(s.name for s in sets)}) nor a grader ({', '.join(GRADERS)})"
@@ -171,6 +178,7 @@ def _problem(index: int, row: dict[str, Any], path: Path, prompts: Mapping[str, 
         source=source,
         grader=grader,
         extra_info=extra,
+        solution=str(row.get("solution") or ""),
     )
 
 

@@ -72,12 +72,16 @@ def check(path: str) -> tuple[Qwen2Config, Any]:
 def load(path: str, dtype: str, device: str) -> tuple[Qwen2ProcessRewardModel, Any]:
     """(model, tokenizer) of a folder or hub name.
 
+    Args:
+        device: torch's name of one, or "auto" to spread the layers over all that this process sees.
+
     Raises:
         SettingsError: as `check`, and where the weights have no such head.
     """
     config, tokenizer = check(path)
+    spread = {"device_map": "auto"} if device == "auto" else {}
     loaded: Any = Qwen2ProcessRewardModel.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        path, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **spread
     )
     model, report = loaded
     missing = sorted(report["missing_keys"])
@@ -85,7 +89,7 @@ def load(path: str, dtype: str, device: str) -> tuple[Qwen2ProcessRewardModel, A
         raise SettingsError(
             [f"prm={path} lacks {missing[:4]} ({len(missing)} tensors in all): it is no process reward model"]
         )
-    return model.to(device).eval(), tokenizer
+    return (model if spread else model.to(device)).eval(), tokenizer
 
 
 def step_ids(tokenizer: Any, problem: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -109,18 +113,21 @@ def step_ids(tokenizer: Any, problem: str, steps: Sequence[str]) -> tuple[list[i
 
 @torch.inference_mode()
 def score_steps(
-    model: Qwen2ProcessRewardModel, tokenizer: Any, problem: str, responses: Sequence[Sequence[str]]
+    model: Qwen2ProcessRewardModel, tokenizer: Any, solutions: Sequence[tuple[str, Sequence[str]]]
 ) -> list[list[float]]:
-    """Probability in [0, 1] that each step is right, for each response (a list of steps) to a problem.
+    """Probability in [0, 1] that each step is right, for each solution: (problem, steps).
 
+    Solutions of whatever problems share forward passes of at most `BATCH_TOKENS` tokens, similar lengths together.
     Steps whose separator lies beyond the model's context (``max_position_embeddings``) get no score: the list of such a
-    response is shorter than its steps.
+    solution is shorter than its steps.
     """
     device = next(model.parameters()).device
     limit = model.config.max_position_embeddings
-    rows = [(number, *step_ids(tokenizer, problem, steps)) for number, steps in enumerate(responses) if steps]
+    rows = [
+        (number, *step_ids(tokenizer, problem, steps)) for number, (problem, steps) in enumerate(solutions) if steps
+    ]
     rows.sort(key=lambda row: len(row[1]))
-    scores: list[list[float]] = [[] for _ in responses]
+    scores: list[list[float]] = [[] for _ in solutions]
     while rows:
         width = min(len(rows[-1][1]), limit)
         count = max(1, BATCH_TOKENS // width)
@@ -142,7 +149,7 @@ class ProcessRewardScorer:
 
     def __init__(self, path: str, dtype: str, gpus: int, threads: int):
         torch.set_num_threads(threads)
-        self.model, self.tokenizer = load(path, dtype, "cuda" if gpus else "cpu")
+        self.model, self.tokenizer = load(path, dtype, "auto" if gpus > 1 else "cuda" if gpus else "cpu")
 
     def ready(self) -> None:
         """Returns once the model is loaded."""
@@ -151,4 +158,4 @@ class ProcessRewardScorer:
         """Nothing outlives the actor."""
 
     def score(self, problem: str, responses: list[list[str]]) -> list[list[float]]:
-        return score_steps(self.model, self.tokenizer, problem, responses)
+        return score_steps(self.model, self.tokenizer, [(problem, steps) for steps in responses])

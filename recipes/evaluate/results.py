@@ -12,6 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,29 @@ RESULTS, STEPS = "results.jsonl", "steps.jsonl"
 
 Record = dict[str, Any]
 _CHECK = ', "crc32": "'
+
+
+@dataclass
+class Incidents:
+    """What went wrong without ending an evaluation, written down as it happens: it is known whatever ends it.
+
+    Attributes:
+        corrupt: lines that were set aside, by file.
+        failures: ``{label, model, problems, reason}``: problems that a model could not be asked, or gave no answer to.
+        sampled: ``{label, model, responses, tokens, seconds}`` of this start, for throughput.
+    """
+
+    corrupt: dict[str, int] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    sampled: list[dict[str, Any]] = field(default_factory=list)
+
+    def failed(self, label: str, model: str, reason: str, problems: int = 1) -> None:
+        """Count problems without an answer; those of one model that failed alike are one entry."""
+        for entry in self.failures:
+            if (entry["model"], entry["reason"]) == (model, reason):
+                entry["problems"] += problems
+                return
+        self.failures.append({"label": label, "model": model, "problems": problems, "reason": reason})
 
 
 def encode(record: Record) -> bytes:

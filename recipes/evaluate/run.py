@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,15 @@ from omegaconf import DictConfig
 
 from recipes.common.models import materialize
 from recipes.common.processes.reaper import reaper
-from recipes.evaluate import health, process_reward
+from recipes.evaluate import health, process_reward, server
+from recipes.evaluate.members import Member
 from recipes.evaluate.metrics import majority_vote
-from recipes.evaluate.plan import GRADING_THREADS, Member, Plan, result_key, write_settings
+from recipes.evaluate.plan import GRADING_THREADS, Plan, result_key, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
-from recipes.evaluate.results import RESULTS, STEPS, ResultsFile, read_records
+from recipes.evaluate.results import RESULTS, STEPS, Incidents, ResultsFile, read_records
 from recipes.evaluate.sampling import (
     SAMPLERS,
     EngineOptions,
-    Response,
     run_on_workers,
     seeds_of,
     start_workers,
@@ -45,31 +45,35 @@ RAY_STARTS = 3
 Graded = tuple[Member, int, ProblemSet, Problem]
 
 
-def evaluate(cfg: DictConfig, plan: Plan, console: EvaluationConsole) -> dict[str, int]:
-    """Sample, grade and score steps; returns the number of corrupt lines set aside in each results file.
+def evaluate(cfg: DictConfig, plan: Plan, incidents: Incidents, console: EvaluationConsole) -> None:
+    """Sample, grade and score steps.
+
+    Args:
+        incidents: is told what goes wrong without ending the evaluation.
 
     Raises:
         SettingsError: the directory is in use, a checkpoint cannot be merged, the process reward model cannot be read.
+        server.ServerError: the server cannot be used.
         ray.exceptions.RayError: a worker failed.  All that was complete before is on disk.
     """
     plan.directory.mkdir(parents=True, exist_ok=True)
-    corrupt = {}
     with ResultsFile(plan.directory / RESULTS, result_key) as results:
-        corrupt[RESULTS] = results.corrupt
+        incidents.corrupt[RESULTS] = results.corrupt
         write_settings(plan)
         console.begin(plan, results)
         if cfg.prm is not None:
             process_reward.check(cfg.prm)  # before hours of sampling, not after
         if cfg.prm is None and not any(plan.tasks(member, results.done) for member in plan.members):
-            return corrupt
-        with _ray(plan):
+            return
+        _stop_on_sigterm()
+        needs_workers = plan.engine != server.ENGINE or cfg.prm is not None
+        with _ray(plan) if needs_workers else contextlib.nullcontext():
             for member in plan.members:
-                _sample_member(cfg, plan, member, results, console)
+                _sample_member(cfg, plan, member, results, incidents, console)
             if cfg.prm is not None:
                 with ResultsFile(plan.directory / STEPS, lambda r: (r["prm"], *result_key(r))) as steps:
-                    corrupt[STEPS] = steps.corrupt
+                    incidents.corrupt[STEPS] = steps.corrupt
                     _score_steps(cfg, plan, results.path, steps, console)
-    return corrupt
 
 
 @contextlib.contextmanager
@@ -102,7 +106,11 @@ def _start_ray(options: dict[str, Any]) -> None:
             ray.shutdown()
             if attempt == RAY_STARTS:
                 raise
-    # A scheduler's SIGTERM ends an evaluation as Ctrl-C does, in order; Ray has just put a handler of its own there.
+    _stop_on_sigterm()  # Ray has just put a handler of its own there
+
+
+def _stop_on_sigterm() -> None:
+    """Let a scheduler's SIGTERM end an evaluation as Ctrl-C does, in order."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -112,19 +120,77 @@ def _threads(plan: Plan) -> int:
 
 
 def _sample_member(
-    cfg: DictConfig, plan: Plan, member: Member, results: ResultsFile, console: EvaluationConsole
+    cfg: DictConfig, plan: Plan, member: Member, results: ResultsFile, incidents: Incidents, console: EvaluationConsole
 ) -> None:
+    """Sample, grade and write down what a member has not answered yet."""
     tasks = plan.tasks(member, results.done)
+    if tasks and member.tokenizer is None and member.located.kind != server.KIND:
+        return  # gone before this start: what it answered is in the summary, with a warning
     console.member(member, len(tasks))
     if not tasks:
         return
+    count, began = {"responses": 0, "tokens": 0}, time.time()
+    sample = _from_server if plan.engine == server.ENGINE else _from_workers
+    try:
+        answers = sample(cfg, plan, member, tasks, console)
+        began = time.time()  # loading is no sampling
+        with ThreadPoolExecutor(GRADING_THREADS) as graders, contextlib.closing(answers):
+            for (seed, problem_set, problem), found in answers:
+                if isinstance(found, server.Failed):
+                    incidents.failed(member.label, member.fingerprint, found.reason)
+                    console.problem_failed(found.reason)
+                    continue
+                record = grade(plan, problem, found, graders)
+                results.append({"model": member.fingerprint, "seed": seed, "data": problem_set.name, **record})
+                count["responses"] += len(found)
+                count["tokens"] += sum(tokens for _, tokens, _ in found)
+                console.problem_done(record, time.time() - began)
+    except Exception as error:
+        # Another process may delete old checkpoints while this one reads them: no reason to lose the other models.
+        if member.there or member.run is None:
+            raise
+        left = len(plan.tasks(member, results.done))
+        reason = f"its checkpoint vanished meanwhile ({member.located.path}: {type(error).__name__})"
+        incidents.failed(member.label, member.fingerprint, reason, left)
+        console.problem_failed(reason)
+    finally:
+        seconds = round(time.time() - began, 3)
+        incidents.sampled.append({"label": member.label, "model": member.fingerprint, **count, "seconds": seconds})
+
+
+Task = tuple[int, ProblemSet, Problem]
+Answers = Generator[tuple[Task, "list[server.Answer] | server.Failed"], None, None]
+
+
+def _from_server(
+    cfg: DictConfig,
+    plan: Plan,
+    member: Member,
+    tasks: list[Task],
+    console: EvaluationConsole,
+) -> Answers:
+    assert plan.server is not None
+    calls = ((task, (plan.messages(member, task[2]), seeds_of(task[0], task[2].id, plan.samples))) for task in tasks)
+    return server.sample_from_server(
+        plan.server, member.located.name, plan.params, plan.template_kwargs, calls, console.server_quiet
+    )
+
+
+def _from_workers(
+    cfg: DictConfig,
+    plan: Plan,
+    member: Member,
+    tasks: list[Task],
+    console: EvaluationConsole,
+) -> Answers:
     from transformers import GenerationConfig
 
-    folder = materialize(member.located, plan.directory / MERGED / member.fingerprint)
+    weights = member.fingerprint.partition("+")[0]  # a teacher has its student's
+    folder = materialize(member.located, plan.directory / MERGED / weights)
     generation_config = None
     with contextlib.suppress(OSError):  # not every model has one
         generation_config = GenerationConfig.from_pretrained(folder)
-    tokenizer = member.tokenizer
+    tokenizer: Any = member.tokenizer
     stops = stop_token_ids(tokenizer, generation_config)
     prompts = {(s.name, p.id): plan.prompt(member, p) for _, s, p in tasks}
     options = EngineOptions(
@@ -144,32 +210,30 @@ def _sample_member(
     calls = ((task, (prompts[task[1].name, task[2].id], seeds_of(task[0], task[2].id, plan.samples))) for task in tasks)
     # Two calls wait at each worker, so that none idles while a result is graded; vLLM is kept full.
     in_flight = max(2, 2 * options.max_num_seqs // plan.samples) if plan.engine == "vllm" else 2
-    began = time.time()
-    with ThreadPoolExecutor(GRADING_THREADS) as graders:
-        for (seed, problem_set, problem), responses in run_on_workers(workers, "sample", calls, in_flight):
-            record = grade(plan, member, problem, responses, graders)
-            results.append({"model": member.fingerprint, "seed": seed, "data": problem_set.name, **record})
-            console.problem_done(record, time.time() - began)
-    stop_workers(workers)
+
+    def answers() -> Answers:
+        for task, found in run_on_workers(workers, "sample", calls, in_flight):
+            yield task, [(str(tokenizer.decode(ids, skip_special_tokens=True)), len(ids), stop) for ids, stop in found]
+        stop_workers(workers)
+
+    return answers()
 
 
-def grade(
-    plan: Plan, member: Member, problem: Problem, responses: list[Response], threads: ThreadPoolExecutor
-) -> dict[str, Any]:
+def grade(plan: Plan, problem: Problem, answers: list[server.Answer], threads: ThreadPoolExecutor) -> dict[str, Any]:
     """A problem's record: its responses with their verdicts, and the vote among them."""
-    texts = [str(member.tokenizer.decode(ids, skip_special_tokens=True)) for ids, _ in responses]
+    texts = [text for text, _, _ in answers]
 
     def score(number: int) -> dict[str, Any]:
         if problem.grader == "code":
             status, _, _, verdict = judge(texts[number], problem.gold, plan.code)
             said = {"verdict": verdict.status, "extracted": f"{verdict.status} {verdict.how}".strip()}
             return {"status": status, **said}
-        extra = {**problem.extra_info, "grader": problem.grader, "response_length": len(responses[number][0])}
+        extra = {**problem.extra_info, "grader": problem.grader, "response_length": answers[number][1]}
         return compute_score(problem.source, texts[number], problem.gold, extra, math=plan.reward_kwargs)
 
     verdicts = list(threads.map(score, range(len(texts))))
     # A response without an answer is INVALID; so is nothing else.
-    answers = [None if v["status"] == "no_answer" else v["extracted"] for v in verdicts]
+    votes = [None if v["status"] == "no_answer" else v["extracted"] for v in verdicts]
     same = _equivalent if problem.grader == "math" else operator.eq
     task = task_of(problem.gold) if problem.grader == "code" else None
     return {
@@ -183,13 +247,13 @@ def grade(
         "responses": [
             {
                 "text": text,
-                "tokens": len(ids),
+                "tokens": tokens,
                 "stop": stop,
                 **{key: verdict[key] for key in ("status", "extracted", "verdict") if key in verdict},
             }
-            for text, (ids, stop), verdict in zip(texts, responses, verdicts, strict=True)
+            for (text, tokens, stop), verdict in zip(answers, verdicts, strict=True)
         ],
-        "majority": majority_vote(answers, same) if task is None else None,  # programs do not vote
+        "majority": majority_vote(votes, same) if task is None else None,  # programs do not vote
     }
 
 
@@ -212,11 +276,11 @@ def _score_steps(cfg: DictConfig, plan: Plan, results: Path, steps: ResultsFile,
     console.step_scoring(cfg.prm, total)
     if not total:
         return
-    gpus = min(1, plan.gpus)
+    gpus = min(cfg.prm_gpus, plan.gpus)
     options = EngineOptions("transformers", "bfloat16" if gpus else "float32", None, gpus=gpus)
     workers = start_workers(
         process_reward.ProcessRewardScorer,
-        min(plan.workers, total),
+        min(plan.gpus // gpus if gpus else plan.workers, total),
         options,
         (cfg.prm, options.dtype, gpus, _threads(plan)),
     )

@@ -49,7 +49,13 @@ _LORA_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Base:
-    """The model that was trained: its hub name, if it has one; a name to show; licence fields of its own card."""
+    """The model that was trained.
+
+    Attributes:
+        hub: its name on the hub, if it has one.
+        shown: a name to show.
+        licence: the licence fields of its own card, as the hub's front matter has them.
+    """
 
     hub: str | None
     shown: str
@@ -58,7 +64,18 @@ class Base:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about.  `dtype`: of the weights in the folder; `rank`: of an adapter that is alone in it."""
+    """What a card is about.
+
+    Attributes:
+        name: the exported model's, that of its folder.
+        base: the model that was trained.
+        step: the training step of the weights; None if it is not known.
+        lora: whether an adapter was trained.
+        adapter_only: whether the folder holds the adapter alone.
+        dtype: of the weights in the folder, such as "bfloat16".
+        rank: the adapter's, if it is alone in the folder.
+        run: the training run; None if its directory is not at hand.
+    """
 
     name: str
     base: Base
@@ -71,7 +88,13 @@ class Subject:
 
 
 def base_of(located: Located, run: Run | None, hub: str | None = None) -> Base:
-    """The base model of a checkpoint: as the user says, else what the run started from, or the adapter names."""
+    """The base model of a checkpoint.
+
+    Args:
+        located: the checkpoint; if it is an adapter, it may name its base.
+        run: the training run, whose configuration names the model that it started from.
+        hub: name on the hub that the user gave, which comes first.
+    """
     if run is not None:
         path = str(run.config.actor_rollout_ref.model.path)
     elif located.base is not None:
@@ -91,7 +114,7 @@ def _hub_name(path: str) -> str | None:
 
 
 def _licence(path: str, hub: str | None) -> dict[str, str]:
-    """License fields of the base model's card, where that is on this disk; nothing is guessed or fetched."""
+    """Licence fields of the base model's card, if that is on this disk; nothing is guessed or fetched."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
     places: list[Any] = [Path(path) / "README.md" if path else None]
@@ -110,7 +133,7 @@ def _licence(path: str, hub: str | None) -> dict[str, str]:
 
 
 def model_card(subject: Subject) -> ModelCard:
-    """The card, front matter included."""
+    """The card with its front matter; without a run it says nothing of the training."""
     from huggingface_hub import ModelCard, ModelCardData
 
     run = subject.run
@@ -328,7 +351,7 @@ def _percent(value: float | None, half: float | None = None) -> str:
 
 
 def _results(subject: Subject) -> list[EvalResult]:
-    """For the hub: the validation of exactly these weights, where there was one."""
+    """For the hub: the validation of exactly these weights, if there was one."""
     from huggingface_hub import EvalResult
 
     here: list[Validation] = []

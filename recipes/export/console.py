@@ -1,4 +1,4 @@
-"""What a person sees of an export: what will be done, and what is there afterwards."""
+"""What the terminal shows of an export: what will be done, and what is there afterwards."""
 
 from __future__ import annotations
 

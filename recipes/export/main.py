@@ -1,6 +1,6 @@
 """`python -m recipes.export.main checkpoint=<…> out=<…>`: a checkpoint as a Hugging Face folder; config/export.yaml.
 
-Exits with 0, 1 (failed), 2 (refused) or 130 (stopped); whatever is not 0 leaves nothing under the name of `out`.
+Exits with 0, 1 (failed), 2 (refused) or 130 (stopped); if it is not 0, there is nothing under the name of `out`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ COMMAND = Command(
 
 
 def export_command(cfg: DictConfig) -> int:
-    """Check, merge, write; returns the exit code."""
+    """Check, merge and write.
+
+    Args:
+        cfg: config/export.yaml with the user's choices.
+
+    Returns:
+        The exit code; see the module's text.
+    """
     from recipes.common.processes.failure import root_cause
     from recipes.common.processes.launch import output_into
     from recipes.export.console import show_plan, show_result

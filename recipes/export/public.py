@@ -21,7 +21,12 @@ _USER_IN_URL = re.compile(r"://[^/\s@]*@")
 
 
 def portable(text: str, run_dir: str | None = None) -> str:
-    """A text without paths of the machine: those below the run directory become relative, others keep their name."""
+    """A text without paths of the machine, credentials in addresses and names of private stores.
+
+    Args:
+        text: a value of the configuration, or a message.
+        run_dir: paths below it become relative to it; of others the last part is kept.
+    """
     if _USER_IN_URL.search(text):
         return NOT_SHOWN
     scheme = _SCHEME.match(text)
@@ -44,7 +49,7 @@ def _portable_path(text: str, run_dir: str | None) -> str:
 
 
 def public_config(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values."""
+    """The configuration as plain values, without secrets, paths of the machine and the keys of `LEFT_OUT`."""
     run_dir = OmegaConf.select(config, "self_distill.run_dir", default=None)
 
     def walk(value: Any, key: str) -> Any:

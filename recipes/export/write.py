@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder: what can be wrong is said first, and the folder appears whole or not at all.
+"""Writes a checkpoint as a folder: what can be wrong is said first, and the folder appears whole or not at all.
 
 The folder is made beside its place, in `.<name>.incomplete-…`, written through to the disk, and renamed at the end.
 """
@@ -57,7 +57,7 @@ class Plan:
     Attributes:
         located: the checkpoint.
         contents: of its shards; None for a PEFT adapter.
-        run: the training run that it is of, up to its step; None where its directory is not at hand.
+        run: the training run that it is of, up to its step; None if its directory is not at hand.
         out: where the model's folder will be; absolute.
         adapter_only: the adapter alone, instead of merged weights.
         tokenizer: with a chat template.
@@ -78,8 +78,11 @@ class Plan:
 def make_plan(cfg: DictConfig) -> Plan:
     """Check the configuration and what it points to; merges nothing.
 
+    Args:
+        cfg: config/export.yaml with the user's choices.
+
     Raises:
-        SettingsError: listing every problem found.
+        SettingsError: the export cannot be carried out; lists every problem found.
     """
     missing = [f"{key}= is not given; {what}" for key, what in GIVE.items() if OmegaConf.is_missing(cfg, key)]
     if missing:
@@ -173,7 +176,11 @@ def _adapter_problems(located: Located, contents: ShardContents | None, adapter_
 
 
 def _run_of(located: Located) -> Run | None:
-    """The run of a checkpoint, as it was when that was written.  Raises NotARun where its files are damaged."""
+    """The run of a checkpoint, as it was when that was written.
+
+    Raises:
+        NotARun: the run's files are damaged.
+    """
     if located.kind != "verl":
         return None
     directory = Path(located.path).resolve().parents[2]  # <run>/checkpoints/global_step_N/actor
@@ -196,7 +203,7 @@ def _bytes_needed(located: Located, contents: ShardContents | None, adapter_only
 
 
 def _weights_of(model: Located | None) -> int:
-    """Bytes of whole weights in the type that they are stored in; 0 where they are not on this disk."""
+    """Bytes of whole weights in the type that they are stored in; 0 if they are not on this disk."""
     if model is None or model.kind == "hub":
         return 0
     if model.kind == "verl":
@@ -207,7 +214,7 @@ def _weights_of(model: Located | None) -> int:
 
 
 def size_text(count: float) -> str:
-    """Bytes as a person reads them."""
+    """Bytes as a person reads them, such as "1.2 GB"."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
@@ -215,7 +222,7 @@ def size_text(count: float) -> str:
 
 
 def export(plan: Plan) -> None:
-    """Write the folder.  Whatever ends this before its end leaves nothing at `plan.out`."""
+    """Write the folder; whatever ends this before its end leaves nothing at `plan.out`."""
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{plan.out.name}{INCOMPLETE}", dir=plan.out.parent))
     try:
@@ -240,7 +247,7 @@ def export(plan: Plan) -> None:
 
 
 def leftovers(plan: Plan) -> list[Path]:
-    """What exports to the same place left that were killed, or are still at it."""
+    """Folders that other exports to the same place left because they were killed, or still write."""
     return sorted(plan.out.parent.glob(f".{plan.out.name}{INCOMPLETE}*"))
 
 

@@ -1,6 +1,6 @@
 """Which responses of an evaluation its report shows: a right and a wrong one of telling problems, and what went wrong.
 
-results.jsonl may be gigabytes.  It is read twice, a line at a time: first for each problem's accuracy, from which the
+results.jsonl may be gigabytes. It is read twice, a line at a time: first for each problem's accuracy, from which the
 problems are chosen, then for the texts of those few.
 """
 
@@ -30,7 +30,19 @@ TROUBLE = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A response. `kind` is right, wrong or trouble; `tail` is what follows `omitted` characters that are left out."""
+    """A response as the page shows it.
+
+    Attributes:
+        model: the model's label.
+        colour: number of the label's colour, from 1; 9 for those that share the rest's.
+        kind: "right", "wrong" or "trouble".
+        verdict: the same in words, with what went wrong.
+        extracted: the answer that was found in the response; "" if there is none.
+        tokens: the response's length.
+        head: the text, or its beginning if it is long.
+        omitted: characters that are left out after it.
+        tail: what follows them; "" if nothing is left out.
+    """
 
     model: str
     colour: int
@@ -45,7 +57,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A problem with some of its responses; `note` says how the models did on it."""
+    """A problem with some of its responses.
+
+    Attributes:
+        data: the problem's set.
+        problem: its text.
+        gold: the right answer.
+        note: how the models did on it, or what went wrong.
+        answers: the responses shown.
+    """
 
     data: str
     problem: str
@@ -57,7 +77,11 @@ class Asked:
 def asked(directory: Path, summary: Mapping[str, Any]) -> list[Asked]:
     """The problems that a report shows, by set: those on which the models, or else a model's samples, differ most.
 
-    Only of the first seed, only of this evaluation's own results, and of the first few models.
+    Shown are responses to the first seed only, of this evaluation's own results only, and of the first few models.
+
+    Args:
+        directory: the evaluation's, with its settings and results.
+        summary: its summary.json.
     """
     here = (read_settings(directory) or {"models": {}})["models"]
     own = {run["model"]: run for run in reversed(summary["runs"]) if run["model"] in here}  # the first of each

@@ -1,7 +1,7 @@
-"""Runs side by side: which of them are seeds of one setting, their numbers over seeds, and paired differences.
+"""Compares runs: which of them are seeds of one setting, their numbers over seeds, and paired differences.
 
 Two runs are seeds of one setting if their configurations are equal but for seeds, places and how often they validate
-and save.  Intervals are over seeds, by Student's t; a setting with one seed has none, and the page says so.
+and save. Intervals are over seeds, by Student's t; a setting with one seed has none, and the page says so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _INCIDENTAL = (
     "self_distill.exposure.controller.seed",
     "trainer.default_local_dir",
     "trainer.experiment_name",
+    "trainer.validation_data_dir",
     "trainer.val_before_train",
     "trainer.test_freq",
     "trainer.save_freq",
@@ -35,7 +36,7 @@ _INCIDENTAL = (
     "ray_kwargs.",
 )
 # Keys by which settings are told apart but that say little to a person: what a method says about itself, and verl's
-# copies of other keys. They are in a label only where nothing else differs.
+# copies of other keys. They are in a label only if nothing else differs.
 _TELLS_LITTLE = ("self_distill.about.", "self_distill.method")
 _COPIES = re.compile(
     r"^(critic|reward\.reward_model|actor_rollout_ref\.ref)\.|\.(rollout_n|prompt_length|response_length|n_gpus_per_node|max_model_len)$"
@@ -46,7 +47,13 @@ LAST_STEPS = 3  # training rewards are averaged over the last few
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds. `half`: half-width of its 95 % interval, None below two seeds; `count`: how many seeds."""
+    """A mean over seeds.
+
+    Attributes:
+        mean: in the unit of the values.
+        half: half-width of its 95 % interval; None below two seeds.
+        count: how many seeds.
+    """
 
     mean: float
     half: float | None
@@ -62,7 +69,7 @@ class Group:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and interval of numbers of different seeds, or None without numbers."""
+    """Mean and interval of numbers, one of each seed; None without numbers."""
     if not values:
         return None
     half = None
@@ -74,9 +81,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def paired_difference(
     group: Sequence[Run], baseline: Sequence[Run], measure: Callable[[Run], float | None]
 ) -> Estimate | None:
-    """Mean over the seeds that both have of (group − baseline), or None if there is no such seed.
+    """Mean of (group − baseline) over the seeds that both have; None if there is no such seed.
 
     Seeds are paired because equal seeds see the same problems in the same order.
+
+    Args:
+        group: the runs of one setting.
+        baseline: the runs of the setting that it is compared with.
+        measure: the number of a run that is compared; None if the run lacks it.
     """
     others = {run.seed: value for run in baseline if (value := measure(run)) is not None}
     return estimate(
@@ -85,12 +97,15 @@ def paired_difference(
 
 
 def group_runs(runs: Sequence[Run], names: Mapping[Path, str] | None = None) -> list[Group]:
-    """Settings in the order in which they first occur, those without a teacher first as the baseline.
+    """The settings that runs belong to, in the order in which they first occur, but those without a teacher first.
 
     Args:
-        names: of directories, given by the user: runs of different names are different settings.
+        runs: in the order in which they were given.
+        names: names that the user gave to run directories; runs of different names are different settings.
 
-    Labels are the given names, else the methods with the keys in which settings of one method differ.
+    Returns:
+        The settings, labelled with the given names, else with the method and the keys in which settings of that method
+        differ.
     """
     names = names or {}
     settings: dict[str, list[Run]] = {}
@@ -135,7 +150,7 @@ def _end(value: str) -> str:
 
 
 def validation_notice(groups: Sequence[Group]) -> str | None:
-    """A sentence if the settings were not validated on the same problems in the same way, else None."""
+    """A sentence that says in what validations differed; None if all settings were validated in the same way."""
     prefixes = ("data.val_", "actor_rollout_ref.rollout.val_kwargs.")
     configs = [flat(group.runs[0].config) for group in groups]
     names = sorted({name for config in configs for name in config if name.startswith(prefixes)})
@@ -154,7 +169,21 @@ def _short(name: str) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A setting in the table; `difference` is to the first setting, None for it and where no seed is shared."""
+    """A setting in the table.
+
+    Attributes:
+        label: the setting's.
+        seeds: of its runs.
+        accuracy: of the validation, a share.
+        problems_half: with one seed the half-width of the 95 % interval over problems.
+        difference: of the accuracy to the first setting's; None for that one, if no seed is shared, and if accuracies
+            are not comparable.
+        reward: mean of the last few steps.
+        entropy: likewise, in nats.
+        length: likewise, tokens of a response.
+        correction: median of the ratio of correction to advantage.
+        seconds: median of a step.
+    """
 
     label: str
     seeds: list[Any]
@@ -170,7 +199,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`step`: at which accuracies are compared (None: each run's last); `name`: of the accuracy, such as mean@16."""
+    """The settings side by side.
+
+    Attributes:
+        step: at which accuracies are compared; None for each run's last.
+        name: of the accuracy, such as "mean@16".
+        rows: a setting each.
+    """
 
     step: int | None
     name: str
@@ -178,9 +213,13 @@ class Table:
 
 
 def table(groups: Sequence[Group]) -> Table:
-    """The settings' numbers. Accuracies are of the last step at which every run was validated.
+    """The settings' numbers.
 
-    Where accuracies are not comparable (`validation_notice`) there are no differences.
+    Accuracies are of the last step at which every run was validated. If they are not comparable (`validation_notice`),
+    there are no differences.
+
+    Args:
+        groups: the settings, the baseline first.
     """
     comparable = validation_notice(groups) is None
     runs = [run for group in groups for run in group.runs]

@@ -1,6 +1,6 @@
-"""The report of an evaluation: summary.json as tiles, figures and tables, and the evaluation's own responses.
+"""The numbers of an evaluation's report: summary.json as figures and tables.
 
-Numbers are taken as summary.json has them; nothing is computed anew, so page, console and JSON cannot disagree.
+They are taken as summary.json has them; nothing is computed anew, so page, console and JSON cannot disagree.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from recipes.evaluate.names import EXECUTION, EXPLORATION, Columns, accuracy_columns, main_metrics
+from recipes.evaluate.names import AVERAGE, EXECUTION, EXPLORATION, Columns, accuracy_columns, main_metrics
 from recipes.evaluate.plan import SETTINGS
-from recipes.evaluate.summary import AVERAGE, FORMAT, SUMMARY
+from recipes.evaluate.summary import FORMAT, SUMMARY
 from recipes.report.figures import SERIES, Line, curves, intervals, stacked_bars
 from recipes.report.panels import Shown
 from recipes.report.preset import Comparison, NoPreset, compare_evaluation
@@ -65,14 +65,20 @@ def labels_of(summary: Row) -> list[str]:
 
 
 def sets_of(summary: Row) -> list[str]:
-    """The sets in order, their average first where there is one."""
+    """The names of the sets in order, their average, if there is one, first."""
     found = list(dict.fromkeys(row["data"] for row in summary["metrics"]))
     return sorted(found, key=lambda data: data != AVERAGE)
 
 
 def colour_of(summary: Row, label: str) -> int:
-    """Number of a label's colour, from 1; one more than there are for those that share the rest's."""
-    return min(labels_of(summary).index(label), SERIES) + 1
+    """The number of a label's colour, from 1; labels that have none of their own share `SERIES` + 1.
+
+    Args:
+        summary: summary.json, whose order of labels decides.
+        label: a model's.
+    """
+    shown = shown_labels(summary)
+    return min(shown.index(label), SERIES) + 1 if label in shown else SERIES + 1
 
 
 # ---------------------------------------------------------------------- numbers
@@ -88,7 +94,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class GridRow:
-    """`colour`: of the label, from 1."""
+    """The numbers of a model on a set.
+
+    Attributes:
+        label: the model's.
+        colour: number of the label's colour, from 1.
+        data: the set.
+        problems: how many the set has.
+        cells: one for each metric of the grid.
+    """
 
     label: str
     colour: int
@@ -99,14 +113,21 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """A line for each model and set, a column for each metric that occurs."""
+    """A table with a line for each model and set, and a column for each metric that occurs."""
 
     head: list[str]
     rows: list[GridRow]
 
 
 def number(row: Row | None, factor: float, digits: int, *, signed: bool = False) -> str:
-    """A value with half of its interval."""
+    """A value with half of its interval as text, such as "41.3 ± 2.0"; "–" if it is not there.
+
+    Args:
+        row: a metric's, with ``value`` and ``ci95`` (half-width of the 95 % interval, or None).
+        factor: value and interval are multiplied by it, 100 for per cent.
+        digits: after the point.
+        signed: whether a plus sign is written too.
+    """
     if row is None:
         return "–"
     text = f"{factor * row['value']:{'+' if signed else ''}.{digits}f}"
@@ -115,7 +136,12 @@ def number(row: Row | None, factor: float, digits: int, *, signed: bool = False)
 
 
 def grid(summary: Row, metrics: Columns) -> Grid | None:
-    """The numbers of some metrics, or None where none of them occurs."""
+    """The table of some metrics; None if none of them occurs.
+
+    Args:
+        summary: summary.json.
+        metrics: metric -> (heading, factor, digits); the last two as in `number`.
+    """
     present = {row["metric"] for row in summary["metrics"]}
     columns = {name: look for name, look in metrics.items() if name in present}
     if not columns:
@@ -132,7 +158,14 @@ def grid(summary: Row, metrics: Columns) -> Grid | None:
 
 
 def grids(summary: Row) -> tuple[Grid | None, list[tuple[str, Grid]]]:
-    """Accuracy, and the tables of reasoning health with their names."""
+    """The tables of the page.
+
+    Args:
+        summary: summary.json.
+
+    Returns:
+        (accuracy, (name, table) of each part of reasoning health that was measured).
+    """
     health = (("Exploration", EXPLORATION), ("Execution", EXECUTION))
     found = [(name, table) for name, metrics in health if (table := grid(summary, metrics))]
     return grid(summary, accuracy_columns(summary["metrics"])), found
@@ -152,7 +185,16 @@ def _by(rows: Sequence[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], dict
 
 @dataclass(frozen=True)
 class Difference:
-    """One pair of models on one set: `cells` of the metrics, each with whether its interval leaves out zero."""
+    """A pair of models on a set.
+
+    Attributes:
+        number: of the row, from 1, as the figure numbers it.
+        a: label of the first model.
+        b: label of the second, which is subtracted.
+        data: the set.
+        problems: how many the two were compared on.
+        cells: for each metric the difference as text, and whether its interval leaves out zero.
+    """
 
     number: int
     a: str
@@ -164,9 +206,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """Paired differences, a − b, of the metrics in `head`, the first `accuracies` of which are accuracies.
+    """Paired differences of models, a − b.
 
-    `figure` shows the first metric's, row by row.
+    Attributes:
+        head: the metrics' headings.
+        accuracies: how many of them, from the first, are accuracies.
+        rows: a pair and set each.
+        figure: the first metric's differences, row by row.
     """
 
     head: list[str]
@@ -176,7 +222,7 @@ class Differences:
 
 
 def differences(summary: Row) -> Differences | None:
-    """Accuracy and reasoning health of each pair, or None with a single model."""
+    """Differences in accuracy and reasoning health of each pair of models; None with a single model."""
     rows = summary["differences"]
     accuracy = {name: (name.capitalize(), 100.0, 1) for name in main_metrics(rows)}
     present = {row["metric"] for row in rows}
@@ -211,9 +257,22 @@ def _apart(row: Row | None) -> bool:
 # ---------------------------------------------------------------------- figures
 
 
+def shown_labels(summary: Row) -> list[str]:
+    """Leave out a run's checkpoints before its last, which are on its curve.
+
+    Args:
+        summary: summary.json.
+
+    Returns:
+        The labels of the models that stand for themselves, in order.
+    """
+    between = {p["label"] for curve in summary.get("curves") or () for p in curve["points"][:-1]}
+    return [label for label in labels_of(summary) if label not in between]
+
+
 def accuracy_panels(summary: Row) -> list[Shown]:
-    """For each set: Pass@k over k, a band of its interval, and Maj@n as a diamond to the right."""
-    labels = labels_of(summary)
+    """For each set a figure of Pass@k over k with the band of its interval, and Maj@n as a diamond to the right."""
+    labels = shown_labels(summary)
     panels = []
     for data in sets_of(summary):
         lines, ks, legend = [], set(), []
@@ -223,10 +282,10 @@ def accuracy_panels(summary: Row) -> list[Shown]:
             if not points:
                 continue
             ks |= {k for k, _ in points}
-            lines.append(_interval_line([k for k, _ in points], [row for _, row in points], place))
+            lines.append(interval_line([k for k, _ in points], [row for _, row in points], place))
             majority = [row for name, row in cells.items() if name.startswith("maj@")]
             right = points[-1][0] * 2 ** (0.35 + 0.12 * place)
-            lines += [_interval_line([right], [row], place, symbol="D") for row in majority]
+            lines += [interval_line([right], [row], place, symbol="D") for row in majority]
             legend.append((label, min(place, SERIES) + 1, False))
         if lines:
             name = "Average of the sets" if data == AVERAGE else data
@@ -235,8 +294,11 @@ def accuracy_panels(summary: Row) -> list[Shown]:
     return panels
 
 
-def _interval_line(x: Sequence[float], rows: Sequence[Row], colour: int, symbol: str = "o") -> Line:
-    known = all(row["low"] is not None for row in rows)
+def interval_line(
+    x: Sequence[float], rows: Sequence[Row], colour: int, symbol: str = "o", *, band: bool = True
+) -> Line:
+    """A line through rows of the summary, which are shares, with a band of their intervals where all have one."""
+    known = band and all(row["low"] is not None for row in rows)
     return Line(
         x,
         [row["value"] for row in rows],
@@ -250,7 +312,13 @@ def _interval_line(x: Sequence[float], rows: Sequence[Row], colour: int, symbol:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of the responses: the statuses that occur, and a line for each model, seed and set."""
+    """What became of the responses.
+
+    Attributes:
+        head: headings of the statuses that occur.
+        rows: for each model, seed and set.
+        figure: the shares of the statuses, row by row.
+    """
 
     head: list[str]
     rows: list[tuple[int, int, Row, list[str]]]  # number, colour of the label, the counts, a text each status
@@ -258,7 +326,7 @@ class Outcomes:
 
 
 def outcomes(summary: Row) -> Outcomes | None:
-    """Counts of every status, or None where nothing was answered."""
+    """Counts of every status; None if nothing was answered."""
     counts = summary["counts"]
     if not counts:
         return None
@@ -285,7 +353,7 @@ def outcomes(summary: Row) -> Outcomes | None:
 
 
 def preset_of(summary: Row) -> Comparison | str:
-    """The differences from the preset, or why they are not known."""
+    """What differs from the preset, or a sentence that says why that is not known."""
     if not summary.get("preset"):
         return f"{SUMMARY} does not say which preset the evaluation was started with"
     try:
@@ -295,7 +363,7 @@ def preset_of(summary: Row) -> Comparison | str:
 
 
 def facts_of(summary: Row) -> list[str]:
-    """What every number of the page depends on, in a few words."""
+    """What every number of the page depends on, such as "temperature 0.6", a few words each."""
     s = summary["settings"]
     top_k = [f"top-k {s['top_k']}"] if s["top_k"] > 0 else []
     return [

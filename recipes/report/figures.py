@@ -1,7 +1,7 @@
 """Curves as inline SVG, drawn by matplotlib, in colours that the page decides.
 
 Each figure is drawn once, in placeholder colours; those become CSS variables, so one file is right on a light and on a
-dark page.  Text stays text, in the page's font.  No string of a run goes in: only numbers, and names written here.
+dark page. Text stays text, in the page's font. No string of a run goes in: only numbers, and names written here.
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: x ascending, y of the same length, perhaps with the ends of an interval around each y.
+    """A curve, perhaps with a band.
 
     Attributes:
+        x: ascending.
+        y: as many as x.
         colour: index of its series, from 0.
-        low, high: ends of the band, or None.
+        low: lower end of the band at each x, or None for no band.
+        high: its upper end likewise.
         faint: drawn behind the others, thin: one of several that another line sums up.
         dashed: a bound or quantile beside the main line.
         markers: a mark at each point: few and measured, not one each step.
@@ -84,14 +87,17 @@ def curves(
     limit: float | None = None,
     from_zero: bool = False,
     doubling: Sequence[int] = (),
+    ticks: Sequence[float] = (),
 ) -> Markup:
-    """Lines over steps.
+    """Lines over steps, as an <svg> element.
 
     Args:
+        lines: from the back to the front.
         percent: y is a share, shown in per cent.
         limit: a dashed level across the figure, shown only if the curves come near it.
         from_zero: the axis begins at zero.
         doubling: the x that get a tick, on an axis where each doubling is as long as the next; empty: an even axis.
+        ticks: the x that get a tick on an even axis; empty: whole numbers.
     """
     with matplotlib.rc_context(_STYLE):
         axes = _axes()
@@ -113,17 +119,21 @@ def curves(
         elif len(places) == 1:
             (x,) = places
             axes.set_xlim(x - 1, x + 1)
-        if not doubling:
+        if ticks:
+            axes.set_xticks(list(ticks), [f"{x:g}" for x in ticks])
+        elif not doubling:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         return _svg(axes)
 
 
 def stacked_bars(steps: Sequence[int], parts: Mapping[int, np.ndarray], *, most: int = 60) -> Markup:
-    """The parts of each step on top of one another; of many steps, means over groups of neighbours.
+    """The parts of each step on top of one another, as an <svg> element.
 
     Args:
-        parts: index of the colour, from 0, to one value a step; from the bottom up.
+        steps: where the bars stand, ascending.
+        parts: index of the colour, from 0 -> one value for each step; from the bottom up.
+        most: number of bars; of more steps, means over groups of neighbours are shown.
     """
     groups = np.array_split(np.arange(len(steps)), min(most, len(steps)))
     with matplotlib.rc_context(_STYLE):
@@ -141,9 +151,12 @@ def stacked_bars(steps: Sequence[int], parts: Mapping[int, np.ndarray], *, most:
 
 
 def intervals(rows: Sequence[tuple[float, float | None, float | None]]) -> Markup:
-    """Values with the ends of their intervals, from top to bottom and numbered from 1, against a line at zero.
+    """Values with their intervals, from top to bottom and numbered from 1, against a line at zero, as an <svg> element.
 
-    Those whose interval leaves out zero are in colour. Without an interval: the value alone.
+    Those whose interval leaves out zero are in colour.
+
+    Args:
+        rows: (value, low, high); without an interval low and high are None.
     """
     with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
         axes = _axes(height=0.6 + 0.3 * max(2, len(rows)))

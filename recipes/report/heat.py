@@ -1,4 +1,4 @@
-"""Responses with what each token earned as heat: which fields there are, on which scale, and each token's level.
+"""Colours the tokens of sampled responses by what each earned: the fields shown, their scales, each token's level.
 
 A field's scale is one for all samples of a page, so colours compare across responses: full colour is the 95th
 percentile of |value| (1 for ω and the like, which are bounded by it).
@@ -23,7 +23,13 @@ RECORDS = 3  # of a run: the first, the middle and the last
 
 @dataclass(frozen=True)
 class Token:
-    """`classes`: one ``f<i>p<level>`` or ``f<i>n<level>`` for each field i of the page with colour; `title`: values."""
+    """A token as the page shows it.
+
+    Attributes:
+        text: with marks for line breaks.
+        classes: CSS classes, ``f<i>p<level>`` or ``f<i>n<level>`` for each field i of the page with colour.
+        title: the values of its fields, shown on hovering.
+    """
 
     text: str
     classes: str
@@ -32,7 +38,15 @@ class Token:
 
 @dataclass(frozen=True)
 class Response:
-    """A response. `gap`: index of the token before which tokens were left out, of which there are `omitted`."""
+    """A response as the page shows it.
+
+    Attributes:
+        problem: its text.
+        reward: that the response earned.
+        tokens: those that were kept.
+        gap: index of the token before which tokens were left out; None if there are all.
+        omitted: how many were left out.
+    """
 
     problem: str
     reward: float
@@ -43,14 +57,19 @@ class Response:
 
 @dataclass(frozen=True)
 class Heat:
-    """The samples of a page. `fields`: (field, scale) of each; `records`: (step, responses), newest first."""
+    """The samples of a page.
+
+    Attributes:
+        fields: the fields that are shown, each with its scale, the value of full colour.
+        records: (step, responses), newest first.
+    """
 
     fields: list[tuple[TokenField, float]]
     records: list[tuple[int, list[Response]]]
 
 
 def heat(run: Run) -> Heat | None:
-    """The samples that a report shows, or None if the run kept none. Samples of another form are left out."""
+    """The samples that a report shows, without those of another form; None if the run kept none."""
     records = [(r["step"], kept) for r in run.samples if (kept := [s for s in r["samples"] if _well_formed(s)])]
     if not records:
         return None
@@ -65,13 +84,21 @@ def heat(run: Run) -> Heat | None:
 
 
 def level(value: float, scale: float) -> int:
-    """Signed level in [-LEVELS, LEVELS]; 0 where |value| is below half a level."""
+    """How strong the colour of a value is.
+
+    Args:
+        value: of a token's field.
+        scale: the value of full colour, positive.
+
+    Returns:
+        A whole number in [-`LEVELS`, `LEVELS`]; 0 if |value| is below half a level.
+    """
     share = min(1.0, abs(value) / scale)
     return int(np.sign(value)) * int(share * LEVELS + 0.5)
 
 
 def _scale(values: Sequence[float]) -> float:
-    """95th percentile of |value|, or the largest where that is 0; 0.0 without values."""
+    """95th percentile of |value|, or the largest if that is 0; 0.0 without values."""
     if not values:
         return 0.0
     sizes = np.abs(np.asarray(values, dtype=np.float64))

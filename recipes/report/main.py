@@ -1,4 +1,4 @@
-"""Rebuild the reports of runs and evaluations, and compare runs: `python -m recipes.report.main <directories…>`.
+"""Rebuilds the reports of runs and evaluations, and compares runs: `python -m recipes.report.main <directories…>`.
 
 Each argument is the directory of a training run or of an evaluation, or one with such below it. The report.html of each
 is written anew; several runs are also put side by side in one page (--out), where `name=directory` gives the runs of a
@@ -40,7 +40,14 @@ COMMAND = Command(
 
 
 def named_place(text: str) -> tuple[str | None, Path]:
-    """(name, directory) of ``name=directory``; without a name where there is none, or where such a path exists."""
+    """Read an argument of the command line.
+
+    Args:
+        text: ``name=directory`` or a directory, which may have an equals sign in its name too.
+
+    Returns:
+        (name, None if there is none; the directory, absolute).
+    """
     name, equals, place = text.partition("=")
     if not equals or "/" in name or Path(text).exists():
         return None, Path(text).resolve()
@@ -48,6 +55,11 @@ def named_place(text: str) -> tuple[str | None, Path]:
 
 
 def main() -> int:
+    """The command line.
+
+    Returns:
+        The exit code: 0; 2 if an argument is wrong or no report could be written.
+    """
     help_asked(COMMAND)
     parser = argparse.ArgumentParser(prog=f"python -m {COMMAND.module}", add_help=False)
     parser.add_argument("places", nargs="+", type=named_place, metavar="DIRECTORY or NAME=DIRECTORY")

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import duration
 from recipes.evaluate.names import EXPLORATION, accuracy_columns, main_metrics
-from recipes.report import compare, evaluation
+from recipes.report import breakdowns, compare, evaluation
 from recipes.report.answers import asked
 from recipes.report.figures import SERIES, SMOOTH_FROM
 from recipes.report.heat import LEVELS, heat
@@ -29,7 +29,14 @@ TABLE_ROWS = 60
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the numbers at the top."""
+    """One of the numbers at the top of a page.
+
+    Attributes:
+        label: what it is.
+        value: the number as text.
+        beside: smaller, to the right of it, such as half of its interval.
+        note: below it.
+    """
 
     label: str
     value: str
@@ -38,7 +45,13 @@ class Tile:
 
 
 def write_report(directory: Path) -> Path:
-    """Write a run's ``report.html`` into its directory; returns its path.
+    """Write a run's ``report.html`` into its directory.
+
+    Args:
+        directory: the run directory.
+
+    Returns:
+        The report's path.
 
     Raises:
         NotARun: the directory holds no configuration, or no record of a step.
@@ -47,7 +60,13 @@ def write_report(directory: Path) -> Path:
 
 
 def write_evaluation_report(directory: Path) -> Path:
-    """Write an evaluation's ``report.html`` into its directory; returns its path.
+    """Write an evaluation's ``report.html`` into its directory.
+
+    Args:
+        directory: the evaluation's directory.
+
+    Returns:
+        The report's path.
 
     Raises:
         NotARun: the directory holds no summary of an evaluation.
@@ -56,13 +75,21 @@ def write_evaluation_report(directory: Path) -> Path:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page in one step. What is no Unicode (half a surrogate pair in a model's text) becomes "?"."""
+    """Write a page in one step.
+
+    Args:
+        path: the file; an old one is replaced.
+        page: HTML; what is no Unicode (half a surrogate pair in a model's text) becomes "?".
+
+    Returns:
+        The path.
+    """
     files.write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
 def run_page(run: Run) -> str:
-    """The report of one run."""
+    """The report of one run as HTML."""
     return (
         _environment()
         .get_template("run.html")
@@ -84,7 +111,12 @@ def run_page(run: Run) -> str:
 
 
 def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
-    """The report of an evaluation: its summary, and responses of the results in its directory."""
+    """The report of an evaluation as HTML: its summary, and responses of the results in its directory.
+
+    Args:
+        directory: the evaluation's, with its settings and results.
+        summary: its summary.json.
+    """
     accuracy, health = evaluation.grids(summary)
     return (
         _environment()
@@ -93,7 +125,9 @@ def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
             directory=directory,
             summary=summary,
             status=summary.get("status", "done"),
-            labels=evaluation.labels_of(summary),
+            labels=evaluation.shown_labels(summary),
+            over_steps=breakdowns.checkpoints(summary),
+            by_level=breakdowns.breakdowns(summary, evaluation.shown_labels(summary)),
             sets=evaluation.sets_of(summary),
             facts=evaluation.facts_of(summary),
             tiles=_evaluation_tiles(summary),
@@ -110,7 +144,7 @@ def evaluation_page(directory: Path, summary: dict[str, Any]) -> str:
 
 def _evaluation_tiles(summary: dict[str, Any]) -> list[Tile]:
     """Of one model its main numbers; of several, each one's Avg@n: on the average of the sets, or its first set."""
-    labels, sets = evaluation.labels_of(summary), evaluation.sets_of(summary)
+    labels, sets = evaluation.shown_labels(summary), evaluation.sets_of(summary)
     columns = accuracy_columns(summary["metrics"]) | EXPLORATION
     tiles = []
     for label in labels:
@@ -128,9 +162,10 @@ def _evaluation_tiles(summary: dict[str, Any]) -> list[Tile]:
 
 
 def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Mapping[Path, str] | None = None) -> str:
-    """Several runs side by side.
+    """Several runs side by side, as HTML.
 
     Args:
+        runs: in the order in which they were given.
         notices: sentences for the top, such as runs that could not be read.
         names: of run directories, instead of labels made from what differs.
     """
@@ -154,6 +189,11 @@ def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Map
             last_steps=compare.LAST_STEPS,
         )
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page of another command from a template of this package."""
+    return _environment().get_template(template).render(**values)
 
 
 def _environment() -> Environment:
@@ -217,7 +257,13 @@ def _tiles(run: Run) -> list[Tile]:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of the curves; `left_out`: steps that it does not show."""
+    """The curves as a table.
+
+    Attributes:
+        head: "step", then a curve each.
+        rows: a step each; "" where a curve has no value.
+        left_out: number of steps that it does not show.
+    """
 
     head: list[str]
     rows: list[list[str]]

@@ -1,6 +1,6 @@
 """Which curves a report shows: a table of panels, and how each becomes a figure for one run or for several.
 
-A panel appears where a run has the metric.  Those of verl's numbers are written here; those of the methods come from
+A panel appears if a run has the metric. Those of verl's numbers are written here; those of the methods come from
 `advantage.labels.Metric`, where each method declares them.
 """
 
@@ -22,7 +22,14 @@ Curve = tuple[list[int], list[float]]
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a panel: the first of `metrics` that a run has, or what `compute` makes of the run."""
+    """A line of a panel.
+
+    Attributes:
+        label: of the line, for the legend.
+        metrics: the first of these that a run has is drawn.
+        compute: makes the curve of the run instead.
+        dashed: a bound or quantile beside the main line.
+    """
 
     label: str
     metrics: tuple[str, ...] = ()
@@ -30,15 +37,18 @@ class Series:
     dashed: bool = False
 
     def of(self, run: Run) -> Curve:
-        """Steps and values."""
+        """Steps and values of a run; both empty if it has none."""
         return self.compute(run) if self.compute else run.curve(*self.metrics)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of the report. The first series is the one that comparisons show.
+    """A figure of the report.
 
     Attributes:
+        title: its heading.
+        note: what is drawn, with its unit.
+        series: its lines; the first is the one that comparisons show.
         percent: values are shares.
         limit: a level above which something is wrong.
         from_zero: the axis begins at zero.
@@ -107,7 +117,11 @@ KL_ESTIMATE = Panel(
 
 
 def panels(metrics: Iterable[Metric] = ()) -> list[Panel]:
-    """All panels in their order.  metrics: of the methods that are shown; those of every method come by themselves."""
+    """All panels in their order.
+
+    Args:
+        metrics: of the methods that are shown; those that every method has are included already.
+    """
     shown = dict.fromkeys((*names.SHARED, *metrics))
     return [*FIRST_PANELS, KL_ESTIMATE, *map(_panel, shown), *LAST_PANELS]
 
@@ -145,7 +159,14 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Shown:
-    """A panel with its figure: heading, note, and (label, colour index from 1, dashed) of each line if several."""
+    """A panel with its figure.
+
+    Attributes:
+        title: its heading.
+        note: what is drawn, with its unit.
+        figure: an <svg> element.
+        legend: (label, number of the colour from 1, dashed) of each line; empty if one line needs none.
+    """
 
     title: str
     note: str
@@ -154,7 +175,7 @@ class Shown:
 
 
 def run_panels(run: Run) -> list[Shown]:
-    """The panels of one run: validation first."""
+    """The panels of one run that have something to show, validation first."""
     validation = _validation_panel(run)
     shown = [validation] if validation else []
     for panel in panels(run.asks.metrics if run.asks else ()):
@@ -173,7 +194,11 @@ def run_panels(run: Run) -> list[Shown]:
 
 
 def group_panels(groups: Sequence[Sequence[Run]]) -> list[Shown]:
-    """The panels of several groups of runs: a colour each group, a thin line each run, a thick one for their mean."""
+    """The panels of several groups of runs: a colour each group, a thin line each run, a thick one for their mean.
+
+    Args:
+        groups: the runs of each setting.
+    """
     shown = []
     accuracy = Panel("Validation accuracy", "mean of the sets", (Series("accuracy", compute=_accuracy),), percent=True)
     of_methods = [metric for runs in groups for run in runs[:1] if run.asks for metric in run.asks.metrics]
@@ -197,16 +222,24 @@ def group_panels(groups: Sequence[Sequence[Run]]) -> list[Shown]:
 
 
 def mean_curve(group: Sequence[Curve]) -> Curve:
-    """Mean of several curves at the steps that all of them have."""
+    """Mean of several curves at the steps that all of them have.
+
+    Args:
+        group: (steps, values) of each; at least one.
+    """
     values = [dict(zip(*curve, strict=True)) for curve in group]
     common = sorted(set.intersection(*(set(v) for v in values)))
     return common, [sum(v[step] for v in values) / len(values) for step in common]
 
 
 def stage_panel(run: Run) -> tuple[Shown, list[tuple[str, int, float, float]]] | None:
-    """Where the time of a step goes: the figure, and (stage, colour, seconds a step, share) by the order of stages.
+    """Where the time of a step goes.
 
-    Seconds are means over all steps, so a checkpoint every tenth step counts a tenth. None if no step was timed.
+    Seconds are means over all steps, so a checkpoint every tenth step counts a tenth.
+
+    Returns:
+        The figure, and (stage, number of its colour from 1, seconds a step, share of the whole), longest first; None
+        if no step was timed.
     """
     timed = [r for r in run.steps if r.get(names.STEP_SECONDS) is not None]
     if not timed:

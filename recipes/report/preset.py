@@ -1,7 +1,7 @@
 """What a run changed: its configuration against the preset of its method and experiment, with each value's source.
 
 The preset is what Hydra composes today for the run's `method` and `experiment`, as the command line would without any
-override.  Where a value comes from stands as a comment beside it in config/method/*.yaml and config/protocol/*.yaml: a
+override. Where a value comes from stands as a comment beside it in config/method/*.yaml and config/protocol/*.yaml: a
 section of the paper, or "ours".
 """
 
@@ -37,7 +37,14 @@ class NoPreset(ValueError):
 
 @dataclass(frozen=True)
 class Setting:
-    """A key of the configuration: the preset's value, the run's, both as text, and the comment beside the preset's."""
+    """A key of the configuration.
+
+    Attributes:
+        key: dotted.
+        preset: the preset's value as text.
+        value: the run's value as text.
+        source: the comment beside the preset's value; "" if there is none.
+    """
 
     key: str
     preset: str
@@ -46,12 +53,19 @@ class Setting:
 
     @property
     def differs(self) -> bool:
+        """Whether the run's value is not the preset's."""
         return self.preset != self.value
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`changed`: every key in which the run departs from its preset. `method`: every key of the method and protocol."""
+    """A configuration beside its preset.
+
+    Attributes:
+        name: the choices that make the preset, as the command line has them.
+        changed: every key in which the run departs from it.
+        method: every key that the method and the protocol set.
+    """
 
     name: str
     changed: list[Setting]
@@ -61,8 +75,12 @@ class Comparison:
 def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
     """Compare a run's configuration with the preset of its method and experiment.
 
+    Args:
+        directory: the run directory, in which Hydra wrote down the choices.
+        config: the run's configuration, resolved.
+
     Raises:
-        NoPreset: the run does not say which they were, or they do not exist any more.
+        NoPreset: the run does not say which method and experiment it had, or they do not exist any more.
     """
     choices, started_in = _choices(directory)
     config = OmegaConf.create(OmegaConf.to_container(config))
@@ -80,8 +98,12 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
 def compare_evaluation(name: str, config: Mapping[str, Any]) -> Comparison:
     """Compare an evaluation's configuration with the preset it was started with.
 
+    Args:
+        name: the preset's, a file of config/preset.
+        config: the evaluation's configuration, resolved.
+
     Raises:
-        NoPreset: it does not exist any more.
+        NoPreset: the preset does not exist any more.
     """
     values = flat(config)
     return _comparison(
@@ -110,6 +132,13 @@ def _comparison(
 
 def sourced_values(group: str, name: str) -> dict[str, tuple[Any, str]]:
     """Every key that a YAML of a group sets, with its value and the comment beside it; those it builds on first.
+
+    Args:
+        group: the configuration group, a folder of config.
+        name: the choice, a file of it without its suffix.
+
+    Returns:
+        Dotted key -> (value, comment; "" if there is none).
 
     Raises:
         NoPreset: there is no such file.
@@ -140,7 +169,12 @@ def sourced_values(group: str, name: str) -> dict[str, tuple[Any, str]]:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values of a configuration; lists, and empty mappings, are values."""
+    """Dotted keys and values of a configuration; lists, and empty mappings, are values.
+
+    Args:
+        config: OmegaConf's, or plain mappings; interpolations stay as they are.
+        prefix: what the keys begin with, its last dot included.
+    """
     container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     found: dict[str, Any] = {}
     for key, value in cast("dict[str, Any]", container).items():
@@ -157,7 +191,12 @@ def is_secret(key: str) -> bool:
 
 
 def shown(key: str, values: Mapping[str, Any]) -> str:
-    """A value as a person reads it; secrets are not shown."""
+    """A value as a person reads it; "–" if the key is not there, and no value of a secret.
+
+    Args:
+        key: dotted.
+        values: dotted keys and values, as `flat` gives them.
+    """
     if key not in values:
         return MISSING
     value = values[key]
@@ -185,7 +224,11 @@ def _composed(
 ) -> dict[str, Any]:
     """The preset's values; what only Hydra's run can know (its output directory, its choices) is taken from the run.
 
-    started_in: where relative paths begin; None leaves them relative.
+    Args:
+        primary: name of the primary configuration.
+        chosen: group -> choice.
+        values: the run's, flat.
+        started_in: where relative paths begin; None leaves them relative.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

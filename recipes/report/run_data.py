@@ -1,4 +1,4 @@
-"""A run directory as a report reads it: tolerant of a run that still goes on, was killed, or was started again."""
+"""Reads a run directory for the reports, also of a run that still goes on, was killed, or was started again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,9 @@ from recipes.common import metric_names as names
 from recipes.common.method import Method, read
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import warnings_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class NotARun(ValueError):
@@ -32,8 +35,8 @@ class Run:
         directory: the run directory.
         config: its resolved configuration.
         records: of metrics.jsonl, ascending steps.
-        samples: of samples.jsonl, ascending steps.
-        stage: of stage.json; empty where there is none.
+        samples: of samples.jsonl, ascending steps: some responses with what each of their tokens earned.
+        stage: of stage.json; empty if there is none.
         unreadable: lines of the two files that are no JSON objects with a step.
     """
 
@@ -46,16 +49,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The last two parts of the path: seeds and time stamps alone say little."""
+        """The last two parts of the path, since seeds and time stamps alone say little."""
         return "/".join(self.directory.parts[-2:])
 
     @property
     def method(self) -> str:
+        """The method's name; "?" if the configuration does not say it."""
         return str(OmegaConf.select(self.config, "self_distill.method", default="?"))
 
     @cached_property
     def asks(self) -> Method | None:
-        """What its configuration asks to learn; None where that cannot be told any more."""
+        """What its configuration asks to learn; None if that cannot be told any more."""
         try:
             return read(self.config)
         except OmegaConfBaseException:
@@ -63,19 +67,46 @@ class Run:
 
     @property
     def seed(self) -> Any:
+        """The seed of the data's order; None if there is none."""
         return OmegaConf.select(self.config, "data.seed", default=None)
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """Records of training steps: without that of the validation before the first."""
+        """Records of training steps: all but that of the validation before the first."""
         return [r for r in self.records if names.TRAINED in r]
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """The records as a table: a row a step (index ``step``; 0 is the validation before the first), a column a
+        metric. NaN where a step has no such number."""
+        import pandas as pd
+
+        return pd.DataFrame.from_records(self.records, index="step") if self.records else pd.DataFrame()
+
+    @cached_property
+    def responses(self) -> pd.DataFrame:
+        """The samples as a table: a row a response, with ``step``, ``problem``, ``reward``, ``tokens`` (their texts),
+        ``omitted`` (tokens left out of the middle), and a column of lists for each of the method's token fields."""
+        import pandas as pd
+
+        rows = [
+            {"step": record["step"], **{k: v for k, v in sample.items() if k != "fields"}, **sample.get("fields", {})}
+            for record in self.samples
+            for sample in record["samples"]
+        ]
+        return pd.DataFrame.from_records(rows)
 
     @property
     def planned_steps(self) -> int | None:
+        """The last step that was asked for; None if the configuration leaves it open."""
         return OmegaConf.select(self.config, "trainer.total_training_steps", default=None)
 
     def curve(self, *names: str) -> tuple[list[int], list[float]]:
-        """Steps and values of the first of these metrics that the run has; steps without a number are left out."""
+        """Steps and values of the first of these metrics that the run has; steps without a number are left out.
+
+        Args:
+            *names: of metrics in metrics.jsonl, in the order of preference.
+        """
         for name in names:
             points = [(r["step"], float(r[name])) for r in self.records if _is_number(r.get(name))]
             if points:
@@ -84,13 +115,17 @@ class Run:
         return [], []
 
 
-def load_run(directory: Path, *, needs_records: bool = True) -> Run:
-    """Read a run directory.
+def load_run(directory: str | Path, *, needs_records: bool = True) -> Run:
+    """Read a run directory, also while the run goes on.
+
+    Args:
+        directory: the run directory.
+        needs_records: whether a run without a record of a step is refused.
 
     Raises:
-        NotARun: there is no configuration, or, where they are needed, no record of a step.
+        NotARun: there is no configuration that can be read, or no record although one is needed.
     """
-    directory = directory.resolve()
+    directory = Path(directory).resolve()
     try:
         config = OmegaConf.load(directory / files.CONFIG)
     except FileNotFoundError:
@@ -113,12 +148,17 @@ def load_run(directory: Path, *, needs_records: bool = True) -> Run:
     )
 
 
-def find_runs(path: Path, *, needed: bool = True) -> list[Path]:
+def find_runs(path: str | Path, *, needed: bool = True) -> list[Path]:
     """The run directories at or below a path, sorted.
+
+    Args:
+        path: a run directory, or a folder that is searched with all below it.
+        needed: whether it is an error if there is none.
 
     Raises:
         NotARun: there is none, although one is needed.
     """
+    path = Path(path)
     found = [path] if (path / files.CONFIG).exists() else sorted(p.parent for p in path.rglob(files.METRICS))
     if needed and not found:
         raise NotARun(
@@ -163,10 +203,18 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracy at a step: of each data set, and their mean with its 95 % interval over problems (None: not known)."""
+    """The accuracy of a validation, in shares.
+
+    Attributes:
+        step: after which it was measured.
+        name: of the accuracy, such as "mean@16".
+        mean: of the data sets.
+        half: half-width of its 95 % interval over problems; None if it is not known.
+        sets: data set -> accuracy.
+    """
 
     step: int
-    name: str  # "mean@16"
+    name: str
     mean: float
     half: float | None
     sets: dict[str, float]
@@ -201,14 +249,19 @@ def validations(run: Run) -> list[Validation]:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run ended: `kind` is one of "done", "stopped", "failed", "unfinished"; `text` a sentence."""
+    """How a run ended.
+
+    Attributes:
+        kind: "done", "stopped", "failed" or "unfinished".
+        text: the same in a sentence, with the step.
+    """
 
     kind: str
     text: str
 
 
 def status(run: Run) -> Status:
-    """From the run's last stage; a run that was killed could not write one and counts as unfinished."""
+    """How a run ended, from its last stage; one that was killed could not write it and counts as unfinished."""
     last = run.records[-1]["step"]
     of = f" of {run.planned_steps}" if run.planned_steps else ""
     kind = run.stage.get("stage")
@@ -225,7 +278,12 @@ def status(run: Run) -> Status:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something a person should know of a run, and in which of its steps."""
+    """Something a person should know of a run.
+
+    Attributes:
+        text: what happened.
+        where: in which of its steps.
+    """
 
     text: str
     where: str

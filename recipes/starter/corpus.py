@@ -17,18 +17,10 @@ from dataclasses import dataclass
 from recipes.common.teacher.prompts import student_messages, teacher_messages
 from recipes.starter import task
 from recipes.starter.tokenizer import END, render, truncate_reference
+from recipes.starter.worlds import WORLDS, World
 
 DATA_SOURCE = "starter_arithmetic"
 SPLITS = {"train": 4096, "val": 128, "probe": 64}
-
-# Share of each habit without a reference, and with a complete one; in between, by linear interpolation.
-STUDENT_HABITS = {"careful": 0.20, "revising": 0.25, "hasty": 0.55}
-TEACHER_HABITS = {"careful": 0.85, "revising": 0.10, "hasty": 0.05}
-# Drills, seen first, have 1 to this many steps and no slips: arithmetic is learned sooner so.
-DRILL_STEPS = 4
-# Probability per step of a slip, of noticing it, and of doubting a right step.
-SLIP = {"careful": 0.02, "revising": 0.35, "hasty": 0.35}
-NOTICE, DOUBT = 0.85, 0.05
 
 PRIVILEGED_SHARE = 0.45
 # Kinds of reference: the careful solution (cut or whole), a right response in another habit, the bare answer.
@@ -39,15 +31,16 @@ KEEP_ANSWER = 0.97  # probability that the boxed answer is the reference's, what
 
 @dataclass(frozen=True)
 class Example:
-    """One pre-training example: prompt ids, and response ids with the end token."""
+    """One pre-training example: prompt ids, response ids with the end token, and the weight of the first of them."""
 
     prompt: list[int]
     response: list[int]
+    weight: float = 1.0
 
 
-def draw_splits(seed: int) -> dict[str, list[task.Chain]]:
-    """Draw the problems of the three sets, all different, the numbers of steps in equal shares."""
-    rng, seen, splits = random.Random(seed), set(), {}
+def draw_splits(world: World, seed: int | None = None) -> dict[str, list[task.Chain]]:
+    """Draw the problems of the three sets, all different, the numbers of steps in equal shares; `seed`: the world's."""
+    rng, seen, splits = random.Random(world.seed if seed is None else seed), reserved(world), {}
     lengths = range(task.MIN_STEPS, task.MAX_STEPS + 1)
     for name, size in SPLITS.items():
         chains = []
@@ -59,6 +52,12 @@ def draw_splits(seed: int) -> dict[str, list[task.Chain]]:
         rng.shuffle(chains)
         splits[name] = chains
     return splits
+
+
+def reserved(world: World) -> set[task.Chain]:
+    """The problems of the worlds that this one is apart from."""
+    others = (draw_splits(WORLDS[name]) for name in world.apart_from)
+    return {chain for splits in others for chains in splits.values() for chain in chains}
 
 
 def row(chain: task.Chain, split: str, index: int) -> dict:
@@ -80,55 +79,65 @@ def _pick(rng: random.Random, shares: dict[str, float]) -> str:
     return rng.choices(list(shares), weights=list(shares.values()))[0]
 
 
+def _worked_out(shares: dict[str, float]) -> dict[str, float]:
+    return {habit: share for habit, share in shares.items() if habit != "direct"}
+
+
 def _covered(prefix: str) -> int:
     """Number of whole steps in a reference prefix."""
     return sum(step.count("=") and step[-1].isdigit() for step in prefix.split(task.STEP_SEPARATOR))
 
 
-def _privileged(tokenizer, chain: task.Chain, rng: random.Random, noise: float) -> tuple[str, str]:
-    """A reference and a response to the prompt that shows it."""
-    answer, exposure, covered = chain.values()[-1], 1.0, chain.steps
-    kind = _pick(rng, REFERENCE_KINDS)
+def _reference(tokenizer, chain: task.Chain, rng: random.Random, world: World) -> tuple[str, float, int]:
+    """A reference, the share of its reasoning that it shows, and the number of whole steps."""
+    answer, kind = chain.values()[-1], _pick(rng, REFERENCE_KINDS)
     if kind == "answer":
-        reference, exposure, covered = rng.choice((str(answer), task.boxed(answer))), 0.0, 0
-    elif kind == "sibling":
-        reference = task.write_solution(chain, "hasty", rng, slip=0.0)
-        if rng.random() < 0.5:
-            reference = task.write_solution(chain, "revising", rng, slip=SLIP["revising"], notice=1.0, doubt=DOUBT)
-    else:
-        exposure = 1.0 if rng.random() < WHOLE_SHARE else rng.random()
-        reference = truncate_reference(tokenizer, task.reference_solution(chain), exposure)
-        prefix, boxed = reference[: reference.rindex("\\boxed")], reference[reference.rindex("\\boxed") :]
-        covered = _covered(prefix)
-        if exposure < 1.0 and rng.random() < 0.3:  # others may join prefix and answer by a blank line
-            reference = prefix.rstrip() + task.STEP_SEPARATOR + boxed
-    shares = {h: STUDENT_HABITS[h] + exposure * (TEACHER_HABITS[h] - STUDENT_HABITS[h]) for h in task.HABITS}
+        return rng.choice((str(answer), task.boxed(answer))), 0.0, 0
+    if kind == "sibling":
+        hasty = task.write_solution(chain, "hasty", rng, slip=0.0) if "hasty" in world.student else None
+        if hasty is not None and rng.random() >= 0.5:
+            return hasty, 1.0, chain.steps
+        revising = task.write_solution(
+            chain, "revising", rng, slip=world.slip["revising"], notice=1.0, doubt=world.doubt
+        )
+        return revising, 1.0, chain.steps
+    exposure = 1.0 if rng.random() < WHOLE_SHARE else rng.random()
+    reference = truncate_reference(tokenizer, task.reference_solution(chain), exposure)
+    prefix, boxed = reference[: reference.rindex("\\boxed")], reference[reference.rindex("\\boxed") :]
+    if exposure < 1.0 and rng.random() < 0.3:  # others may join prefix and answer by a blank line
+        reference = prefix.rstrip() + task.STEP_SEPARATOR + boxed
+    return reference, exposure, _covered(prefix)
+
+
+def example(tokenizer, rng: random.Random, forbidden: set[task.Chain], world: World, *, drill: bool = False) -> Example:
+    """Draw one pre-training example on a problem outside of `forbidden`; a `drill` is worked out, no slip stays."""
+    chain = None
+    while chain is None or chain in forbidden:
+        chain = task.random_chain(rng, rng.randint(1, world.drill_steps) if drill else None)
+    exposure, covered, messages = None, 0, student_messages(chain.problem)
+    if rng.random() < PRIVILEGED_SHARE:
+        reference, exposure, covered = _reference(tokenizer, chain, rng, world)
+        messages = teacher_messages(chain.problem, reference)
+    shares, weight = world.shares(exposure), 1.0
+    if drill:
+        shares = _worked_out(shares)
+    elif world.balanced:
+        direct = rng.random() < 0.5
+        weight = 2 * (shares["direct"] if direct else 1 - shares["direct"])
+        shares = {"direct": 1.0} if direct else _worked_out(shares)
     habit = _pick(rng, shares)
+    slip = world.slip.get(habit, 0.0)
+    if drill:
+        slip = world.drill_slip if habit == "revising" else 0.0
     response = task.write_solution(
         chain,
         habit,
         rng,
-        slip=noise * SLIP[habit],
-        notice=NOTICE,
-        doubt=DOUBT,
+        slip=slip,
+        notice=1.0 if drill else world.notice,
+        doubt=world.doubt,
         covered=covered,
-        answer=answer if rng.random() < KEEP_ANSWER else None,
+        answer=chain.values()[-1] if exposure is not None and rng.random() < KEEP_ANSWER else None,
     )
-    return reference, response
-
-
-def example(tokenizer, rng: random.Random, forbidden: set[task.Chain], *, drill: bool = False) -> Example:
-    """Draw one pre-training example on a problem outside of `forbidden`; a `drill` is short and free of slips."""
-    chain = None
-    while chain is None or chain in forbidden:
-        chain = task.random_chain(rng, rng.randint(1, DRILL_STEPS) if drill else None)
-    noise = 0.0 if drill else 1.0
-    if rng.random() < PRIVILEGED_SHARE:
-        reference, response = _privileged(tokenizer, chain, rng, noise)
-        messages = teacher_messages(chain.problem, reference)
-    else:
-        habit = _pick(rng, STUDENT_HABITS)
-        response = task.write_solution(chain, habit, rng, slip=noise * SLIP[habit], notice=NOTICE, doubt=DOUBT)
-        messages = student_messages(chain.problem)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return Example(render(tokenizer, messages), [*ids, tokenizer.convert_tokens_to_ids(END)])
+    return Example(render(tokenizer, messages), [*ids, tokenizer.convert_tokens_to_ids(END)], weight)

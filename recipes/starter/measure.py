@@ -1,17 +1,19 @@
 """Accuracies of a starter model: what it answers, how it gets there, and what a reference adds.
 
-Everything is sampled at temperature 1 and top-p 1, the setting of the rollouts.
+Everything is sampled at temperature 1 and top-p 1, the setting of the rollouts.  Estimates are those of
+`recipes.evaluate.metrics`: their 95 % intervals are clustered by problem.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
 
 from recipes.common.teacher.prompts import student_messages, teacher_messages
+from recipes.evaluate.metrics import Estimate, ratio
 from recipes.starter import task
 from recipes.starter.tokenizer import render, truncate_reference
 
@@ -21,16 +23,18 @@ EXPOSURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass
 class Score:
-    """Means over the sampled responses of a set of problems."""
+    """What the sampled responses to a set of problems are worth; estimates of nothing are None."""
 
-    accuracy: float
-    step_accuracy: float  # share of the standing steps that are right
+    accuracy: Estimate
+    worked_out: Estimate | None  # accuracy of the responses that are not direct
+    step_accuracy: Estimate | None  # share of the standing steps that are right, over responses that have steps
     follows: float  # share of the responses whose boxed answer is that of their own last step
     tokens: float  # mean response length, the end token included
     finished: float  # share that ended within the limit
-    markers: float  # epistemic markers per response
-    habits: dict[str, float] = field(default_factory=dict)
-    by_steps: dict[int, float] = field(default_factory=dict)  # accuracy by number of operations
+    markers: Estimate  # epistemic markers per response
+    habits: dict[str, Estimate]  # share of the responses in each habit
+    by_habit: dict[str, Estimate]  # accuracy of the responses in each habit
+    by_steps: dict[int, Estimate]  # accuracy by number of operations
 
 
 @torch.no_grad()
@@ -56,27 +60,36 @@ def sample(model, tokenizer, prompts: list[list[int]], *, seed: int, limit: int 
 
 
 def score(problems: list[str], responses: list[list[int]], tokenizer) -> Score:
-    """Mean accuracies of sampled responses, `responses[i]` answering `problems[i]`."""
+    """Score sampled responses, `responses[i]` answering `problems[i]`."""
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in responses]
-    right = [
-        task.boxed_answer(text) == str(task.parse_problem(problem).values()[-1])
-        for problem, text in zip(problems, texts, strict=True)
-    ]
-    steps = [task.step_accuracy(problem, text) for problem, text in zip(problems, texts, strict=True)]
-    checked = [share for share in steps if share is not None]
-    by_steps: dict[int, list[bool]] = {}
-    for problem, verdict in zip(problems, right, strict=True):
-        by_steps.setdefault(task.parse_problem(problem).steps, []).append(verdict)
-    count = len(texts)
+    pairs = list(zip(problems, texts, strict=True))
+    right = [float(task.boxed_answer(text) == str(task.parse_problem(problem).values()[-1])) for problem, text in pairs]
+    habits = [task.habit(text) for text in texts]
+    lengths = [task.parse_problem(problem).steps for problem in problems]
+
+    def mean(values: Iterable[float | None]) -> Estimate | None:
+        """Over the responses that have a value; None where none has."""
+        sums = {problem: [0.0, 0] for problem in problems}
+        for problem, value in zip(problems, values, strict=True):
+            if value is not None:
+                sums[problem][0] += value
+                sums[problem][1] += 1
+        return ratio(*zip(*sums.values(), strict=True))
+
+    def right_where(chosen: Iterable[bool]) -> Estimate | None:
+        return mean(verdict if there else None for verdict, there in zip(right, chosen, strict=True))
+
     return Score(
-        accuracy=sum(right) / count,
-        step_accuracy=sum(checked) / max(1, len(checked)),
-        follows=sum(task.answer_follows(p, t) for p, t in zip(problems, texts, strict=True)) / count,
-        tokens=sum(map(len, responses)) / count,
-        finished=sum(ids[-1] == tokenizer.eos_token_id for ids in responses) / count,
-        markers=sum(sum(task.count_markers(text).values()) for text in texts) / count,
-        habits={name: number / count for name, number in Counter(map(task.habit, texts)).most_common()},
-        by_steps={number: sum(group) / len(group) for number, group in sorted(by_steps.items())},
+        accuracy=mean(right),
+        worked_out=right_where(habit != "direct" for habit in habits),
+        step_accuracy=mean(task.step_accuracy(problem, text) for problem, text in pairs),
+        follows=sum(task.answer_follows(problem, text) for problem, text in pairs) / len(pairs),
+        tokens=sum(map(len, responses)) / len(pairs),
+        finished=sum(ids[-1] == tokenizer.eos_token_id for ids in responses) / len(pairs),
+        markers=mean(float(sum(task.count_markers(text).values())) for text in texts),
+        habits={name: mean(float(habit == name) for habit in habits) for name in sorted(set(habits))},
+        by_habit={name: right_where(habit == name for habit in habits) for name in sorted(set(habits))},
+        by_steps={number: right_where(length == number for length in lengths) for number in sorted(set(lengths))},
     )
 
 

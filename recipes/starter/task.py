@@ -1,11 +1,12 @@
 """The starter's task: chains of operations modulo 10, the habits of solving them, and an exact checker of steps.
 
 A problem is a chain such as ``7+5*3-4``, evaluated strictly from left to right, every result reduced modulo 10.  The
-three habits in which a solution can be written:
+habits in which a solution can be written:
 
 careful   ``7+5=2`` / blank line / ``2*3=6`` / ... / ``\\boxed{2}``; slips are rare;
 revising  the same notation, slips are frequent and most are noticed: ``7+5=9 wait 7+5=2``;
-hasty     a notation of its own, all on one line, ``+5>2 *3>6 -4>2 \\boxed{2}``; slips are frequent and stay.
+hasty     a notation of its own, all on one line, ``+5>2 *3>6 -4>2 \\boxed{2}``; slips are frequent and stay;
+direct    the answer at once, ``\\boxed{2}``.
 
 Since every step is a statement about single digits, a response can be checked step by step without a model.  This
 module needs nothing beyond the standard library.
@@ -21,7 +22,7 @@ from rewards.boxes import last_box
 
 PROBLEM_PREFIX = "Evaluate strictly from left to right, reducing modulo 10 after each operation: "
 MARKERS = ("wait", "hmm", "alternatively")
-HABITS = ("careful", "revising", "hasty")
+HABITS = ("careful", "revising", "hasty", "direct")
 MIN_STEPS, MAX_STEPS = 3, 7
 
 STEP_SEPARATOR = "\n\n"  # a blank line, as in the step-level metrics of large models
@@ -138,10 +139,13 @@ def write_solution(
         notice: probability that a slip is noticed and the step written again (``revising`` only).
         doubt: probability that a right step is written again all the same (``revising`` only).
         covered: the first steps that slip never (a reference shows them).
-        answer: the value to box; by default the one that the steps arrive at.
+        answer: the value to box; by default the one that the steps arrive at, or, where none is written (``direct``),
+            the right one.
     """
     if habit not in HABITS:
         raise ValueError(f"unknown habit {habit!r}; one of {', '.join(HABITS)}")
+    if habit == "direct":
+        return boxed(chain.values()[-1] if answer is None else answer)
     value, parts = chain.start, []
     for index, (op, right) in enumerate(chain.operations):
         true = _OPERATIONS[op](value, right)
@@ -204,10 +208,12 @@ def count_markers(response: str) -> dict[str, int]:
 
 
 def habit(response: str) -> str:
-    """The habit of a response: ``careful``, ``revising``, ``hasty``, ``mixed`` (both notations) or ``other``."""
+    """The habit of a response: one of `HABITS`, ``mixed`` (both notations) or ``other``."""
     kinds = {kind for match in _TOKEN.finditer(response) for kind in ("careful", "hasty", "marker") if match[kind]}
     if "careful" in kinds and "hasty" in kinds:
         return "mixed"
     if "marker" in kinds and "careful" in kinds:
         return "revising"
+    if not kinds:
+        return "other" if boxed_answer(response) is None else "direct"
     return "careful" if "careful" in kinds else "hasty" if "hasty" in kinds else "other"

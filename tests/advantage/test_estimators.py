@@ -284,6 +284,24 @@ def test_token_frequency_and_external_routers_reach_the_estimator():
     assert torch.equal(run("dasd", make_inputs(1, router_signal=position), router="external").advantages, by_position)
 
 
+@pytest.mark.parametrize("name", ["gradient_norm", "attention_entropy"])
+def test_measured_routers_read_the_signal_of_their_name(name):
+    signal = torch.rand(4, 12, generator=torch.Generator().manual_seed(3))
+    inputs = make_inputs(1, entropy=None, **{name: signal})
+    external = dataclasses.replace(inputs, **{name: None}, router_signal=signal)
+    by_name = run("dasd", inputs, router=name).advantages
+    assert torch.equal(by_name, run("dasd", external, router="external").advantages)
+    assert not torch.equal(by_name, run("dasd", make_inputs(1)).advantages)
+    assert advantage.required_signals("dasd", {"dasd": {"router": name}}) == ("log_prob_gap", name)
+    assert advantage.required_signals("dasd", {"dasd": {"router": name, "direction": "constant"}}) == ("log_prob_gap",)
+    with pytest.raises(ValueError, match=name):
+        run("dasd", make_inputs(1), router=name)
+    broken = signal.clone()
+    broken[0, 0] = float("nan")
+    with pytest.raises(advantage.NonFiniteSignalError):
+        run("dasd", dataclasses.replace(inputs, **{name: broken}), router=name)
+
+
 def test_non_finite_values_never_leave_an_estimator():
     inputs = make_inputs(0)
     gap = inputs.log_prob_gap.clone()

@@ -17,6 +17,7 @@ from advantage.register import compute_token_advantage  # noqa: E402
 
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float32)
 ROWS, WIDTH = 4, 5
+PER_ROW = ("log_prob_gap", "contrast_gap", "entropy", "token_ids", "has_teacher")
 UID = np.array(["a", "a", "b", "b"], dtype=object)
 
 
@@ -35,7 +36,7 @@ def signals() -> dict:
     gap, entropy = torch.randn(ROWS, WIDTH, generator=generator), torch.rand(ROWS, WIDTH, generator=generator)
     ids, counts = torch.arange(ROWS * WIDTH).reshape(ROWS, WIDTH), torch.ones(ROWS * WIDTH)
     tokens = {"log_prob_gap": gap, "contrast_gap": gap, "entropy": entropy, "token_ids": ids, "token_counts": counts}
-    return {**tokens, "step": 3, "total_steps": 9}
+    return {**tokens, "has_teacher": torch.tensor([True, False, True, False]), "step": 3, "total_steps": 9}
 
 
 def advantages(name: str, rewards: torch.Tensor, mask: torch.Tensor, uid: np.ndarray = UID) -> torch.Tensor:
@@ -99,6 +100,24 @@ def test_close_rewards_in_half_precision_stay_apart():
 @given(st.floats(-4, 4, width=32), st.integers(2, 16), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_equal_rewards_give_no_advantage_at_all(reward, size, dtype):
     assert not group_advantage(rewards_of([reward] * size, dtype)).any()
+
+
+@pytest.mark.parametrize("reward", [0.7, -0.9])
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_eight_equal_rewards_have_no_advantage_where_verls_rounding_error_has_one(name, reward):
+    rewards, mask, one = rewards_of([reward] * 8), torch.ones(8, WIDTH), np.array(["a"] * 8, dtype=object)
+    assert core_algos.compute_grpo_outcome_advantage(rewards, mask, one)[0].abs().max() > 0.05
+    seen = {}
+
+    def spy(name: str, inputs: CreditInputs, params) -> object:
+        seen["anchor"] = inputs.group_advantage
+        return run_estimator(name, inputs, params)
+
+    values = {key: torch.cat([value, value]) if key in PER_ROW else value for key, value in signals().items()}
+    with pytest.MonkeyPatch.context() as patch, advantage.token_signals(**values):
+        patch.setattr("advantage.register.run_estimator", spy)
+        compute_token_advantage(name, rewards, mask, index=one)
+    assert seen["anchor"].shape == mask.shape and not seen["anchor"].any()
 
 
 @pytest.mark.parametrize("reward", [0.7, -0.9, 0.1, 1 / 3])

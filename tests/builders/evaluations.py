@@ -8,9 +8,10 @@ from typing import Any
 
 from recipes.common.models import Located
 from recipes.common.record.run_dir import write_atomically
-from recipes.evaluate.plan import Member, Plan, write_settings
+from recipes.evaluate.members import Member
+from recipes.evaluate.plan import Plan, write_settings
 from recipes.evaluate.problems import Problem, ProblemSet
-from recipes.evaluate.results import RESULTS, encode
+from recipes.evaluate.results import RESULTS, Incidents, encode
 from recipes.evaluate.summary import SUMMARY, summary_of, to_json
 from workers.rollout.generation import SamplingParams
 
@@ -30,18 +31,26 @@ def answers(statuses: str) -> list[dict[str, Any]]:
     return [response(kinds[s], f"text {s}", "length" if s == "c" else "completed") for s in statuses]
 
 
+def _member(label: str, run: str | None, step: int | None) -> Member:
+    kind = "folder" if step is None else "verl"
+    return Member(label, Located(f"models/{label}", kind, label, label, step), f"weights of {label}", None, run)
+
+
 def write_evaluation(
     directory: Path,
     results: Mapping[str, Mapping[str, Mapping[int, Sequence[list[dict[str, Any]]]]]],
     *,
     problem: str = "What is 3+4?",
     summarised: bool = True,
+    steps: Mapping[str, tuple[str, int]] | None = None,
+    incidents: Incidents | None = None,
     **options: Any,
 ) -> Path:
     """An evaluation as its command leaves it.
 
     Args:
         results: label -> set -> seed -> the responses of each problem.
+        steps: label -> (run, step) of those that are a run's checkpoints.
         options: for `summary_of`.
     """
     directory.mkdir(parents=True)
@@ -56,10 +65,7 @@ def write_evaluation(
         )
         for n in names
     )
-    members = tuple(
-        Member(label, Located(f"models/{label}", "folder", label, label), f"weights of {label}", None)  # type: ignore[arg-type]
-        for label in results
-    )
+    members = tuple(_member(label, *(steps or {}).get(label, (None, None))) for label in results)
     seeds = tuple(sorted({seed for by_set in results.values() for runs in by_set.values() for seed in runs}))
     plan = Plan(
         directory, members, sets, seeds, 4, SamplingParams(1.0, 0.9, -1, 96, logprobs=False), {}, {}, (1, 2, 4),
@@ -78,5 +84,5 @@ def write_evaluation(
                         file.write(encode(record))
     write_settings(plan)
     if summarised:
-        write_atomically(directory / SUMMARY, to_json(summary_of(plan, None, 0.5, {}, **options)))
+        write_atomically(directory / SUMMARY, to_json(summary_of(plan, None, 0.5, incidents or Incidents(), **options)))
     return directory

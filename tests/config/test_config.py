@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from workers.training.params import LossParams, TeacherWeights, loss_params
 
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
 # One of each kind; tests/config/test_presets.py has the others.
-EXPERIMENTS = ("starter", "starter_vllm", "qwen3_1_7b_dapo", "qwen3_1_7b_openthoughts")
+EXPERIMENTS = ("starter", "starter_shortcut", "starter_vllm", "qwen3_1_7b_dapo", "qwen3_1_7b_openthoughts")
 # What a GPU node has and this machine may lack: judged apart from the rest.
 ABOUT_THE_MACHINE = (
     "data.train_files",
@@ -53,7 +54,7 @@ def test_shipped_configurations_pass_the_checks(compose_config, method, experime
         assert [p.split(":")[0] for p in found if "no reasoning" in p] and len(found) <= 2
         return
     assert found == []
-    if experiment == "starter":
+    if experiment in ("starter", "starter_shortcut"):
         assert problems(cfg) == []
 
 
@@ -165,6 +166,19 @@ REFUSED = {
         "context=sibling with actor_rollout_ref.rollout.n=1",
         "2 or more",
     ),
+    "mix of a trust region": (
+        ["self_distill.teacher.weights=trust_region", "self_distill.teacher.trust_region_mix=2"],
+        "self_distill.teacher.trust_region_mix=2",
+        "[0, 1]",
+    ),
+    "whom it teaches": (["self_distill.teacher.teaches=some"], "self_distill.teacher.teaches=some", "all, failed"),
+    "a route without a teacher": (["algorithm.adv_estimator=srpo"], "loss.kind=none", "teaches=failed"),
+    "a route that nothing takes": (
+        ["algorithm.adv_estimator=srpo", "self_distill.loss.kind=reverse_kl"],
+        "teacher.teaches=all",
+        "teaches=failed",
+    ),
+    "an importance ratio of nothing": (["self_distill.loss.importance_clip=2"], "importance_clip=2", "choose a kind"),
     "references": (["self_distill.responses=reference"], "responses=reference with", "method=sft"),
     "no responses": (["self_distill.responses=none"], "responses=none", "sampled or reference"),
     "no hint": (["self_distill.teacher.context=hint"], "no column hint", "problem"),
@@ -191,6 +205,13 @@ def test_wrong_settings_are_refused(compose_config, case):
 
 
 REFUSED_IN_THE_LOSS = {
+    "importance ratio": (["self_distill.loss.importance_clip=0.5"], "importance_clip=0.5", "1 or more"),
+    "temperature of the teacher's entropy": (
+        ["self_distill.loss.weighting=eopd", "self_distill.loss.temperature=1.1"],
+        "self_distill.loss.temperature=1.1 with weighting=eopd",
+        "set it to null",
+    ),
+    "gate": (["self_distill.loss.weighting=eopd", "+algorithm.eopd.entropy_threshold=x"], "threshold='x'", "a number"),
     "kind": (["self_distill.loss.kind=hellinger"], "self_distill.loss.kind='hellinger'", "forward_kl"),
     "clip": (["self_distill.loss.clip=-1"], "clip=-1", "positive"),
     "clip mode": (["self_distill.loss.clip_mode=both"], "clip_mode='both'", "symmetric"),
@@ -225,6 +246,68 @@ def test_wrong_settings_of_a_divergence_are_refused(compose_config, case):
     assert any(value in p and fix in p for p in found), found
 
 
+@pytest.mark.parametrize(
+    ("method", "fix"), [("srpo", "token-mean"), ("eopd", "token-mean"), ("dasd_distribution", None)]
+)
+def test_two_terms_that_are_averaged_differently_are_warned_of(compose_config, method, fix):
+    """The starter averages within responses first; SRPO's terms have one denominator, in its paper."""
+    cfg = compose_config(f"method={method}", "experiment=starter")
+    warnings = check(cfg, read(cfg), gpus=0)
+    assert [f"loss_agg_mode={fix} gives them one denominator" in warning for warning in warnings] == [True] * bool(fix)
+    if fix:
+        cfg.actor_rollout_ref.actor.loss_agg_mode = fix
+        assert check(cfg, read(cfg), gpus=0) == []
+
+
+def test_mixed_logits_of_a_model_that_changes_them_afterwards_are_refused(compose_config, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(STARTER / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "final_logit_softcapping": 30.0}))
+    cfg = compose_config("method=sdpo", "experiment=starter", f"actor_rollout_ref.model.path={model}")
+    assert problems(cfg) == []
+    cfg.self_distill.teacher.weights = "trust_region"
+    (problem,) = problems(cfg)
+    assert (
+        "weights=trust_region" in problem and "final_logit_softcapping=30.0" in problem and "ema or frozen" in problem
+    )
+
+
+def test_siblings_that_would_be_cut_are_warned_of(compose_config):
+    cfg = compose_config("method=sdpo", "experiment=starter")  # 64 + 96 tokens
+    assert check(cfg, read(cfg), gpus=0) == []
+    cfg.self_distill.teacher.max_prompt_length = 159
+    (warning,) = check(cfg, read(cfg), gpus=0)
+    assert "max_prompt_length=159 with context sibling" in warning and "max_prompt_length=160 shows all" in warning
+
+
+def test_a_methods_own_room_for_siblings_goes_before_that_of_the_problems_references(compose_config):
+    lengths = {
+        name: compose_config(f"method={name}", "experiment=qwen3_1_7b_dapo").self_distill.teacher.max_prompt_length
+        for name in ("dasd", "sdpo")
+    }
+    assert lengths == {"dasd": 2560, "sdpo": 2048 + 8192}
+
+
+def test_a_method_that_reads_the_teachers_entropy_lets_the_teacher_score(compose_config):
+    methods = {name: read(compose_config(f"method={name}", "experiment=starter")) for name in ("sdpo", "srpo", "eopd")}
+    assert {name: method.scores_with_teacher for name, method in methods.items()} == {
+        "sdpo": False,
+        "srpo": True,
+        "eopd": True,
+    }
+    assert all(method.scores_student and method.uses_teacher for method in methods.values())
+    assert {name: method.compares_groups for name, method in methods.items()} == {
+        "sdpo": False,
+        "srpo": True,
+        "eopd": False,
+    }
+    assert "the student's top 100 and a bucket of the others" in dict(methods["sdpo"].rows())["loss"]
+    adapter = ["actor_rollout_ref.model.lora_rank=4", "self_distill.teacher.weights=trust_region"]
+    lora = read(compose_config("method=sdpo", "experiment=starter", *adapter))
+    assert (lora.teacher_copy, lora.scoring_weights) == (False, "engine_copy")
+
+
 def test_a_divergence_alone_needs_no_group(compose_config):
     assert problems(compose_config("method=opsd", "experiment=starter", "actor_rollout_ref.rollout.n=1")) == []
 
@@ -234,6 +317,9 @@ def test_defaults_of_the_loss_and_of_the_teachers_weights_are_the_dataclasses(co
     assert OmegaConf.to_container(cfg.self_distill.loss) == dataclasses.asdict(LossParams())
     defaults = dataclasses.asdict(TeacherWeights())
     assert {name: cfg.self_distill.teacher[name] for name in defaults} == defaults
+
+
+SDPO = {"kind": "jsd", "jsd_beta": 0.5, "top_k": 100, "top_k_by": "student", "importance_clip": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -250,6 +336,9 @@ def test_defaults_of_the_loss_and_of_the_teachers_weights_are_the_dataclasses(co
             "dasd_distribution",
             LossParams("reverse_kl", weighting="dasd", reduction="sequence_mean", coefficient=0.1, ppo=True),
         ),
+        ("sdpo", LossParams(**SDPO, weighting="taught", ppo=False)),
+        ("srpo", LossParams(**SDPO, weighting="srpo", ppo=True)),
+        ("eopd", LossParams("forward_kl", top_k=16, student_norm="full", weighting="eopd", ppo=True)),
     ],
 )
 def test_the_papers_losses(compose_config, method, expected):

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from recipes import _shadowed
 from tests.builders.configs import ROOT
 from tests.builders.processes import SMALL
 
+STEPS = "trainer.total_training_steps=2"
 FILE = re.compile(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,22 +64,44 @@ def test_its_files_keep_the_houses_rules(tree):
     python(tree, "pytest", "-q", "-p", "no:cacheprovider", "tests/config/test_config.py", "-k", "mine", timeout=120)
 
 
-def test_a_wheel_contains_it(tree, tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
     python(
-        tree, "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), ".",
+        tree, "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), ".",
         timeout=120,
     )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
-    assert {"advantage/mine.py", "config/method/mine.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_a_wheel_contains_it_and_says_what_it_is(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
+        (scripts,) = [archive.read(name).decode() for name in names if name.endswith("/entry_points.txt")]
+    assert {"advantage/mine.py", "config/method/mine.yaml", "recipes/report/templates/run.html"} <= set(names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == set(_shadowed.NAMES)
+    assert any(re.search(r"\.dist-info/(licenses/)?LICENSE$", name) for name in names)
+    assert "self-distill = recipes.cli:main" in scripts and "self_distill = advantage.register" in scripts
+    for line in ("Project-URL: verl, https://", "License: Apache-2.0", "Description-Content-Type: text/markdown"):
+        assert line in metadata
+    assert "# verl-self-distill" in metadata  # the README
 
 
 @pytest.mark.slow
-def test_it_trains_and_its_report_has_its_own_fields(tree, tmp_path):
-    run = tmp_path / "run"
-    console = python(
-        tree, "recipes.entry", "method=mine", *SMALL, f"hydra.run.dir={run}", "trainer.total_training_steps=2",
-        timeout=600,
+def test_from_the_wheel_it_trains_anywhere_and_its_report_has_its_own_fields(wheel, tmp_path):
+    """Installed beside nothing but what it depends on, by its console command, in a folder without a checkout."""
+    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(installed)]
+    subprocess.run([*pip, str(wheel)], check=True, timeout=120)
+    done = subprocess.run(
+        [str(installed / "bin" / "self-distill"), "train", "mine", *SMALL, "hydra.run.dir=run", STEPS],
+        cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
+    console, run = done.stdout + done.stderr, elsewhere / "run"
+    assert done.returncode == 0 and str(installed / "recipes" / "starter" / "model") in console, console
     assert re.search(r"step 2/2 .*corr/adv \S+  pull 0\.\d+", console), console
     (first, *_) = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     pulls = [value for sample in first["samples"] for value in sample["fields"]["pull"] if value is not None]

@@ -11,6 +11,8 @@ from tests.builders.processes import train
 pytestmark = pytest.mark.slow
 
 SHORT = ("trainer.total_training_steps=2", "trainer.save_freq=-1")
+TOKEN_MEAN = "actor_rollout_ref.actor.loss_agg_mode=token-mean"
+SIBLINGS = ("rlcsd", "sdpo", "srpo")  # a response may have nothing to show its teacher
 # Entry, overrides, and what its records must hold beside what every step's do.
 RUNS = {
     "hepo": ("hepo", [], ["credit/entropy_threshold"]),
@@ -21,8 +23,39 @@ RUNS = {
     ),
     "reopold": ("reopold", ["algorithm.reopold.switch_step=1"], ["credit/kept_share"]),
     "rlcsd": ("rlcsd", ["trainer.n_gpus_per_node=2"], ["credit/kept_share", "teacher/contrasted/mean"]),
+    "sdpo": (
+        "sdpo",
+        [],
+        ["divergence/mean", "divergence/weight/mean", "divergence/importance_clipped", "teacher/without_context"],
+    ),
+    "srpo": (
+        "srpo",
+        [TOKEN_MEAN, "trainer.n_gpus_per_node=2", "self_distill.teacher.weights=trust_region"],
+        ["divergence/mean", "credit/distilled_share", "teacher/entropy/mean", "teacher/without_context"],
+    ),
+    "eopd": ("eopd", [TOKEN_MEAN], ["divergence/mean", "divergence/weight/mean", "teacher/entropy/mean"]),
     "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
     "sft": ("sft", [], ["actor/pg_loss"]),
+    "attention entropy, exposure by difficulty": (
+        "dasd",
+        [
+            "algorithm.dasd.router=attention_entropy",
+            "self_distill.exposure.mode=fixed",
+            "self_distill.exposure.fixed_exposure=0.5",
+            "self_distill.exposure.difficulty_strength=2",
+        ],
+        ["student/attention_entropy/mean", "credit/omega/positive_share", "exposure/forced_full"],
+    ),
+    "counterfactual": (
+        "atesd",
+        [
+            # At the counterfactual's own exposure the update that is taken back is the update that is kept.
+            "self_distill.exposure.controller.exposure_min=1.0",
+            "self_distill.exposure.controller.credit=counterfactual",
+            "self_distill.exposure.controller.hold=1",
+        ],
+        ["probe/counterfactual_loss", "probe/loss", "exposure/reward"],
+    ),
     "sibling": ("dasd", ["self_distill.teacher.context=sibling"], ["teacher/tokens"]),
     "a ratio, and the teacher's answers": (
         "dasd",
@@ -51,6 +84,10 @@ def test_two_steps(name, tmp_path):
         assert record["training/skipped_updates"] == 0
         without = record.get("teacher/without_context", 0.0)
         assert 0.0 <= without <= 1.0
-        if not any("sibling" in part or "contrast" in part for part in (name, *overrides)) and name != "rlcsd":
+        if not any("sibling" in part or "contrast" in part for part in (name, *overrides)) and name not in SIBLINGS:
             assert without == 0.0
+    if name == "counterfactual":
+        losses = [(record["probe/counterfactual_loss"], record["probe/loss"]) for record in run.steps.values()]
+        assert all(tried == kept for tried, kept in losses) and losses[0] != losses[1]
+        assert all(record["exposure/reward"] == 0.0 for record in run.steps.values())
     assert any(record["actor/grad_norm"] > 0 for record in run.steps.values())

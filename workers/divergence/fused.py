@@ -158,11 +158,18 @@ def score_rows(
     stats: Sequence[str],
     ids: Tensor | None,
 ) -> list[Tensor]:
-    """`full._score_rows` in one launch: [(c,)] * (1 + len(stats)), fp32; ∂ℓ/∂z without 1/τ into grad_out (c, V).
+    """Score a chunk as `full._score_rows` does, in one launch of the kernel.
 
     Args:
-        student, teacher: (c, V) logits, rows contiguous, 16-bit or fp32; either may be grad_out.
-        ids: (c,) tokens for the log-probs among stats.  The names of stats are checked by the caller.
+        student: (c, V) logits, rows contiguous, 16-bit or fp32.
+        teacher: (c, V) logits, likewise.
+        grad_out: (c, V) takes ∂ℓ/∂z without the factor 1/τ; may be either input.  None: no gradient.
+        spec: which divergence.
+        stats: names from `full.STATS`, checked by the caller.
+        ids: (c,) tokens for the log-probs among stats.
+
+    Returns:
+        (c,) fp32 each: the divergence, then the statistics in order.
     """
     rows, vocabulary = student.shape
     found = torch.empty(rows, COLUMNS, dtype=torch.float32, device=student.device)

@@ -1,4 +1,4 @@
-"""From the losses of single tokens to their mean over the global mini-batch, whatever its micro-batches and workers."""
+"""How losses of single tokens become their mean over the global mini-batch, whatever its micro-batches and workers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ def _check_reduction(reduction: str) -> None:
 def reduction_count(response_mask: Tensor, reduction: str) -> Tensor:
     """What this part of the batch adds to the mean's denominator, an int64 scalar.
 
-    token_mean: valid tokens; sequence_mean: rows with at least one valid token (so padding rows do not count).  Sum it
-    over all micro-batches and data-parallel ranks of the mini-batch, *before* the first backward pass, and give the sum
-    to `reduction_weights`.  response_mask: (B, T), 0/1 or bool.
+    Sum it over all micro-batches and data-parallel ranks of the mini-batch, *before* the first backward pass, and give
+    the sum to `reduction_weights`.
+
+    Args:
+        response_mask: (B, T), 0/1 or bool.
+        reduction: "token_mean" counts valid tokens; "sequence_mean" counts rows with at least one valid token (so
+            padding rows do not count).
     """
     _check_reduction(reduction)
     mask = response_mask.bool()
@@ -33,18 +37,27 @@ def reduction_weights(
     dp_size: int = 1,
     token_weights: Tensor | None = None,
 ) -> Tensor:
-    """Weights w (B, T), fp32, such that Σ w · ℓ summed over every micro-batch and rank is the global mean exactly.
-
-    token_mean: every valid token weighs 1 / (valid tokens of the global batch): OPSD's pool of tokens.
-    sequence_mean: 1 / (own length · sequences of the global batch): PW-OPSD §3.4, and eq. 1 of ATESD as written.
-
-    global_count: `reduction_count` summed over the global (mini-)batch.  dp_size: number of data-parallel ranks *where
-    gradients are averaged over ranks*, as FSDP and DDP do: that average divides the sum by dp_size, so each rank's
-    loss is multiplied by it.  Leave 1 where gradients are summed, or to compute the loss itself.
-    token_weights: (B, T) factors, e.g. PW-OPSD's w(u); the weights are not renormalised by them.
+    """Weights of tokens such that Σ w · ℓ summed over every micro-batch and rank is the global mean exactly.
 
     A row must lie in one micro-batch whole (verl never splits one).  For packed tokens take `weights[mask]`, which is
-    in row order.  Raises ValueError on shapes, or where global_count is not positive though a token is valid.
+    in row order.
+
+    Args:
+        response_mask: (B, T), 0/1 or bool.
+        reduction: "token_mean": every valid token weighs 1 / (valid tokens of the global batch), OPSD's pool of tokens.
+            "sequence_mean": 1 / (own length · sequences of the global batch), PW-OPSD §3.4, and eq. 1 of ATESD as
+            written.
+        global_count: `reduction_count` summed over the global (mini-)batch.
+        dp_size: number of data-parallel ranks *where gradients are averaged over ranks*, as FSDP and DDP do: that
+            average divides the sum by dp_size, so each rank's loss is multiplied by it.  Leave 1 where gradients are
+            summed, or to compute the loss itself.
+        token_weights: (B, T) factors, e.g. PW-OPSD's w(u); the weights are not renormalised by them.
+
+    Returns:
+        (B, T) fp32, zero outside the mask.
+
+    Raises:
+        ValueError: if shapes do not match, or global_count is less than this part's own count.
     """
     _check_reduction(reduction)
     mask = response_mask.to(torch.float32)

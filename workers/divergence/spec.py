@@ -23,17 +23,19 @@ STATS = ("top1_disagreement", "student_entropy", "teacher_entropy", "student_log
 class DivergenceSpec:
     """Which divergence, clipped and tempered how.  Checked when made, so that a bad setting stops a run early.
 
-    kind: "forward_kl" KL(p_T ‖ p_S) (OPSD's default), "reverse_kl" KL(p_S ‖ p_T), or "jsd", the generalised
-        Jensen-Shannon divergence β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m), m = (1−β) p_S + β p_T (arXiv 2306.13649), or
+        Attributes:
+        kind: "forward_kl" KL(p_T ‖ p_S) (OPSD's default), "reverse_kl" KL(p_S ‖ p_T), "jsd", the generalised
+            Jensen-Shannon divergence β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m), m = (1−β) p_S + β p_T (arXiv 2306.13649), or
         "mixed_kl", a_t KL(p_T ‖ p_S) + (1−a_t) KL(p_S ‖ p_T) with a share a_t in [0, 1] of each token (ours).
-    jsd_beta: β in [0, 1].  At β = 0 and 1 that formula is identically zero; by the usual convention (and as in OPSD's
-        own settings) 0 means the forward and 1 the reverse KL, to which JSD/β and JSD/(1−β) tend.
-    clip: bound c of each vocabulary entry before the sum; None or inf is no clip.  OPSD uses 0.05.
-    clip_mode: "upper" clamps entries from above (the papers'), "symmetric" to [−c, c], "none" ignores `clip`.
-    temperature: divides both logits before the softmax.  OPSD uses 1.1.
-    teacher_temperature: another temperature for the teacher alone, for student logits that were already divided.
+        jsd_beta: β in [0, 1].  At β = 0 and 1 that formula is identically zero; by the usual convention (and as in
+            OPSD's own settings) 0 means the forward and 1 the reverse KL, to which JSD/β and JSD/(1−β) tend.
+        clip: bound c of each vocabulary entry before the sum; None or inf is no clip.  OPSD uses 0.05.
+        clip_mode: "upper" clamps entries from above (the papers'), "symmetric" to [−c, c], "none" ignores `clip`.
+        temperature: divides both logits before the softmax.  OPSD uses 1.1.
+        teacher_temperature: another temperature for the teacher alone, for student logits that were already divided.
 
-    Raises ValueError on a setting outside these.
+    Raises:
+        ValueError: if a setting is outside these.
     """
 
     kind: str = "forward_kl"
@@ -66,5 +68,5 @@ class DivergenceSpec:
 
     @property
     def effective_clip(self) -> float | None:
-        """The bound that is applied, None for no clip."""
+        """The bound that is applied; None for no clip."""
         return None if self.clip_mode == "none" or self.clip is None or math.isinf(self.clip) else float(self.clip)

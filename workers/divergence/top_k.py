@@ -65,7 +65,19 @@ class _GatheredLogProbs(torch.autograd.Function):
 
 
 def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """log p(token) of one token per row, (N,), in fp32; differentiable.  logits (N, V), token_ids (N,)."""
+    """log p(token) of one token per row; differentiable.
+
+    Args:
+        logits: (N, V), any floating dtype.
+        token_ids: (N,).
+        temperature: divides the logits.
+
+    Returns:
+        (N,) fp32 (fp64 for fp64 logits), nats.
+
+    Raises:
+        ValueError: if shapes do not match.
+    """
     if logits.dim() != 2 or tuple(token_ids.shape) != (logits.shape[0],):
         raise ValueError(f"logits {tuple(logits.shape)} and token_ids {tuple(token_ids.shape)} must be (N, V) and (N,)")
     return _GatheredLogProbs.apply(logits, token_ids[:, None], temperature, False)[:, 0]
@@ -75,10 +87,16 @@ def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float = 1
 def sampled_token_gap(
     student_logits: Tensor, teacher_logits: Tensor, token_ids: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """δ = log p_T(o) − log p_S(o) at the sampled tokens, (N,), detached.
+    """The gap δ = log p_T(o) − log p_S(o) at the sampled tokens, (N,) nats, detached.
 
     The one-sample form of −KL(p_S ‖ p_T): as an advantage on log p_S(o) its expected policy gradient is that of the
     reverse KL.  DASD, PW-OPSD and ATESD use it inside the PPO clip.
+
+    Args:
+        student_logits: (N, V).
+        teacher_logits: (N, V).
+        token_ids: (N,) the sampled tokens.
+        temperature: divides both logits.
     """
     return token_log_probs(teacher_logits, token_ids, temperature=temperature) - token_log_probs(
         student_logits, token_ids, temperature=temperature
@@ -110,9 +128,22 @@ def teacher_topk_divergence(
 ) -> Tensor:
     """Divergence over the teacher's k most likely tokens, (N,); differentiable in the student.
 
-    The teacher is renormalised over them.  student_norm="renormalised" does the same to the student (any kind; its mass
-    outside is then free); "full" keeps its full-vocabulary probabilities (EOPD; forward KL only, since the others need
-    a distribution).  k ≥ V is the full divergence.  Raises ValueError on shapes or settings.
+    The teacher is renormalised over them.
+
+    Args:
+        student_logits: (N, V).
+        teacher_logits: (N, V).
+        k: number of tokens, 1 or more; k ≥ V is the full divergence.
+        student_norm: "renormalised" does the same to the student (any kind; its mass outside is then free); "full"
+            keeps its full-vocabulary probabilities (EOPD; forward KL only, since the others need a distribution).
+        kind: "forward_kl", "reverse_kl" or "jsd"; this and the rest as in `DivergenceSpec`.
+        jsd_beta: β of the JSD.
+        clip: bound of each vocabulary entry; None is no clip.
+        clip_mode: "upper", "symmetric" or "none".
+        temperature: divides both logits.
+
+    Raises:
+        ValueError: if shapes do not match, or a setting is not allowed.
     """
     k = _check_k(k, student_logits, teacher_logits)
     spec = DivergenceSpec(kind, jsd_beta, clip, clip_mode, temperature)
@@ -151,7 +182,20 @@ def student_topk_divergence(
 
     Both distributions keep their full-vocabulary probabilities; the bucket holds the rest, log(1 − Σ p), so mass that
     leaves the listed tokens is seen.  A lower bound of the full divergence, equal to it for k ≥ V − 1.  Differentiable
-    in the student.  Raises ValueError on shapes or settings.
+    in the student.
+
+    Args:
+        student_logits: (N, V).
+        teacher_logits: (N, V).
+        k: number of tokens, 1 or more.
+        kind: "forward_kl", "reverse_kl" or "jsd"; this and the rest as in `DivergenceSpec`.
+        jsd_beta: β of the JSD.
+        clip: bound of each entry; None is no clip.
+        clip_mode: "upper", "symmetric" or "none".
+        temperature: divides both logits.
+
+    Raises:
+        ValueError: if shapes do not match, or a setting is not allowed.
     """
     k = _check_k(k, student_logits, teacher_logits)
     spec = DivergenceSpec(kind, jsd_beta, clip, clip_mode, temperature)

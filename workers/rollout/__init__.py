@@ -1,1 +1,1 @@
-"""Where responses come from: the server over transformers, its seeded generation, and verl's agent loop with seeds."""
+"""Where responses come from: a server over transformers, its seeded generation, agent loops, and bursts of rollouts."""

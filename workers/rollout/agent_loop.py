@@ -41,10 +41,17 @@ class SeededSingleTurnAgentLoop(ClosedThinkingAgentLoop):
     """
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+        """verl's run, with the response's seed among the sampling parameters.
+
+        Args:
+            sampling_params: verl's for this response.
+            priority: the request's at the server.
+            kwargs: columns of the dataset's row.
+        """
         return await super().run({**sampling_params, "seed": self.seed(kwargs)}, priority=priority, **kwargs)
 
     def seed(self, row: Mapping[str, Any]) -> int | None:
-        """The response's own, or None where `self_distill.seeded_rollouts` is false.
+        """The seed of one response; None if `self_distill.seeded_rollouts` is false.
 
         Args:
             row: the dataset's, with ``global_steps`` and ``session_id``.
@@ -60,12 +67,18 @@ class SeededSingleTurnAgentLoop(ClosedThinkingAgentLoop):
         )
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """The prompt's tokens, cut to the rollout's prompt length as verl cuts them."""
+        """Token ids of the prompt, cut to the rollout's prompt length as verl cuts them."""
         ids = self.continuous_token_builder.build_initial_tokens(list(messages))
         return self.close_thinking(self._cap_text_prompt_length(ids))
 
     def output(self, prompt_ids: Sequence[int], answer: TokenOutput, seconds: float) -> AgentLoopOutput:
-        """What `run` makes of a server's answer, which took ``seconds``."""
+        """The output that `run` makes of a server's answer.
+
+        Args:
+            prompt_ids: the prompt that was sent.
+            answer: what the server gave.
+            seconds: how long it took.
+        """
         builder, has_log_probs = self.continuous_token_builder, bool(answer.log_probs)
         merged = builder.merge_assistant_tokens(list(prompt_ids), answer.token_ids)
         mask, log_probs = builder.align_response_metadata(
@@ -97,6 +110,16 @@ class ReferenceAgentLoop(ClosedThinkingAgentLoop):
     """The row's ``solution`` in the place of a sampled response: what supervised fine-tuning trains on."""
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+        """The row's solution and the end of its turn, cut to the response length, in the form of a sampled response.
+
+        Args:
+            sampling_params: not needed, nothing is sampled.
+            priority: not needed.
+            kwargs: columns of the dataset's row.
+
+        Raises:
+            ValueError: if the row has no solution.
+        """
         solution = str(kwargs.get("solution") or "").strip()
         if not solution:
             raise ValueError("self_distill.responses=reference: a row has no solution to train on")

@@ -1,4 +1,4 @@
-"""verl's agent-loop manager for rollouts that are handled together instead of one by one.
+"""verl's agent-loop manager, for rollouts that are handled together instead of one by one.
 
 verl's own worker instantiates an agent loop, asks a server, calls the reward worker and writes to TransferQueue once
 for every response: about 20 ms of a core each.  A single-turn rollout needs nothing of its own: here one agent loop
@@ -7,8 +7,8 @@ is what one batch of the transformers server holds (`rollout.max_num_seqs` respo
 responses with any other server, so that grading goes on beside generation.
 
 What is sampled, stored and graded is what verl's worker samples, stores and grades; rows that need more than a single
-turn of text (other agent loops, images, verl's distillation, full determinism) go through verl's worker.  Chosen by
-``rollout.agent.agent_loop_manager_class``.
+turn of text (other agent loops, images, verl's distillation, full determinism) go through verl's worker.  It is chosen
+by ``rollout.agent.agent_loop_manager_class``.
 """
 
 from __future__ import annotations
@@ -48,18 +48,27 @@ PROMPT_IDS = "prompt_token_ids"
 
 @dataclass
 class Rollout:
-    """One response to come: the dataset row as verl's agent loops get it, its place in its group, its request."""
+    """One response to come.
+
+    Attributes:
+        row: the dataset's row as verl's agent loops get it.
+        session: its place in its group.
+        prompt_ids: token ids of the prompt.
+        sampling_params: its request's, with its seed.
+        output: the response, once it is there.
+        error: why there is none.
+    """
 
     row: dict[str, Any]
     session: int
     prompt_ids: list[int]
-    sampling_params: dict[str, Any]  # with its seed
+    sampling_params: dict[str, Any]
     output: AgentLoopOutput | None = None
     error: BaseException | None = None
 
     @property
     def stored_columns(self) -> dict[str, Any]:
-        """What verl stores of the row with each response."""
+        """The row's columns that verl stores with each response."""
         return {**self.row, "session_id": self.session}
 
 
@@ -67,7 +76,7 @@ AgentLoopWorkerTQ: type = agent_loop_worker()
 
 
 class BurstAgentLoopWorker(AgentLoopWorkerTQ):
-    """verl's agent-loop worker, but for single-turn rows, which it takes together."""
+    """verl's agent-loop worker, which takes single-turn rows together."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -90,7 +99,8 @@ class BurstAgentLoopWorker(AgentLoopWorkerTQ):
     async def generate_sequences(self, batch: TensorDict) -> None:
         """Start the rollouts of a batch of prompts; their results go to TransferQueue.
 
-        batch: verl's, one row for each prompt; "validate" among its non-tensors chooses `rollout.val_kwargs`.
+        Args:
+            batch: verl's, one row for each prompt; "validate" among its non-tensors chooses `rollout.val_kwargs`.
         """
         validate = "validate" in batch and bool(batch["validate"])
         rows = rows_of(batch.exclude("validate"))
@@ -237,14 +247,17 @@ class BurstAgentLoopManager(AgentLoopManagerTQ):
         self.agent_loop_workers_class = ray.remote(BurstAgentLoopWorker)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
-        """Start a batch of prompts, and, where verl's trainer would do nothing but look for results, wait for them."""
+        """Start the rollouts of a batch of prompts, and wait for those of a validation.
+
+        verl's trainer would do nothing meanwhile but look for results.
+        """
         validate = "validate" in prompts
         super().generate_sequences(prompts)
         if validate:
             self.wait()
 
     def wait(self) -> None:
-        """Return once everything that was started is in TransferQueue; raises what ended a worker."""
+        """Return once everything that was started is in TransferQueue; an error that ended a worker comes up here."""
         ray.get([worker.wait.remote() for worker in self.agent_loop_workers])
 
 
@@ -270,7 +283,7 @@ async def _grades(reward_worker: Any, group: Sequence[Rollout]) -> list[Any]:
 
 
 def reward_data(group: Sequence[Rollout]) -> DataProto:
-    """The batch that verl's reward managers read: padded (B, ...) tensors, and the row's columns as objects."""
+    """The batch that verl's reward managers read: padded (B, ...) tensors, and the rows' columns as objects."""
     prompts = [torch.tensor(rollout.output.prompt_ids, dtype=torch.int64) for rollout in group]
     responses = [torch.tensor(rollout.output.response_ids, dtype=torch.int64) for rollout in group]
     sides = {"left": prompts, "right": responses}  # verl's: prompts end where responses begin
@@ -309,7 +322,7 @@ def _object_array(values: Sequence[Any]) -> np.ndarray:
 
 
 def stored_fields(rollout: Rollout) -> dict[str, Any]:
-    """The fields of a response in TransferQueue: verl's."""
+    """The fields of a response in TransferQueue, as verl's worker stores them."""
     fields = {**rollout.output.as_dict(), **rollout.stored_columns}
     fields.pop("multi_modal_data", None)
     fields["loss_mask"] = fields["response_mask"]

@@ -36,8 +36,16 @@ KEEP_SHARE = 0.75  # ended rows are taken out, which copies the others, once no 
 class SamplingParams:
     """How a request is sampled; the fields that verl's agent loops send.
 
-    ``temperature=0`` is greedy. ``top_k=-1`` and ``top_p=1.0`` switch the truncations off. ``logprobs`` asks for the
-    log-prob of each sampled token under the truncated, tempered distribution (vLLM's ``processed_logprobs``).
+    Attributes:
+        temperature: divides the logits; 0 is greedy.
+        top_p: mass of the most likely tokens that are kept; 1.0 switches it off.
+        top_k: number of most likely tokens that are kept; -1 switches it off.
+        max_tokens: longest response.
+        logprobs: whether the log-prob of each sampled token is wanted, under the truncated, tempered distribution
+            (vLLM's ``processed_logprobs``).
+
+    Raises:
+        ValueError: if a value is outside its range.
     """
 
     temperature: float = 1.0
@@ -59,11 +67,17 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Generated:
-    """One response: token ids (the stop token included), their log-probs (or None), and why it ended."""
+    """One response.
+
+    Attributes:
+        token_ids: the stop token included.
+        log_probs: those of the tokens, nats; None if they were not asked for.
+        stop_reason: "completed" (a stop token came) or "length".
+    """
 
     token_ids: list[int]
     log_probs: list[float] | None
-    stop_reason: str  # "completed" (a stop token) or "length"
+    stop_reason: str
 
 
 class _RoomyLayer(DynamicLayer):
@@ -116,10 +130,12 @@ def _warpers(params: SamplingParams) -> Any:
 
 
 def _draw(scores: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A token for each row of scores (B, V) in fp32, and its log-prob: (B,) each.
+    """A token for each row, and its log-prob, (B,) each.
 
-    uniforms: (B,) in double precision; the token is the one at which the distribution function passes it.  None: the
-        likeliest token.
+    Args:
+        scores: (B, V) fp32.
+        uniforms: (B,) in double precision; the token is the one at which the distribution function passes it.  None
+            takes the likeliest token.
     """
     log_probs = scores.log_softmax(dim=-1)
     if uniforms is None:
@@ -145,7 +161,12 @@ def response_seed(*identity: Any) -> int:
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:
-    """Ids that end a response: the generation config's, which may be several, and the tokenizer's."""
+    """Ids that end a response: the generation configuration's, which may be several, and the tokenizer's.
+
+    Args:
+        tokenizer: its end-of-sequence token counts.
+        generation_config: the model's; None if it has none.
+    """
     configured = getattr(generation_config, "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
     return sorted(i for i in ids if isinstance(i, int))
@@ -163,9 +184,14 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[T
 
 
 def _next_scores(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """(B, V) fp32 logits of the token after ids (B, new), whose keys and values go into the cache.
+    """The logits (B, V) in fp32 of the token after some tokens, whose keys and values go into the cache.
 
-    mask: (B, cached + new) bool. positions: (B, new).
+    Args:
+        model: a causal language model.
+        ids: (B, new).
+        mask: (B, cached + new) bool.
+        positions: (B, new).
+        cache: keys and values of the tokens before.
     """
     output = model(
         input_ids=ids,
@@ -234,17 +260,20 @@ def generate_batch(
     """Sample one response for each prompt, all with the same parameters, in one left-padded batch.
 
     Args:
+        model: a causal language model; its device is used.
         prompts: B prompts as token ids, each non-empty.
+        params: how all of them are sampled.
         seeds: B seeds; the response to prompt i is a function of the weights, ``prompts[i]`` and ``seeds[i]``
             (up to the floating-point noise that another batch shape brings).
         stop_token_ids: ids that end a response and belong to it; may be empty.
+        pad_token_id: fills the batch; any id will do.
 
     Returns:
         B responses in the order of ``prompts``.
 
     Raises:
-        ValueError: no prompt, an empty prompt, or a number of seeds that differs from that of the prompts.
-        FloatingPointError: the model returned NaN, naming the first prompt concerned.
+        ValueError: if there is no prompt, an empty prompt, or another number of seeds than of prompts.
+        FloatingPointError: if the model returned NaN; names the first prompt concerned.
     """
     if not prompts or any(len(p) == 0 for p in prompts):
         raise ValueError("generate_batch needs at least one prompt and no empty ones")

@@ -2,8 +2,8 @@
 
 Three parts, in verl's terms.  `TransformersServer` is a Ray actor that holds a copy of the policy and answers
 ``generate`` requests; whatever waits when it is free runs as one batch.  `TransformersReplica` starts one server beside
-each training worker.  `TransformersAdapter` lives in the training worker and sends it the new weights after each
-update. Nothing here is CPU-only.  On GPUs use vLLM for speed: here nothing joins a batch that has begun.
+each training worker.  `TransformersAdapter` lives in the training worker and sends the new weights to the server after
+each update.  Nothing here is for CPUs only, but on GPUs vLLM is faster: here nothing joins a batch that has begun.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class TransformersServer:
     takes what waits when the server is free.  Either way they are grouped by sampling parameters, at most
     ``max_num_seqs`` together, and ordered by prompt and seed, so equal sets of requests make equal batches whatever the
     order in which they came.
+
+    Args:
+        config: verl's rollout configuration.
+        model_config: verl's model configuration; says where the initial weights are.
+        replica_rank: number of the training worker that sends its weights.
     """
 
     GATHER_SECONDS = 0.02  # requests of one training step arrive in a burst: wait this long for the burst to end
@@ -84,7 +89,14 @@ class TransformersServer:
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **_: Any
     ) -> TokenOutput:
-        """One response; verl's server interface (token in, token out)."""
+        """Generate one response; this is verl's server interface, token ids in and token ids out.
+
+        Args:
+            prompt_ids: token ids of the prompt.
+            sampling_params: verl's, with "seed"; without one it is drawn.
+            request_id: verl's name for the request; not needed here.
+            _: what else verl sends with a request.
+        """
         request = self._request(prompt_ids, sampling_params)
         self._waiting.append(request)
         if self._loop_task is None or self._loop_task.done():
@@ -94,7 +106,15 @@ class TransformersServer:
     async def generate_batch(
         self, prompts: list[list[int]], sampling_params: list[dict[str, Any]]
     ) -> list[TokenOutput | Exception]:
-        """A response to each prompt, by batches of these alone; an exception where one failed."""
+        """Generate a response to each prompt, in batches of these prompts alone.
+
+        Args:
+            prompts: token ids of each.
+            sampling_params: one for each prompt, as in `generate`.
+
+        Returns:
+            The responses in the order of the prompts, with an exception in the place of one that failed.
+        """
         requests = [self._request(*request) for request in zip(prompts, sampling_params, strict=True)]
         async with self._busy:
             await self._answer_all(requests)
@@ -162,7 +182,16 @@ class TransformersServer:
                 )
 
     async def update_weights(self, weights: dict[str, torch.Tensor], global_steps: int | None, last: bool) -> None:
-        """Copy a bucket of named tensors into the model; after the last bucket the new step number holds."""
+        """Copy a bucket of named tensors into the model.
+
+        Args:
+            weights: full tensors by parameter name.
+            global_steps: the training step that the weights are of; responses carry it once the last bucket is in.
+            last: whether this is the last bucket.
+
+        Raises:
+            KeyError: if the model has no parameter of a name.
+        """
         async with self._busy:
             with torch.no_grad():
                 for name, tensor in weights.items():
@@ -194,6 +223,11 @@ class TransformersReplica(RolloutReplica):
     """One `TransformersServer` on the node and device of its training worker."""
 
     async def launch_servers(self) -> None:
+        """Start the server where its training worker is, on the same device.
+
+        Raises:
+            ValueError: if the configuration splits a model over several workers.
+        """
         if self.world_size != 1:
             raise ValueError(
                 f"rollout.tensor_model_parallel_size × data_parallel_size = {self.world_size}: the transformers "
@@ -235,6 +269,16 @@ class TransformersAdapter(BaseRollout):
         wire_format: str = "named_tensors",
         **kwargs: Any,
     ) -> None:
+        """Send the weights in buckets, all ranks at the same time.
+
+        Args:
+            weights: (name, tensor) of every parameter; drawing one is a collective of all ranks.
+            wire_format: verl's name for the form they come in; there is one here.
+            kwargs: `global_steps`, the step that they are of; `peft_config` where they are an adapter's.
+
+        Raises:
+            ValueError: if they are an adapter's.
+        """
         if kwargs.get("peft_config") is not None:
             raise ValueError(
                 "the transformers rollout takes merged weights: set actor_rollout_ref.model.lora.merge=true with LoRA"

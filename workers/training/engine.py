@@ -1,11 +1,11 @@
 """verl's FSDP2 engine with the privileged teacher in it, and with log-probs and entropies that are exact.
 
 For every micro-batch the teacher reads the response under the privileged prompt, without gradient, just before
-the student's own pass.  Where the loss and the model's head allow it, both passes end at the head's inputs, and the
-divergence is computed from those inside the student's pass (`workers.training.head`); else the two sets of
-full-vocabulary logits meet in verl's logits hook.  Neither ever leaves the GPU.  The teacher's sequences travel with
-the batch as `teacher_input_ids` and `teacher_position_ids`, under the same keys, so that mini- and micro-batches carry
-the right ones.
+the student's own pass; a trust-region teacher reads it twice, as the initial policy and as the current one.  Where the
+loss and the model's head allow it, both passes end at the head's inputs, and the divergence is computed from those
+inside the student's pass (`workers.training.head`); else the two sets of full-vocabulary logits meet in verl's logits
+hook.  Neither ever leaves the GPU.  The teacher's sequences travel with the batch as `teacher_input_ids` and
+`teacher_position_ids`, under the same keys, so that mini- and micro-batches carry the right ones.
 
 No method of the engine is replaced: each is called through super(), with the teacher before it or statistics after it.
 The one exception is the pass that only scores tokens, which needs no logits either.  Log-probs are fp32 also where
@@ -14,10 +14,10 @@ flash-attn's cross-entropy, verl's way to that, is not installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -30,10 +30,15 @@ from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 
 from workers import verl_private
 from workers.divergence import hidden_statistics, reduction_count, token_log_probs
+from workers.training.attention_entropy import AttentionEntropy, attention_watched
 from workers.training.head import head_computes, head_obstacle
 from workers.training.loss import COUNT, DIVERGENCE, SHARE, SelfDistillLoss, scatter_tokens
 from workers.training.metrics import divergence_metrics
 from workers.training.packing import (
+    ATTENTION_ENTROPY,
+    CALCULATE_ATTENTION_ENTROPY,
+    CALCULATE_GRADIENT_NORM,
+    GRADIENT_NORM,
     TEACHER_IDS,
     TEACHER_POSITIONS,
     passes_within,
@@ -42,11 +47,26 @@ from workers.training.packing import (
     scored_rows,
 )
 from workers.training.params import LossParams, TeacherWeights
+from workers.training.taken_back import TrainingState
 from workers.training.teacher_copy import TeacherCopy
 
 MODEL_TYPE = "self_distill_language_model"
 # Among the metrics of a mini-batch: tokens of each teacher sequence of this rank, for the worker's account of its work.
 TEACHER_LENGTHS = "teacher_lengths"
+
+
+class Voice(NamedTuple):
+    """A forward pass that a distribution's logits are made of.
+
+    Attributes:
+        module: the model.
+        adapter: a context for its pass, in which an adapter may be switched off.
+        share: factor of its logits.
+    """
+
+    module: nn.Module
+    adapter: Callable[[], AbstractContextManager[Any]]
+    share: float
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend="fsdp2", device=["cuda", "cpu"])
@@ -64,14 +84,22 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self.teacher_settings = TeacherWeights()
         self.linear_decay_steps: int | None = None  # None: verl's schedule
         self.teacher: TeacherCopy | None = None
+        self._mixed: list[Voice] = []  # of whom a mixed teacher's scores are made, within `as_teacher`
         self.needs_logits: str | None = None  # why the divergence is computed from logits; None: from hidden states
         self._head_obstacle: str | None = None
         self._scored: dict[str, list[Tensor]] = {}
         self._teacher_lengths: list[int] = []
+        self._kept: TrainingState | None = None
         self._noise: float | None = None  # of log-probs, in nats; None until it is measured, and when it was told
 
     def configure(self, loss: LossParams, teacher: TeacherWeights, linear_decay_steps: int | None = None) -> None:
-        """What to train, whose weights the teacher has, in how many steps the learning rate falls linearly to 0."""
+        """Say what to train, and whose weights the teacher has.
+
+        Args:
+            loss: `self_distill.loss`.
+            teacher: the weights' part of `self_distill.teacher`.
+            linear_decay_steps: in how many steps the learning rate falls linearly to 0; None takes verl's schedule.
+        """
         self.loss_settings, self.teacher_settings = loss, teacher
         self.linear_decay_steps = linear_decay_steps
 
@@ -84,9 +112,15 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     # ------------------------------------------------------------------ the teacher's weights
 
     def initialize(self) -> None:
+        """verl's, and then the teacher's copy, and whether the divergence is computed from hidden states."""
         super().initialize()
         self._head_obstacle = head_obstacle(self.module)
         self.needs_logits = self.loss_settings.logits_because or self._head_obstacle
+        if self.teacher_settings.passes > 1 and self._head_obstacle is not None:
+            raise ValueError(
+                f"self_distill.teacher.weights={self.teacher_settings.weights} mixes logits of two passes, and this "
+                f"model's cannot be scored from its hidden states ({self._head_obstacle}); choose ema or frozen"
+            )
         if self.loss_settings.active and self.rank == 0:
             source = "hidden states" if self.needs_logits is None else f"logits, since {self.needs_logits}"
             print(f"the divergence is computed from {source}")
@@ -99,7 +133,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
                 offload_fsdp_model_to_cpu(self.teacher.module)
 
     def lr_scheduler_step(self) -> Any:
-        # verl calls this once a training step, after the last mini-batch: when the teacher may follow.
+        """verl calls this once a training step, after the last mini-batch: when the teacher may follow."""
         rate = super().lr_scheduler_step()
         if self.teacher is not None:
             with self._copy_beside_the_student() if self.teacher.follows_next else nullcontext():
@@ -107,6 +141,14 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         return rate
 
     def to(self, device: str, model: bool = True, optimizer: bool = True, grad: bool = True) -> None:
+        """verl's, and the teacher's copy moves with the student; to a GPU only where a loss reads it.
+
+        Args:
+            device: "cpu", or the accelerator.
+            model: whether weights move.
+            optimizer: whether the optimiser's state moves.
+            grad: whether gradients move.
+        """
         super().to(device=device, model=model, optimizer=optimizer, grad=grad)
         if self.teacher is None or not model:
             return
@@ -131,13 +173,15 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             self._move_copy(before)
 
     def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
-        if self.teacher is not None:  # before verl's own files, whose presence is what makes a checkpoint complete
+        """The teacher's copy first, then verl's own files, whose presence is what makes a checkpoint complete."""
+        if self.teacher is not None:
             get_torch_device().synchronize()  # the copy may still be on its way to main memory
             world = torch.distributed.get_world_size()
             self.teacher.save(Path(local_path), rank=self.rank, world_size=world)
         super().save_checkpoint(local_path, *args, **kwargs)
 
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """The teacher's copy first, then verl's own files."""
         if self.teacher is not None:
             get_torch_device().synchronize()
             world = torch.distributed.get_world_size()
@@ -147,6 +191,15 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
         """Within the block the engine's log-probability passes use the teacher's weights."""
+        if self.teacher_settings.passes > 1:
+            if self.teacher is not None and self._is_offload_param:  # verl moves the student alone
+                self._move_copy(get_device_name())
+            self._mixed = self._voices()
+            try:
+                yield
+            finally:
+                self._mixed = []
+            return
         if self.teacher is None:
             with self._adapter_off():
                 yield
@@ -158,14 +211,43 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             self.module = student
 
     def _adapter_off(self) -> Any:
-        off = self.teacher_settings.weights == "frozen" and self._is_lora
+        off = self.teacher_settings.keeps_initial and self._is_lora
         return self.disable_adapter() if off else nullcontext()
+
+    def _voices(self) -> list[Voice]:
+        """The passes that the teacher's logits are made of: one, or those of the initial and the current policy."""
+        settings = self.teacher_settings
+        own = (self.module, self._adapter_off) if self.teacher is None else (self.teacher.module, nullcontext)
+        if settings.passes == 1:
+            return [Voice(*own, 1.0)]
+        mix = settings.trust_region_mix
+        return [Voice(*own, 1.0 - mix), Voice(self.module, nullcontext, mix)]
+
+    # ------------------------------------------------------------------ updates that are taken back
+
+    def keep_state(self) -> None:
+        """Remember, in main memory, everything that an update changes; `put_back_state` makes it as it was."""
+        self._kept = TrainingState(self.module, self.optimizer, self.lr_scheduler, self.teacher)
+
+    def put_back_state(self) -> None:
+        """Undo the updates since `keep_state`.  Raises RuntimeError where nothing is kept."""
+        if self._kept is None:
+            raise RuntimeError("no state of the training is kept: call keep_state before the update to be undone")
+        self._kept.put_back()
+        self._kept = None
 
     # ------------------------------------------------------------------ a mini-batch
 
     def forward_backward_batch(
         self, data: TensorDict, loss_function: Callable | None, forward_only: bool = False
     ) -> dict[str, Any]:
+        """verl's, with the teacher in it where there is a divergence, and with the log-probs' noise among the metrics.
+
+        Args:
+            data: verl's mini-batch of this rank, jagged.
+            loss_function: ours or verl's.
+            forward_only: whether nothing is trained.
+        """
         if forward_only:
             return super().forward_backward_batch(data, loss_function, forward_only=True)
         outputs = (
@@ -194,10 +276,25 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         return outputs
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Callable | None, forward_only: bool) -> Any:
+        """verl's, but ours with a teacher, for scoring alone, or where verl would round log-probs to 16 bits.
+
+        Args:
+            micro_batch: verl's, jagged.
+            loss_function: a `SelfDistillLoss` where there is a divergence; None where tokens are scored.
+            forward_only: whether nothing is trained.
+
+        Raises:
+            TypeError: if there is a divergence and the loss is another.
+        """
         micro_batch = micro_batch.to(get_device_id()).copy()
+        if self._mixed and not (forward_only and loss_function is None and self._packs_plainly(micro_batch)):
+            raise RuntimeError(
+                f"self_distill.teacher.weights={self.teacher_settings.weights} scores packed sequences without a loss"
+            )
         if forward_only:
             if loss_function is None and self._head_obstacle is None and self._packs_plainly(micro_batch):
                 return self._score_tokens(micro_batch)
+            self._refuse_measures(micro_batch)
             return super().forward_step(micro_batch, loss_function, forward_only)
         if not self.loss_settings.active:
             return self._clip_alone(micro_batch, loss_function)
@@ -238,12 +335,20 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             and not tu.get_non_tensor_data(micro_batch, "calculate_sum_pi_squared", default=False)
         )
 
+    def _refuse_measures(self, micro_batch: TensorDict) -> None:
+        """verl's own pass has log-probs and entropies only; what else is asked for must not be left out silently."""
+        for name in (CALCULATE_GRADIENT_NORM, CALCULATE_ATTENTION_ENTROPY):
+            if tu.get_non_tensor_data(micro_batch, name, default=False):
+                reason = self._head_obstacle or "its rows are padded, sharded over ranks or fused with the head"
+                raise RuntimeError(f"{name} is measured in a pass that this engine cannot make for the model: {reason}")
+
     # ------------------------------------------------------------------ a micro-batch with the teacher
 
     def _teach(self, micro_batch: TensorDict, loss: SelfDistillLoss) -> Any:
         """Teacher, student and loss of a micro-batch; what the metrics need is kept aside."""
         rollout_temperature = float(micro_batch["temperature"])
         with_ppo = self.loss_settings.ppo
+        compares = with_ppo or self.loss_settings.importance_clip is not None
         # verl divides logits in their own 16 bits, into another tensor of that size; ours divides in fp32, both sides
         # alike. It must be verl where verl computes the entropy that PPO may reward.
         verls_own = with_ppo and tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False)
@@ -290,7 +395,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             )
             self._keep({"divergence": value.detach(), **stats})
             outputs = {DIVERGENCE: scatter_tokens(value, rows, student_logits.shape[-2])}
-            if with_ppo and not verls_own:
+            if compares and not verls_own:
                 labels = torch.roll(ids.values(), -1)
                 outputs["log_probs"] = token_log_probs(student_logits[0], labels, temperature=rollout_temperature)
             return outputs
@@ -335,7 +440,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
             batch_size=micro_batch.batch_size,
         )
         lengths = batch["input_ids"].offsets().diff().tolist()
-        self._teacher_lengths += lengths
+        self._teacher_lengths += lengths * self.teacher_settings.passes
         budget = None
         if tu.get_non_tensor_data(micro_batch, "use_dynamic_bsz", default=True):
             budget = int(micro_batch["max_token_len_per_gpu"])
@@ -361,21 +466,45 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     def _teacher_rows(self, batch: TensorDict, head: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One pass of the teacher: logits or hidden states of its scored rows; `head` or, if unset, the copy's."""
         rows = scored_rows(batch["input_ids"].offsets(), batch["response_mask"])
-        module = self.module if self.teacher is None else self.teacher.module
-        heads = [head]
+        voices = self._voices()
+        if self.needs_logits is None:
+            return self._hidden_states(voices, batch, rows, head)
+        found = None
+        for module, adapter, share in voices:
+            with adapter():
+                # The head is applied to the scored rows only: prompts, references included, cost no logits.
+                logits = self._forward(module, batch, rows)
+            found = logits if found is None else found.lerp_(logits, share)
+        return found, None
 
-        def hidden_states(hidden: Tensor, weight: Tensor) -> Tensor:
-            if self.teacher is not None and heads[0] is None:
-                heads[0] = weight.clone()  # it is whole only now
+    def _hidden_states(
+        self, voices: Sequence[Voice], batch: TensorDict, rows: Tensor, head: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The head's inputs for those packed rows, (N, h), and the head (V, h) where it is not the student's.
+
+        Logits are linear in both, so those of several passes are mixed by laying inputs and heads side by side:
+        Σ_i share_i · h_i W_iᵀ = (N, Σh) (V, Σh)ᵀ; with one head for all (an adapter leaves it alone) inputs add up.
+
+        Args:
+            head: what an earlier call returned; it is not copied again.
+        """
+        states: list[Tensor] = []
+        heads: list[Tensor] = []
+
+        def keep(hidden: Tensor, weight: Tensor) -> Tensor:
+            if self.teacher is not None and head is None:
+                heads.append(weight.clone())  # it is whole only now
             return hidden.to(weight.dtype)
 
-        with (
-            self._adapter_off() if self.teacher is None else nullcontext(),
-            head_computes(module, hidden_states) if self.needs_logits is None else nullcontext(),
-        ):
-            # The head is applied to the scored rows only: prompts, references included, cost no logits.
-            found = self._forward(module, batch, rows)
-        return found, heads[0]
+        for module, adapter, share in voices:
+            with adapter(), head_computes(module, keep):
+                found = self._forward(module, batch, rows)
+            states.append(found if share == 1.0 else found * share)
+        if self.teacher is None:
+            return (states[0] if len(states) == 1 else torch.stack(states).sum(0)), None
+        if head is None:
+            head = heads[0] if len(heads) == 1 else torch.cat(heads, -1)
+        return (states[0] if len(states) == 1 else torch.cat(states, -1)), head
 
     def _forward(self, module: nn.Module, batch: TensorDict, rows: Tensor) -> Tensor:
         """A forward pass for those packed rows (N,) alone, (N, V): without dropout and gradient checkpointing."""
@@ -404,6 +533,12 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     # ------------------------------------------------------------------ passes that only score tokens
 
     def infer_batch(self, data: TensorDict, loss_function: Callable | None = None) -> Any:
+        """verl's, after which the noise of the log-probs is measured.
+
+        Args:
+            data: verl's batch of this rank, jagged.
+            loss_function: None where tokens are scored.
+        """
         outputs = super().infer_batch(data, loss_function)
         if loss_function is None and self.is_mp_src_rank_with_outputs() and not self.use_ulysses_sp:
             self._measure_noise(data, outputs["model_output"]["log_probs"])
@@ -416,7 +551,9 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         `log_prob_noise/max`: the largest absolute difference, in nats, of the passes since the last one.
         """
         alone = tu.index_select_tensor_dict(data, [0])
-        tu.assign_non_tensor(alone, micro_batch_size_per_gpu=1)
+        tu.assign_non_tensor(
+            alone, micro_batch_size_per_gpu=1, **{CALCULATE_GRADIENT_NORM: False, CALCULATE_ATTENTION_ENTROPY: None}
+        )
         again = super().infer_batch(alone)["model_output"]["log_probs"].values()
         length = int(data["loss_mask"].offsets()[1])
         first = log_probs.unbind()[0]
@@ -426,22 +563,40 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
     def _score_tokens(self, micro_batch: TensorDict) -> tuple[Tensor, dict[str, Any]]:
         """verl's forward step for log-probs and entropies, from hidden states of the response's rows, in fp32.
 
+        With them what the batch asks for of the norm of the log-prob's gradient and of the attention's entropy.
         The outputs are verl's, jagged (B, prompt_i + response_i), with zeros in the prompts.
         """
         ids, temperature = micro_batch["input_ids"], float(micro_batch["temperature"])
-        rows = response_rows(ids.offsets(), micro_batch["loss_mask"].offsets())
+        response_offsets = micro_batch["loss_mask"].offsets()
+        rows = response_rows(ids.offsets(), response_offsets)
         token_ids, total = ids.values()[rows + 1], ids.values().shape[0]
-
-        def statistics(hidden: Tensor, head: Tensor) -> Tensor:
-            found = hidden_statistics(hidden[0].to(head.dtype), head, token_ids, temperature=temperature)
-            return torch.stack(found, -1)[None]
+        norms = tu.get_non_tensor_data(micro_batch, CALCULATE_GRADIENT_NORM, default=False)
+        layers = tu.get_non_tensor_data(micro_batch, CALCULATE_ATTENTION_ENTROPY, default=None)
+        attention = AttentionEntropy(self.module, layers, ids.offsets(), response_offsets) if layers else None
 
         batch = micro_batch.select("input_ids", "position_ids")
-        with head_computes(self.module, statistics):
-            log_probs, entropy = self._forward(self.module, batch, rows).unbind(-1)
-        values = {"log_probs": log_probs}
+        *earlier, (module, adapter, share) = self._mixed or [Voice(self.module, nullcontext, 1.0)]
+        others, their_head = self._hidden_states(earlier, batch, rows) if earlier else (None, None)
+
+        def statistics(hidden: Tensor, head: Tensor) -> Tensor:
+            states = hidden[0].to(head.dtype)
+            if others is not None:
+                states = states * share
+                states = others + states if their_head is None else torch.cat([others, states], -1)
+                head = head if their_head is None else torch.cat([their_head, head], -1)
+            found = hidden_statistics(states, head, token_ids, temperature=temperature, gradient_norm=norms)
+            return torch.stack(found, -1)[None]
+
+        watched = attention_watched(self.module, attention) if attention else nullcontext()
+        with adapter(), head_computes(module, statistics), watched:
+            found = self._forward(module, batch, rows).unbind(-1)
+        values = {"log_probs": found[0]}
         if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
-            values["entropy"] = entropy
+            values["entropy"] = found[1]
+        if norms:
+            values[GRADIENT_NORM] = found[2]
+        if attention:
+            values[ATTENTION_ENTROPY] = attention.mean()
         outputs = {
             name: torch.nested.nested_tensor_from_jagged(scatter_tokens(value, rows, total), ids.offsets())
             for name, value in values.items()

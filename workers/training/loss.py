@@ -1,16 +1,19 @@
 """The loss that verl's engine trains: a full-vocabulary divergence from the teacher, alone or beside the PPO clip.
 
-    L = [ppo] · PPO + coefficient · mean_t( w_t · D_t(p_T, p_S) )
+    L = [ppo] · PPO + coefficient · mean_t( w_t · r_t · D_t(p_T, p_S) )
 
 OPSD (arXiv 2601.18734): D the clipped forward KL, w = 1, token mean, no PPO.  PW-OPSD (§3.4): w(u), mean over
 sequences.  DASD's distribution-level loss (arXiv 2605.22263, Eq. 5): D = KL(p_S ‖ p_T), w the signed ω, beside PPO.
-Token weights, and the shares in which D may mix
-the two KLs, come from the driver, which sees the global batch; both means are over the global mini-batch, whatever its
-micro-batches and workers.  The PPO part keeps verl's own reduction (`actor.loss_agg_mode`).
+SDPO (arXiv 2601.20802): D the JSD over the student's top tokens and a bucket, r = min(p_S(o_t) / p_old(o_t), 2), which
+is 1 elsewhere.  SRPO and EOPD: such divergences beside PPO, w of the teacher's entropy.
+Token weights, and the shares in which D may mix the two KLs, come from the driver, which sees the global batch; both
+means are over the global mini-batch, whatever its micro-batches and workers.  The PPO part keeps verl's own reduction
+(`actor.loss_agg_mode`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +29,7 @@ from workers.divergence import (
     student_topk_divergence,
     teacher_topk_divergence,
 )
-from workers.training.metrics import LOSS
+from workers.training.metrics import IMPORTANCE_CLIPPED, LOSS
 from workers.training.packing import FORWARD_SHARES, WEIGHTS, scored_rows
 from workers.training.params import LossParams
 
@@ -70,7 +73,7 @@ class SelfDistillLoss:
             student_logits: (1, T, V) or (T, V), packed.
             teacher_logits: (N, V) raw; overwritten.
             rows: (N,) rows of the student's logits that the teacher's belong to.
-            rollout_temperature: of both sides, where `params.temperature` is None.
+            rollout_temperature: divides both sides' logits, where `params.temperature` is None.
             divided_by: what verl has divided the student's logits by already.
             token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
             forward_share: (N,) as `forward_share` makes it.
@@ -128,8 +131,13 @@ class SelfDistillLoss:
         """The micro-batch's share of the mean, a scalar in the graph, and {"divergence", *stats}, (N,), detached.
 
         Args:
-            hidden, teacher_hidden: (N, h) of the scored rows; head, teacher_head: (V, h), None for the student's.
+            hidden: (N, h) the student's hidden states of the scored rows.
+            head: (V, h) of the student.
+            teacher_hidden: (N, h) of the teacher.
+            teacher_head: (V, h) of the teacher; None for the student's.
             data: as in `__call__`.
+            rollout_temperature: divides both sides' logits, where `params.temperature` is None.
+            token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
         """
         return hidden_divergence(
             hidden,
@@ -152,31 +160,61 @@ class SelfDistillLoss:
             return data[FORWARD_SHARES].to_padded_tensor(0.0)[mask].float()
         return torch.full((int(mask.sum()),), self.params.forward_share, device=mask.device)
 
-    def weights(self, data: Any) -> Tensor:
-        """Factor of each valid token's divergence in the micro-batch's share of the mean, (N,) fp32, in row order."""
+    def weights(self, data: Any, *, plain: bool = False) -> Tensor:
+        """Factor of each valid token's divergence in the micro-batch's share of the mean, (N,) fp32, in row order.
+
+        plain: without the batch's token weights.
+        """
         padded = data["response_mask"].to_padded_tensor(0)
         return reduction_weights(
             padded,
             self.params.reduction,
             global_count=data[COUNT],
             dp_size=data["dp_size"],  # FSDP averages gradients over ranks
-            token_weights=data[WEIGHTS].to_padded_tensor(0.0) if WEIGHTS in data else None,
+            token_weights=data[WEIGHTS].to_padded_tensor(0.0) if WEIGHTS in data and not plain else None,
         )[padded.bool()]
+
+    def importance(self, log_probs: Tensor, data: Any) -> tuple[Tensor, Tensor]:
+        """min(p_S(o_t) / p_old(o_t), importance_clip) of the valid tokens, and where it is the bound; (N,), detached.
+
+        Args:
+            log_probs: (N,) log p_S(o_t), nats, at the rollout's temperature.
+            data: as in `__call__`, with `old_log_probs`.
+        """
+        mask = data["response_mask"].to_padded_tensor(0).bool()
+        old = data["old_log_probs"].to_padded_tensor(0.0)[mask]
+        bound = math.log(self.params.importance_clip)  # type: ignore[arg-type]
+        difference = log_probs.detach().float() - old.float()
+        return difference.clamp(max=bound).exp(), difference > bound
 
     def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """The micro-batch's share of the loss, and metrics for verl to add up.
 
-        model_output: jagged (B, prompt_i + response_i), with zeros outside the scored rows: `DIVERGENCE`, the tokens'
-            divergences, or `SHARE`, whose sum is `share`'s result.
-        data: `response_mask`, optionally `WEIGHTS` and `FORWARD_SHARES`, jagged; non-tensors `COUNT` and `dp_size`.
+        Args:
+            model_output: jagged (B, prompt_i + response_i), with zeros outside the scored rows: `DIVERGENCE`, the
+                tokens' divergences, or `SHARE`, whose sum is `share`'s result; `log_probs` with PPO or an importance
+                ratio.
+            data: `response_mask`, optionally `WEIGHTS`, `FORWARD_SHARES` and `old_log_probs`, jagged; non-tensors
+                `COUNT` and `dp_size`.
+            dp_group: the data-parallel group, for verl's policy loss.
+
+        Raises:
+            ValueError: if the PPO clip is asked for and there is none.
         """
+        metrics: dict[str, Any] = {}
         if SHARE in model_output:
             distill = model_output[SHARE].values().sum()
         else:
             nested = model_output[DIVERGENCE]
-            divergence = nested.values()[scored_rows(nested.offsets(), data["response_mask"])]
-            distill = (self.weights(data).to(divergence.dtype) * divergence).sum()
-        metrics: dict[str, Any] = {LOSS: Metric(value=distill, aggregation=AggregationType.SUM)}
+            rows = scored_rows(nested.offsets(), data["response_mask"])
+            divergence, weights = nested.values()[rows], self.weights(data)
+            if self.params.importance_clip is not None:
+                ratio, bounded = self.importance(model_output["log_probs"].values()[rows], data)
+                weights = weights * ratio
+                share = (self.weights(data, plain=True) * bounded).sum()
+                metrics[IMPORTANCE_CLIPPED] = Metric(value=share, aggregation=AggregationType.SUM)
+            distill = (weights.to(divergence.dtype) * divergence).sum()
+        metrics[LOSS] = Metric(value=distill, aggregation=AggregationType.SUM)
         loss = self.params.coefficient * distill
         if self.params.ppo:
             if self.policy_loss is None:
@@ -188,5 +226,11 @@ class SelfDistillLoss:
 
 
 def scatter_tokens(values: Tensor, rows: Tensor, total: int) -> Tensor:
-    """Token values (N,) at their packed rows among zeros, (total,): the form in which verl's hook takes outputs."""
+    """Token values at their packed rows among zeros, (total,): the form in which verl's hook takes outputs.
+
+    Args:
+        values: (N,).
+        rows: (N,) packed rows.
+        total: tokens of the packed row.
+    """
     return torch.zeros(total, dtype=values.dtype, device=values.device).index_add(0, rows, values)

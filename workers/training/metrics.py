@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Names of what is measured here and in the loss; the trainer writes them as they are.
 LOSS, MEAN, DISAGREEMENT = "divergence/loss", "divergence/mean", "divergence/top1_disagreement"
+IMPORTANCE_CLIPPED = "divergence/importance_clipped"  # share of tokens whose importance ratio is held at its bound
 STUDENT_ENTROPY, STUDENT_LOG_PROB = "divergence/student_entropy", "divergence/student_logprob"
 
 POSITION_BINS = 10
@@ -32,9 +33,15 @@ def divergence_metrics(
 ) -> dict[str, float]:
     """Mean, largest, 99th percentile, negative share, profile over relative position, and means of the statistics.
 
-    divergence, positions: (n_i,) for each micro-batch of this rank: token losses, and u in (0, 1).
-    stats: other values of the same tokens, the same names on every rank; each becomes `divergence/<name>`, its mean.
-    group: the data-parallel group; every rank must call this, also one without tokens.
+    Every rank must call this, also one without tokens.
+
+    Args:
+        divergence: (n_i,) token losses of each micro-batch of this rank, nats.
+        positions: (n_i,) u in (0, 1) of the same tokens.
+        device: where ranks exchange tensors.
+        group: the data-parallel group.
+        stats: other values of the same tokens, the same names on every rank; of each the mean becomes
+            `divergence/<name>`.
     """
     value, u, *others = (
         torch.cat([torch.zeros(0, device=device), *(p.to(device, torch.float32) for p in parts)])

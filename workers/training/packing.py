@@ -1,4 +1,4 @@
-"""The fields that self-distillation adds to verl's batches, and where response tokens lie in its packed sequences."""
+"""Fields that self-distillation adds to verl's batches, and where response tokens lie in verl's packed sequences."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ TEACHER_IDS, TEACHER_POSITIONS = "teacher_input_ids", "teacher_position_ids"
 WEIGHTS = "distill_weights"
 # Shares of the forward KL where the two KLs are mixed, jagged (B, response_i); absent means `loss.forward_share`.
 FORWARD_SHARES = "distill_forward_shares"
+
+# What a pass that scores tokens measures beside log-probs and entropies where its batch says so: the fields, jagged
+# (B, prompt_i + response_i) fp32, and the options that ask for them: true, and one of `ATTENTION_LAYERS`.
+GRADIENT_NORM, ATTENTION_ENTROPY = "gradient_norm", "attention_entropy"
+CALCULATE_GRADIENT_NORM, CALCULATE_ATTENTION_ENTROPY = "calculate_gradient_norm", "calculate_attention_entropy"
+ATTENTION_LAYERS = ("last", "all")
 
 
 def without_row_objects(data: TensorDict) -> TensorDict:
@@ -48,15 +54,24 @@ def response_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
 
 
 def scored_rows(sequence_offsets: Tensor, response_mask: Tensor) -> Tensor:
-    """The `response_rows` of valid tokens, (N,) int64.  response_mask: jagged (B, response_i), 0/1."""
+    """The `response_rows` of valid tokens, (N,) int64.
+
+    Args:
+        sequence_offsets: (B + 1,) offsets of the packed (prompt + response) sequences.
+        response_mask: jagged (B, response_i), 0/1.
+    """
     return response_rows(sequence_offsets, response_mask.offsets())[response_mask.values().bool()]
 
 
 def passes_within(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
-    """Rows in order, cut into runs of at most `budget` tokens; a longer row is a run of its own, None cuts nothing.
+    """Cut rows, in order, into runs that fit one pass; a row that is too long is a run of its own.
 
     Args:
-        lengths: tokens of each row.  Returns the runs' row numbers.
+        lengths: tokens of each row.
+        budget: tokens of a run at most; None cuts nothing.
+
+    Returns:
+        The row numbers of each run.
     """
     runs: list[list[int]] = []
     tokens = 0

@@ -16,9 +16,12 @@ def count_skipped(metrics: dict[str, Any]) -> int:
     """Write the number of skipped updates into the metrics of a step, and leave the skipped ones out of its means.
 
     Args:
-        metrics: of verl's `train_mini_batch`, changed in place: `grad_norm` has one number for each mini-batch, the
-            others lists of numbers of mini- or micro-batches.  A list without any finite number stays as it is:
+        metrics: those of verl's `train_mini_batch`, changed in place: `grad_norm` has one number for each mini-batch,
+            the others lists of numbers of mini- or micro-batches.  A list without any finite number stays as it is:
             nothing was updated.
+
+    Returns:
+        The number of skipped updates.
     """
     norms = metrics["grad_norm"]
     skipped = sum(not math.isfinite(norm) for norm in norms)

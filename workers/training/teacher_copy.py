@@ -1,7 +1,8 @@
 """A teacher with weights of its own: a second, sharded copy of the policy that is never trained.
 
 Needed where the teacher is neither the policy itself nor the policy without its LoRA adapter: the frozen initial
-policy in full fine-tuning (OPSD's default teacher), the moving average (SDPO), the snapshot of every N steps (RLSD).
+policy in full fine-tuning (OPSD's default teacher, and a part of SDPO's trust region), the moving average (SDPO), the
+snapshot of every N steps (RLSD).
 It costs one more set of parameters, sharded like the student's.  Averages live in fp32: in bfloat16 an update of
 (1 − decay) · difference is below the rounding of the average and is lost.
 """
@@ -35,7 +36,16 @@ def local_shards(module: nn.Module) -> dict[str, Tensor]:
 class TeacherCopy:
     """The copy, and when it follows the student.
 
-    module: built and sharded like the student; its parameters are overwritten with the student's.
+    Args:
+        module: built and sharded like the student; its parameters are overwritten with the student's.
+        student: the policy that is trained.
+        settings: frozen, ema or snapshot, and how fast it follows.
+
+    Attributes:
+        steps: training steps that it has seen.
+
+    Raises:
+        ValueError: if an average would be kept in 16 bits.
     """
 
     def __init__(self, module: nn.Module, student: nn.Module, settings: TeacherWeights):
@@ -65,7 +75,7 @@ class TeacherCopy:
 
     @torch.no_grad()
     def follow(self, student: nn.Module) -> None:
-        """Call once after each training step."""
+        """Follow the student if it is time; to be called once after each training step."""
         self.steps += 1
         if self.settings.weights == "ema":
             source = local_shards(student)
@@ -75,7 +85,13 @@ class TeacherCopy:
             self._copy(student)
 
     def save(self, folder: Path, *, rank: int, world_size: int) -> None:
-        """Write this rank's shards; nothing for a frozen teacher, which the model's own files restore."""
+        """Write this rank's shards; nothing for the initial policy, which the model's own files restore.
+
+        Args:
+            folder: the actor's folder of a checkpoint.
+            rank: this worker's, from 0.
+            world_size: number of workers.
+        """
         if self.settings.weights not in TRAILING_WEIGHTS:
             return
         file = _file(folder, rank, world_size)
@@ -85,7 +101,16 @@ class TeacherCopy:
 
     @torch.no_grad()
     def load(self, folder: Path, *, rank: int, world_size: int) -> None:
-        """Restore what `save` wrote.  Raises FileNotFoundError where the checkpoint has no such teacher."""
+        """Restore what `save` wrote.
+
+        Args:
+            folder: the actor's folder of a checkpoint.
+            rank: this worker's, from 0.
+            world_size: number of workers; those that saved must have been as many.
+
+        Raises:
+            FileNotFoundError: if the checkpoint has no such teacher.
+        """
         if self.settings.weights not in TRAILING_WEIGHTS:
             return
         file = _file(folder, rank, world_size)

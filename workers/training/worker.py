@@ -30,7 +30,13 @@ from workers.training.skipped_updates import count_skipped
 
 
 class SelfDistillTrainingWorker(TrainingWorker):
-    """verl's training worker around our engine."""
+    """verl's training worker around our engine.
+
+    Args:
+        config: verl's.
+        loss: `self_distill.loss`.
+        teacher: the weights' part of `self_distill.teacher`.
+    """
 
     def __init__(
         self,
@@ -49,11 +55,12 @@ class SelfDistillTrainingWorker(TrainingWorker):
 
 
 def count_teacher(metrics: dict[str, Any], flops_counter: Any, seconds: float) -> None:
-    """Add the teacher's passes to `mfu`, which verl counts from the student's tokens; changes metrics in place.
+    """Add the teacher's passes to `mfu`, which verl counts from the student's tokens.
 
     Args:
-        metrics: of verl's `train_batch`, with all ranks' `TEACHER_LENGTHS`, which this takes out.
+        metrics: those of verl's `train_batch`, changed in place; all ranks' `TEACHER_LENGTHS` are taken out of them.
         flops_counter: verl's; it counts three passes (forward, and two for backward) where the teacher makes one.
+        seconds: how long the batch took.
     """
     lengths = [length for rank in metrics.pop(TEACHER_LENGTHS, []) for length in rank]
     if lengths and "mfu" in metrics:
@@ -89,6 +96,7 @@ class SelfDistillWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
+        """verl's, then our loss if there is a divergence; what is in memory by now is kept from Python's collector."""
         super().init_model()
         if self.actor is not None and self.self_distill_loss.active:
             self.actor.set_loss_fn(SelfDistillLoss(self.self_distill_loss, policy_loss=self.loss_fn))
@@ -99,7 +107,7 @@ class SelfDistillWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def read_here(self, path: str) -> tuple[str, str | None]:
-        """This node's name, and what a text file holds here; None where it cannot be read."""
+        """This node's name, and what a text file holds here; None if it cannot be read."""
         try:
             return socket.gethostname(), Path(path).read_text(encoding="utf-8")
         except OSError:
@@ -107,13 +115,25 @@ class SelfDistillWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict | None:
+        """verl's, without the rows' Python objects, and with the skipped updates counted."""
         output = super().update_actor(without_row_objects(data))
         if output is not None:
             count_skipped(output["metrics"])
         return output
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def keep_state(self) -> None:
+        """Remember what updates change, for an update that is only tried."""
+        self.actor.engine.keep_state()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def put_back_state(self) -> None:
+        """Undo the updates since `keep_state`."""
+        self.actor.engine.put_back_state()
+
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """verl's, without the rows' Python objects."""
         return super().compute_log_prob(without_row_objects(data))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))

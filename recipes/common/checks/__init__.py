@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from recipes.common.checks import batch, data, learning, machine, model, reward, values
+from recipes.common.checks import batch, data, learning, machine, measured, model, reward, values
 from recipes.common.checks.errors import SettingsError
 from recipes.common.method import Method
 
@@ -23,6 +23,7 @@ CHECKS = (
     learning.exposure,
     learning.precision,
     learning.schedule,
+    measured.measured,
     batch.batches,
     batch.lengths,
     batch.rollout,
@@ -38,21 +39,22 @@ CHECKS = (
 )
 
 # What may be meant, and is said.
-WARNINGS = (learning.too_short_to_learn,)
+WARNINGS = (learning.too_short_to_learn, learning.two_denominators, learning.cut_siblings)
 
 
 def check(cfg: DictConfig, method: Method, *, gpus: int) -> list[str]:
     """Refuse a resolved configuration with everything that is wrong with it.
 
     Args:
-        method: of this configuration (`recipes.common.method.read`).
+        cfg: the resolved configuration.
+        method: what it asks to learn, read from it (`recipes.common.method.read`).
         gpus: number of GPUs in this machine.
 
     Returns:
         Warnings: sentences about what may be meant.
 
     Raises:
-        SettingsError: lists every problem found.
+        SettingsError: if anything is wrong; it lists every problem found.
     """
     problems = list(machine.device(cfg, gpus))
     if problems:  # on the wrong machine nothing else matters

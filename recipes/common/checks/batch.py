@@ -1,4 +1,4 @@
-"""Refusals of sizes: batches that cannot be dealt, sequences that do not fit, rollouts that verl would wait for."""
+"""Refusals of sizes: batches that cannot be dealt to the workers, sequences too long, CPUs that verl would wait for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from recipes.common.method import Method
 
 
 def batches(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Refuse batches that cannot be cut into whole mini-batches, or mini-batches that cannot be dealt to the workers.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     n, batch = cfg.actor_rollout_ref.rollout.n, cfg.data.train_batch_size
     mini = cfg.actor_rollout_ref.actor.ppo_mini_batch_size
     workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
@@ -29,6 +35,12 @@ def batches(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def lengths(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Refuse limits that the longest sequence, the teacher's included, does not fit into.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; the teacher's prompts count where it uses one.
+    """
     data, actor, rollout = cfg.data, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
     longest = data.max_prompt_length + data.max_response_length
     what = "data.max_prompt_length + data.max_response_length"
@@ -62,6 +74,12 @@ def lengths(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def rollout(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Refuse a rollout server, an engine or a reference model that cannot work on this device or with this model.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     rollout, model = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.model
     if rollout.name == "transformers":
         if rollout.tensor_model_parallel_size * rollout.data_parallel_size != 1:
@@ -91,7 +109,7 @@ def rollout(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def logical_cpus_needed(cfg: DictConfig) -> int:
-    """CPUs that verl's actors reserve in Ray: 3 a worker (its bundle), and one for each helper process."""
+    """CPUs that verl's actors reserve in Ray: 3 for each worker (its bundle), and one for each helper process."""
     workers = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
     storage = cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units
     task_runner, queue_controller, router = 1, 1, 1
@@ -100,6 +118,12 @@ def logical_cpus_needed(cfg: DictConfig) -> int:
 
 
 def logical_cpus(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Refuse fewer logical CPUs than verl's processes reserve in Ray: it would wait for the missing ones for ever.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     given = cfg.ray_kwargs.ray_init.num_cpus
     if "RAY_ADDRESS" in os.environ or (cfg.dry_run and cfg.trainer.device != "cpu"):
         return

@@ -1,4 +1,4 @@
-"""Data that a run must not be started with: what is wrong with its files is seen in seconds, before Ray.
+"""Refusals of data: what is wrong with the files of a run is seen in seconds, before Ray starts.
 
 `data` opens every file that the run will read.  It looks at schemas and row counts first, reads one column for
 empty references, and renders a few hundred prompts, the shortest or the longest, for their length.
@@ -32,7 +32,12 @@ _PREPARE = "python -m recipes.data.prepare"
 
 
 def data(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """What is wrong with the training, validation and probe files of a resolved configuration, a sentence each."""
+    """Refuse training, validation and probe files that verl, the reward or the teacher could not use.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; it says which columns the teacher is shown.
+    """
     for key, files in (("data.train_files", cfg.data.train_files), ("data.val_files", cfg.data.val_files)):
         if not (isinstance(files, str | list | ListConfig) and files and all(isinstance(f, str) and f for f in files)):
             yield f"{key}={files}: must be a prepared parquet file, or a list of them; {_PREPARE} makes one"
@@ -76,9 +81,11 @@ def _file_problems(cfg: DictConfig, method: Method, key: str, files: list[str]) 
 
 
 def _epoch_problems(cfg: DictConfig, steps: int) -> Iterator[str]:
-    """verl ends with the last epoch, and takes only a last step for one: it is saved and validated.
+    """Refuse more steps than the epochs have: verl ends with them, before the last step is saved and validated.
 
-    steps: of one epoch.
+    Args:
+        cfg: the resolved configuration.
+        steps: how many one epoch has.
     """
     wanted, epochs = cfg.trainer.total_training_steps, cfg.trainer.total_epochs
     if isinstance(wanted, int) and isinstance(epochs, int) and wanted > steps * epochs:
@@ -95,7 +102,7 @@ def _batch(cfg: DictConfig) -> int:
 
 
 def unreadable(path: Path) -> str | None:
-    """Why a path is no parquet file with rows, and what to do, or None."""
+    """Why a path is no parquet file with rows, and what to do; None if it is one."""
     if not path.exists():
         folder = path.parent
         there = sorted(p.name for p in folder.glob("*.parquet")) if folder.is_dir() else []
@@ -291,9 +298,17 @@ def _length_problems(cfg: DictConfig, key: str, paths: list[Path], rows: int) ->
 
 
 def extreme_prompts(paths: list[Path], column: str, count: int, *, longest: bool) -> list[tuple[str, list[dict]]]:
-    """(place, chat) of the ``count`` prompts with the most characters, or the fewest, from that end; few are in memory.
+    """The prompts with the most characters, or the fewest, from that end; only a few are in memory at once.
 
-    Empty where a turn's content is no text, as in chats with images.
+    Args:
+        paths: parquet files.
+        column: the one that holds the chats.
+        count: prompts that are wanted, over all files.
+        longest: whether those with the most characters.
+
+    Returns:
+        (place, chat) of each, the place as in "row 3 of train.parquet". Empty where a turn's content is no text, as in
+        chats with images.
     """
     kept: list[tuple[int, str, list[dict]]] = []
     for path in paths:

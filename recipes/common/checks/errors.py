@@ -19,6 +19,11 @@ class SettingsError(ValueError):
 
 
 def closest(name: str, there_are: Iterable[str]) -> str:
-    """``; the closest is …``, or an empty text where nothing is close."""
+    """The end of a sentence that names what may have been meant, ``; the closest is …``; empty where nothing is close.
+
+    Args:
+        name: as it was given.
+        there_are: the names that exist.
+    """
     found = get_close_matches(name, list(there_are), n=1, cutoff=0.5)
     return f"; the closest is {found[0]}" if found else ""

@@ -1,4 +1,7 @@
-"""Refusals of what is to be learned: credit, loss, teacher, exposure, and the precision that they need."""
+"""Refusals of what is to be learned: credit, loss, teacher, exposure, and the precision that they need.
+
+Every check takes the resolved configuration and the `Method` read from it, and yields a sentence for each problem.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,17 @@ TEACHER_CONTEXTS = CONTEXTS
 
 
 def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """What the dataclasses of credit, loss, teacher and exposure say of their values."""
+    """Refuse values that the dataclasses of credit, loss, teacher and exposure do not take, and unknown estimators.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn, with the problems found on reading it.
+    """
     yield from method.problems
     if "router_signal" in method.signals:
         yield (
             "algorithm.dasd.router=external: it routes on a router_signal that nothing in a training run computes; set "
-            "algorithm.dasd.router to entropy, position or token_frequency"
+            "algorithm.dasd.router to entropy, position, token_frequency, gradient_norm or attention_entropy"
         )
     if method.estimator is None and method.credit not in _verls_estimators():
         known = sorted({*ESTIMATORS, *_verls_estimators()})
@@ -47,10 +55,22 @@ def _verls_estimators() -> set[str]:
 
 
 def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """What the teacher is shown, and groups that A_G can compare."""
+    """Refuse a teacher that would be shown nothing of use, and groups that A_G cannot compare.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
+    contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
+    if "has_teacher" in method.signals and not (method.uses_teacher and contexts.may_be_missing):
+        which = f"self_distill.teacher.teaches={contexts.teaches}, so each has one"
+        yield (
+            f"algorithm.adv_estimator={method.credit}: it trains the responses that a teacher does not, but "
+            + (which if method.uses_teacher else f"self_distill.loss.kind={method.loss.kind}, so there is no teacher")
+            + "; choose a divergence, and set self_distill.teacher.teaches=failed"
+        )
     if not method.uses_teacher:
         return
-    contexts, n = method.contexts, cfg.actor_rollout_ref.rollout.n
     for kind in contexts.named:
         key = "context" if kind in contexts.kinds else "fallback"
         if kind == "problem":
@@ -109,7 +129,12 @@ def teacher_validation(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def responses(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """References in the place of responses: their credit, and what only sampled ones have."""
+    """Refuse references in the place of responses with a credit of another kind, or with what only sampled ones have.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     if method.responses not in ("sampled", "reference"):
         yield f"self_distill.responses={method.responses}: must be sampled or reference"
     if (method.credit == "sft") != method.trains_references:
@@ -125,7 +150,12 @@ def responses(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def groups(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Groups that A_G can compare, where it is used."""
+    """Refuse groups of one response if the credit uses A_G, which compares the responses to a problem.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     n = cfg.actor_rollout_ref.rollout.n
     if n < 2 and method.compares_groups:
         yield (
@@ -135,7 +165,12 @@ def groups(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """The full-vocabulary loss, and teachers with weights of their own: what our engine cannot do."""
+    """Refuse what our engine cannot do with a full-vocabulary loss, or with a teacher that has weights of its own.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     loss, weights = method.loss, method.weights.weights
     if method.token_weight is not None and not loss.active:
         yield (
@@ -155,6 +190,13 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
             f"self_distill.loss.weighting={loss.weighting}: under these parameters the weights follow the advantages "
             f"of the steps before, and only algorithm.adv_estimator={loss.weighting} takes those in; choose a router "
             "that does not learn"
+        )
+    rollouts = cfg.actor_rollout_ref.rollout.temperature
+    if "teacher_entropy" in method.signals and loss.temperature not in (None, rollouts):
+        yield (
+            f"self_distill.loss.temperature={loss.temperature:g} with weighting={loss.weighting}: the teacher's "
+            f"entropy is that of its scores, at the rollouts' temperature of {rollouts}, and it weighs a "
+            "divergence at the same; set it to null"
         )
     if not (loss.active or method.teacher_copy):
         return
@@ -191,7 +233,12 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """ATESD's exposure: its own values, and whether there is a teacher with a reasoning to show in part."""
+    """Refuse an exposure (ATESD) that has no reasoning to show in part, no teacher, or no probe to learn from.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     mode = f"self_distill.exposure.mode={method.exposure.mode}"
     if method.truncates and set(method.contexts.named) != {"solution"}:
         yield (
@@ -216,6 +263,15 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
             "self_distill.exposure.probe_file=null: must be a prepared file of held-out problems where mode=learned: "
             "the controller reads the probe's likelihood"
         )
+    controller = method.controller
+    if controller is not None and params.mode == "learned" and controller.counterfactual:
+        credit = "self_distill.exposure.controller.credit=counterfactual"
+        if not method.loss.active or method.scores_with_teacher:
+            yield (
+                f"{credit} with algorithm.adv_estimator={method.credit} and self_distill.loss.kind={method.loss.kind}: "
+                "an update is tried at another exposure with the same advantages, so the exposure must act through the "
+                "divergence alone; set a loss.kind and adv_estimator=grpo, or another credit"
+            )
 
 
 def schedule(cfg: DictConfig, method: Method) -> Iterator[str]:
@@ -238,11 +294,16 @@ def schedule(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """A warning: an exposure controller that would stay random to the end of the run."""
+    """Warn of an exposure controller that would stay random to the end of the run.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+    """
     controller, steps = method.controller, cfg.trainer.total_training_steps
     if not method.truncates or method.exposure.mode != "learned" or controller is None or steps is None:
         return
-    needed = controller.window + (controller.decisions_per_update - 1) * controller.hold
+    needed = controller.credited_after + (controller.decisions_per_update - 1) * controller.hold
     if steps <= needed:
         yield (
             f"self_distill.exposure.mode=learned for trainer.total_training_steps={steps}: the controller first learns "
@@ -251,9 +312,41 @@ def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
 
 
+# The reduction of a divergence that averages as the PPO clip does.
+SAME_MEAN = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean"}
+
+
+def two_denominators(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """A warning: a divergence that is averaged otherwise than the PPO clip beside it."""
+    mode, reduction = cfg.actor_rollout_ref.actor.loss_agg_mode, method.loss.reduction
+    if method.loss.active and method.loss.ppo and SAME_MEAN.get(mode) != reduction:
+        fix = next((name for name, own in SAME_MEAN.items() if own == reduction), mode)
+        yield (
+            f"self_distill.loss.reduction={reduction} beside actor_rollout_ref.actor.loss_agg_mode={mode}: the two "
+            f"terms are averaged differently; actor_rollout_ref.actor.loss_agg_mode={fix} gives them one denominator"
+        )
+
+
+def cut_siblings(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """A warning: other responses as what the teacher is shown, and no room for a long one."""
+    needed = cfg.data.max_prompt_length + cfg.data.max_response_length
+    shown = [kind for kind in method.contexts.named if kind in FROM_GROUP]
+    if method.uses_teacher and shown and method.max_prompt_length < needed:
+        yield (
+            f"self_distill.teacher.max_prompt_length={method.max_prompt_length} with context {shown[0]}: a problem "
+            f"and a response take up to {needed} tokens, and the end of a longer response, its answer, is cut off; "
+            f"self_distill.teacher.max_prompt_length={needed} shows all of them"
+        )
+
+
 def precision(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """What teachers and entropies need to be exact; a method may read entropies without a teacher."""
-    reads_entropy = "entropy" in method.signals
+    """Refuse settings with which the teacher's log-probs or the entropies would not be exact.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; it may read entropies without a teacher.
+    """
+    reads_entropy = not {"entropy", "teacher_entropy"}.isdisjoint(method.signals)
     if not (method.uses_teacher or reads_entropy):
         return
     arr = cfg.actor_rollout_ref

@@ -1,6 +1,6 @@
 """Refusals of what a run stands on: installed packages, GPUs and their memory, the run directory and its checkpoints.
 
-Versions are read from package metadata: nothing here imports a GPU library.
+Versions are read from package metadata, so that no GPU library is imported for them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from recipes.common.record.run_dir import closest_existing
 
 
 def count_gpus() -> int:
-    """GPUs of this machine that torch can use."""
+    """Number of this machine's GPUs that torch can use."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def device(cfg: DictConfig, gpus: int) -> Iterator[str]:
-    """Whether the GPUs that are asked for are here.  gpus: those that torch can use."""
+    """Refuse GPUs that are asked for and not here.
+
+    Args:
+        cfg: the resolved configuration.
+        gpus: number of this machine's GPUs that torch can use.
+    """
     trainer = cfg.trainer
     if trainer.device == "cpu" or cfg.dry_run:
         return  # a dry run plans for `self_distill.gpu`, wherever it is
@@ -50,7 +55,12 @@ def device(cfg: DictConfig, gpus: int) -> Iterator[str]:
 
 
 def parallelism(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Nodes, GPUs and the splitting of the rollout model over them."""
+    """Refuse nodes that are not there, and a splitting of the rollout model that its GPUs or heads do not allow.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
     workers, parallel = trainer.n_gpus_per_node * trainer.nnodes, rollout.tensor_model_parallel_size
     if workers < 1:
@@ -78,7 +88,12 @@ def parallelism(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def software(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Packages that a run on GPUs needs, and whether their versions belong together."""
+    """Refuse a run whose packages are missing, or whose versions do not belong together.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     arr = cfg.actor_rollout_ref
     if cfg.dry_run:
         return
@@ -114,13 +129,20 @@ def software(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def logging(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Whether Weights & Biases can log: it would say so only when all workers are there."""
-    loggers = cfg.trainer.logger
-    if cfg.dry_run or "wandb" not in ([loggers] if isinstance(loggers, str) else loggers):
+    """Refuse trackers that cannot log: they would say so only when all workers are there.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
+    loggers = [cfg.trainer.logger] if isinstance(cfg.trainer.logger, str) else list(cfg.trainer.logger)
+    if cfg.dry_run:
         return
-    if find_spec("wandb") is None:
-        yield "trainer.logger has wandb, which is not installed: pip install wandb (extra 'wandb')"
-    elif os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not _has_wandb_key():
+    for tracker in ("wandb", "swanlab", "trackio"):
+        if tracker in loggers and find_spec(tracker) is None:
+            yield f"trainer.logger has {tracker}, which is not installed: pip install {tracker} (extra '{tracker}')"
+            return
+    if "wandb" in loggers and os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not _has_wandb_key():
         yield (
             "trainer.logger has wandb, and there is no API key: `wandb login`, or set WANDB_API_KEY (with RAY_ADDRESS, "
             "where Ray was started), or WANDB_MODE=offline"
@@ -167,7 +189,12 @@ def _mismatches(package: str, installed: str, others: tuple[str, ...] = ("torch"
 
 
 def capacity(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Whether the run fits into its GPUs' memory, by `recipes.common.plan.memory`."""
+    """Refuse a run that does not fit into its GPUs' memory, by `recipes.common.plan.memory`.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; the teacher and the loss take memory.
+    """
     name = cfg.self_distill.gpu
     if name is not None and name not in planner.GPUS:
         known = ", ".join(planner.GPUS)
@@ -197,7 +224,12 @@ def _smaller_than_planned(name: str | None, gpu: planner.Gpu) -> Iterator[str]:
 
 
 def output(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """The run directory: can be written, has room for the checkpoints, and what it starts from is its own and whole."""
+    """Refuse a run directory that cannot be written or is too full, and a checkpoint that is another run's or broken.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; a checkpoint must be of the same.
+    """
     run_dir = Path(cfg.self_distill.run_dir)
     parent = closest_existing(run_dir)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -211,14 +243,13 @@ def _room(cfg: DictConfig, method: Method, folder: Path) -> Iterator[str]:
     job = planner.job_of(cfg, method, gpu=None)
     if job is None or cfg.trainer.save_freq < 1:
         return
-    # The kept ones, and the next while it is written, before the oldest goes.
-    needed, free = (
-        (cfg.self_distill.keep_checkpoints + 1) * planner.checkpoint_bytes(job),
-        shutil.disk_usage(folder).free,
-    )
+    # The kept ones, and the next while it is written, before the oldest goes; never more than the run saves.
+    keep, total = cfg.self_distill.keep_checkpoints, cfg.trainer.total_training_steps
+    most = keep + 1 if total is None else min(keep + 1, -(-total // cfg.trainer.save_freq))
+    needed, free = most * planner.checkpoint_bytes(job), shutil.disk_usage(folder).free
     if free < needed:
         yield (
-            f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {cfg.self_distill.keep_checkpoints} "
-            f"checkpoints and the one being written take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
+            f"hydra.run.dir={folder} has {free / planner.GIB:.1f} GiB free, and {most} checkpoints, the one being "
+            f"written among them, take {needed / planner.GIB:.1f}: choose another hydra.run.dir, or "
             "set self_distill.keep_checkpoints=1"
         )

@@ -1,4 +1,4 @@
-"""Refusals of the model: where it is, and what its tokenizer can."""
+"""Refusals of the model: no such folder, a tokenizer without a template, an attention that cannot compute it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from recipes.common.method import Method
 
 
 def model(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Refuse a model that cannot be found, has no tokenizer for chats, or that the chosen attention cannot compute.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     path = str(cfg.actor_rollout_ref.model.path)
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", "~", ".")) or path.count("/") != 1
@@ -35,7 +41,7 @@ def model(cfg: DictConfig, method: Method) -> Iterator[str]:
             )
             return
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    yield from _attention(cfg, source)
+    yield from _architecture(cfg, method, source)
     if not tokenizer.chat_template and not cfg.actor_rollout_ref.model.custom_chat_template:
         yield (
             f"actor_rollout_ref.model.path={path}: its tokenizer has no chat template, so prompts cannot be "
@@ -43,13 +49,16 @@ def model(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
 
 
-def _attention(cfg: DictConfig, source: str) -> Iterator[str]:
+def _architecture(cfg: DictConfig, method: Method, source: str) -> Iterator[str]:
+    """What the model's configuration rules out: an attention, and a teacher of mixed logits."""
     implementation = cfg.actor_rollout_ref.model.override_config.get("attn_implementation", "flash_attention_2")
-    if implementation == "flash_attention_2":  # verl's where nothing is said; `machine.software` looks for it
+    mixes = method.uses_teacher and method.weights.passes > 1
+    if implementation == "flash_attention_2" and not mixes:  # verl's default; `machine.software` looks for it
         return
     from transformers import AutoConfig
 
     from workers.attention import attention_problems
+    from workers.training.head import after_the_head
 
     try:
         model_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -57,7 +66,14 @@ def _attention(cfg: DictConfig, source: str) -> Iterator[str]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         yield f"actor_rollout_ref.model.path={source}: config.json cannot be loaded ({reason}); give a complete model"
         return
-    yield from attention_problems(model_config, str(implementation), str(cfg.trainer.device))
+    if implementation != "flash_attention_2":
+        yield from attention_problems(model_config, str(implementation), str(cfg.trainer.device))
+    obstacle = after_the_head(model_config) if mixes else None
+    if obstacle is not None:
+        yield (
+            f"self_distill.teacher.weights={method.weights.weights}: it mixes the logits of two passes, and "
+            f"this model cannot be scored from its head's inputs: {obstacle}; set it to ema or frozen"
+        )
 
 
 def _hub_unreachable(name: str) -> str | None:

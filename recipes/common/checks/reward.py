@@ -35,7 +35,12 @@ ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 
 
 def reward(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Why verl could not call the configured reward function, with value, rule and fix; nothing where it could."""
+    """Refuse a reward function that verl could not call.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn; not needed here.
+    """
     old = cfg.get("custom_reward_function") or {}
     if any(value is not None for value in old.values()):
         yield f"custom_reward_function={dict(old)} is verl's old key, which nothing reads; set {KEY}.path and .name"
@@ -86,7 +91,16 @@ def _judged_elsewhere(path: str, name: str, kwargs: dict[str, Any]) -> list[str]
 
 
 def judge(path: str, name: str, kwargs: dict[str, Any]) -> list[str]:
-    """Load a module as verl does, and say what keeps ``name`` in it from being called with ``kwargs``."""
+    """Load a module as verl does, and say what keeps a function in it from being called.
+
+    Args:
+        path: ``pkg://a.b``, ``file://…`` or a path, as verl takes it.
+        name: the function.
+        kwargs: the configured `reward_kwargs`.
+
+    Returns:
+        Sentences, none where it can be called.
+    """
     try:
         module = load(path)
     except FileNotFoundError as error:
@@ -107,7 +121,9 @@ def judge(path: str, name: str, kwargs: dict[str, Any]) -> list[str]:
 def load(path: str) -> ModuleType:
     """The module behind ``pkg://a.b``, ``file://…`` or a path, as `verl.utils.import_utils.load_module` loads it.
 
-    Raises FileNotFoundError, and whatever the module raises.
+    Raises:
+        FileNotFoundError: if there is no such file, or it is no Python file.
+        BaseException: whatever the module's own code raises.
     """
     if path.startswith("pkg://"):
         return importlib.import_module(path.removeprefix("pkg://").replace("/", "."))

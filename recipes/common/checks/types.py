@@ -1,4 +1,4 @@
-"""Values of a type that a key cannot have: text for a number, a number for a switch, one value for a node of keys.
+"""Refusals of values of a type that a key cannot have: text for a number, a number for a switch, a value for a mapping.
 
 A key's type is that of its default.  Where the default is null it says nothing, and the key needs a rule of its own.
 """
@@ -13,11 +13,15 @@ NAMES = {"whole": "a whole number", "number": "a number", "bool": "true or false
 
 
 def wrong_types(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key, sentence) of every value that is not of its default's type.
+    """Find every value that is not of its default's type.
 
     Args:
-        given, default: plain nested mappings; keys that only one of them has are passed over.
-        prefix: of the keys, with its dot.
+        given: the configuration, as plain nested mappings.
+        default: the same keys with their defaults; keys that only one of the two has are passed over.
+        prefix: what the keys begin with, its dot included.
+
+    Returns:
+        An iterator of (key, sentence).
     """
     for key, usual in default.items():
         if key not in given or usual is None or usual == "???" or str(usual).startswith("${"):
@@ -45,7 +49,12 @@ def type_of(usual: Any) -> str:
 
 
 def wrong_type(value: Any, kind: str) -> str:
-    """What the value must be, where it is not; null passes where text does, and a list of texts too."""
+    """What a value must be, if it is not; empty if it is.
+
+    Args:
+        value: what was given.
+        kind: name of a type, from `type_of`; null passes where text does, and so does a list of texts.
+    """
     fits = {
         "whole": isinstance(value, int) and not isinstance(value, bool),
         "number": isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
@@ -59,7 +68,7 @@ def wrong_type(value: Any, kind: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a command line has it."""
+    """A value as a command line writes it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

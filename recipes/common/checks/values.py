@@ -1,7 +1,8 @@
 """Refusals of single values: of a wrong type, outside their range, or none of those there are.
 
-verl's configuration is dataclasses that check hardly anything: a wrong value passes until a worker meets it, a minute
-later, or for good (``resume_mode=atuo`` starts anew).  Types are those of the defaults; ranges and choices stand here.
+verl's configuration is dataclasses that check hardly anything: a wrong value passes until a worker meets it a minute
+later, or is never noticed (with ``resume_mode=atuo`` a run starts anew).  Types are those of the defaults; ranges and
+choices stand here.
 """
 
 from __future__ import annotations
@@ -22,13 +23,26 @@ Rule = Callable[[Any], str]  # what the value must be, or an empty text where it
 
 
 def whole(least: int, *, null: bool = False, meaning: str = "") -> Rule:
-    """A whole number of at least that."""
+    """The rule that a value is a whole number of at least `least`.
+
+    Args:
+        least: the smallest that passes.
+        null: whether null passes too.
+        meaning: what to add to the sentence about `least`, with a space before it.
+    """
     said = f"a whole number of at least {least}{meaning}{', or null' if null else ''}"
     return lambda v: "" if (null and v is None) or (not wrong_type(v, "whole") and v >= least) else f"must be {said}"
 
 
 def number(low: float, high: float | None = None, *, above: bool = False, null: bool = False) -> Rule:
-    """A number of at least `low` (more, where above), and at most `high`."""
+    """The rule that a value is a finite number between `low` and `high`.
+
+    Args:
+        low: the smallest that passes.
+        high: the largest that passes; None for no limit.
+        above: whether `low` itself is refused.
+        null: whether null passes too.
+    """
     said = f"a number {'above' if above else 'of at least'} {low:g}{'' if high is None else f' and at most {high:g}'}"
 
     def rule(value: Any) -> str:
@@ -41,7 +55,12 @@ def number(low: float, high: float | None = None, *, above: bool = False, null: 
 
 
 def one_of(*names: str, null: bool = False) -> Rule:
-    """One of these names."""
+    """The rule that a value is one of these names.
+
+    Args:
+        names: all that pass.
+        null: whether null passes too.
+    """
 
     def rule(value: Any) -> str:
         if (null and value is None) or (isinstance(value, str) and value in names):
@@ -52,7 +71,7 @@ def one_of(*names: str, null: bool = False) -> Rule:
 
 
 def some_of(*names: str) -> Rule:
-    """One of these names, or a list of them."""
+    """The rule that a value is one of these names, or a list of them."""
 
     def rule(value: Any) -> str:
         given = value if isinstance(value, list) and value else [value]
@@ -63,7 +82,7 @@ def some_of(*names: str) -> Rule:
 
 
 def text(value: Any) -> str:
-    """A text that is not empty."""
+    """The rule that a value is a text that is not empty."""
     return "" if isinstance(value, str) and value.strip() else "must be a text"
 
 
@@ -181,7 +200,7 @@ _ELSEWHERE = (
 
 
 def problems(cfg: DictConfig) -> Iterator[tuple[str, str]]:
-    """(key, sentence) for every value of a resolved configuration that cannot be meant."""
+    """Find every value of a resolved configuration that cannot be meant; yields (key, sentence)."""
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
     found: dict[str, str] = {}
     for key, rule in RULES.items():

@@ -1,4 +1,4 @@
-"""`dry_run=true`: the plan of a run with its batch arithmetic, memory for each GPU and time for each stage."""
+"""What `dry_run=true` prints: the plan of a run, its batch arithmetic, memory for each GPU and time for each stage."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from recipes.common.record.console import duration, plan, two_columns
 
 
 def show(cfg: DictConfig, method: Method, *, computable: bool = True) -> None:
-    """Print what a resolved configuration would do; starts and refuses nothing.
+    """Print what a resolved configuration would do; nothing is started and nothing refused.
 
     Args:
-        computable: whether its values can be computed with; where not, the plan is shown as given, without the
-            forecast.
+        cfg: the resolved configuration.
+        method: what it asks to learn, read from it.
+        computable: whether its values can be computed with; if not, the plan is shown as given, without the forecast.
     """
     console = Console(highlight=False)
     console.print(plan(cfg, method, Path(cfg.self_distill.run_dir)))
@@ -45,7 +46,12 @@ def show(cfg: DictConfig, method: Method, *, computable: bool = True) -> None:
 
 
 def arithmetic(job: Job, steps: int | None) -> Table:
-    """Batch, tokens, cache and checkpoint as sentences of numbers."""
+    """Batch, tokens, cache and checkpoint as a table of two columns: what it is, and its numbers in a sentence.
+
+    Args:
+        job: the run that is planned.
+        steps: training steps of the whole run; None where only the epochs are given.
+    """
     table = two_columns()
     m = job.model
     trained = f"{m.parameters / 1e6:,.1f} M parameters"
@@ -76,7 +82,12 @@ def arithmetic(job: Job, steps: int | None) -> Table:
 
 
 def memory_table(job: Job, unit: int = GIB) -> Table:
-    """Phases as columns, what is in the memory of a GPU as rows; `unit` in bytes."""
+    """Memory of a GPU as a table: a column for each phase of a step, a row for each thing that lies in memory then.
+
+    Args:
+        job: the run that is planned.
+        unit: bytes that a printed 1.0 stands for.
+    """
     phases = planner.memory(job)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
@@ -97,7 +108,7 @@ def _total(job: Job, total: float, unit: int) -> str:
 
 
 def time_table(job: Job) -> Table:
-    """Stages and their seconds where every sequence reaches its limit."""
+    """Stages of a step and their seconds, if every sequence reaches its limit."""
     stages = planner.seconds(job)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column()

@@ -1,10 +1,10 @@
 """What a configuration will need, computed before anything starts: memory of each phase for each GPU, work and time.
 
-Pure arithmetic on numbers; `job_of` is the only function that reads a configuration.  Sizes of tensors are exact where
-the code that allocates them decides them (weights, gradients, optimiser, logits, cache, saved activations), and
+Pure arithmetic on numbers; `job_of` and `gpu_of` alone read a configuration.  Sizes of tensors are exact where the code
+that allocates them decides them (weights, gradients, optimiser, logits, cache, saved activations), and
 tests/recipes/common/plan/test_memory.py compares them with real tensors.  What CUDA, NCCL, Triton and vLLM keep for
-themselves is `RESERVED`, an allowance.  Times are a roofline at the efficiencies below, which are assumptions: no GPU
-was measured for them.
+themselves is `RESERVED`, an allowance.  Times are a roofline (what takes longer, products at peak speed or reads
+at peak bandwidth) at the efficiencies below, which are assumptions: no GPU was measured for them.
 
 Phases of a step, which never overlap: rollout (vLLM awake), log-probs of student and teacher, update.
 """
@@ -26,7 +26,14 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory: bytes that the driver reports; flops: dense bf16 a second; bandwidth: bytes a second."""
+    """What a plan must know of a GPU.
+
+    Attributes:
+        name: as sentences call it.
+        memory: bytes that the driver reports.
+        flops: dense bf16 operations a second.
+        bandwidth: bytes of memory read a second.
+    """
 
     name: str
     memory: float
@@ -91,30 +98,33 @@ class Job:
     policy_loss: bool
     from_hidden: bool  # the divergence, without logits
     teacher_copy: bool
+    teacher_passes: int  # that its logits take
     teacher_prompt: int
     teacher_budget: int  # tokens of the teacher's passes in the loss
 
     @property
     def workers(self) -> int:
+        """Training workers, one a GPU."""
         return self.gpus_per_node * self.nodes
 
     @property
     def sequence(self) -> int:
-        """Longest student sequence."""
+        """Tokens of the longest student sequence."""
         return self.prompt + self.response
 
     @property
     def teacher_sequence(self) -> int:
+        """Tokens of the longest teacher sequence: its own prompt, the student's response."""
         return self.teacher_prompt + self.response
 
     @property
     def longest(self) -> int:
-        """The longest sequence that a micro-batch must hold."""
+        """Tokens of the longest sequence that a micro-batch must hold."""
         return max(self.sequence, self.teacher_sequence if self.scored or self.divergence else 0)
 
     @property
     def trainable(self) -> int:
-        """Elements that are trained."""
+        """Elements that are trained: the adapter's, or the whole model's."""
         return self.model.adapter_parameters(self.lora_rank) if self.lora_rank else self.model.parameters
 
     @property
@@ -124,7 +134,13 @@ class Job:
 
 
 def job_of(cfg: DictConfig, method: Method, gpu: Gpu | None) -> Job | None:
-    """The job of a resolved configuration; None where the model's shape is not known here."""
+    """The job of a resolved configuration; None where the model's shape is not known here.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn, read from it.
+        gpu: what is planned for, from `gpu_of`; None for the sizes alone.
+    """
     arr = cfg.actor_rollout_ref
     model = of_model(str(arr.model.path))
     if model is None:
@@ -167,6 +183,7 @@ def job_of(cfg: DictConfig, method: Method, gpu: Gpu | None) -> Job | None:
         policy_loss=loss.ppo,
         from_hidden=loss.logits_because is None,
         teacher_copy=method.teacher_copy,
+        teacher_passes=method.weights.passes,
         teacher_prompt=method.max_prompt_length,
         teacher_budget=(
             actor.ppo_max_token_len_per_gpu
@@ -192,7 +209,7 @@ def gpu_of(cfg: DictConfig) -> Gpu | None:
 
 
 def checkpoint_bytes(job: Job) -> int:
-    """Of one checkpoint: weights, two moments for what is trained, and the teacher where it has weights of its own."""
+    """Bytes of one checkpoint: weights, two moments of what is trained, and the teacher's weights if it has its own."""
     weights = job.model.parameters + (job.trainable if job.lora_rank else 0)
     return job.weight_bytes * (weights * (1 + job.teacher_copy) + 2 * job.trainable)
 
@@ -205,7 +222,13 @@ def _element(dtype: str) -> int:
 
 
 def logits_bytes(job: Job, tokens: int, copies: int = 1) -> int:
-    """Of full-vocabulary logits: (tokens, V) in the compute dtype."""
+    """Bytes of full-vocabulary logits, (tokens, V) in the compute dtype.
+
+    Args:
+        job: the run that is planned.
+        tokens: rows of logits.
+        copies: how many tensors of that size exist at once.
+    """
     return tokens * job.model.vocab * job.compute_bytes * copies
 
 
@@ -220,7 +243,12 @@ def _chunk(job: Job, rows: int) -> int:
 
 
 def statistics_bytes(job: Job, rows: int) -> int:
-    """Of log-probs and entropies from hidden states: a chunk's logits and probabilities, fp32."""
+    """Bytes of a chunk's logits and probabilities in fp32, from which log-probs and entropies are computed.
+
+    Args:
+        job: the run that is planned.
+        rows: tokens that are scored; those of a chunk exist at once.
+    """
     return 2 * _chunk(job, rows) * job.model.vocab * 4
 
 
@@ -252,14 +280,24 @@ def _resident(job: Job, phase: str) -> dict[str, float]:
 
 
 def micro_batch(job: Job, budget: int, longest: int) -> tuple[int, int]:
-    """(tokens, sequences of full length) of the largest micro-batch that a worker sees."""
+    """The largest micro-batch that a worker sees: its tokens, and how many sequences of full length it has.
+
+    Args:
+        job: the run that is planned.
+        budget: tokens that a micro-batch may have.
+        longest: tokens of a sequence of full length.
+    """
     dealt = math.ceil(job.mini_batch * job.rollouts / job.workers)
     tokens = min(budget, dealt * longest)
     return tokens, max(1, min(dealt, tokens // longest))
 
 
 def memory(job: Job) -> dict[str, dict[str, float]]:
-    """Phase -> what is in a GPU's memory then -> bytes."""
+    """What lies in a GPU's memory in each phase.
+
+    Returns:
+        Phase -> name of a thing that lies in memory then -> bytes. Without a GPU there is no rollout and no allowance.
+    """
     phases: dict[str, dict[str, float]] = {}
     m, gpu = job.model, job.gpu
     if gpu is not None:
@@ -314,7 +352,7 @@ def _update(job: Job, interior: float) -> dict[str, float]:
         return parts | {"divergence": hidden_divergence_bytes(job, rows)}
     # Beside the clip the gradients of both terms, before they are added.
     parts["logits"] = logits_bytes(job, tokens, 3 if job.policy_loss else 1)
-    parts["teacher logits"] = divergence_bytes(job, rows)
+    parts["teacher logits"] = divergence_bytes(job, rows) + logits_bytes(job, rows, job.teacher_passes - 1)
     return parts
 
 
@@ -324,27 +362,39 @@ def _working_buffers(job: Job, rows: int) -> int:
 
 
 def divergence_bytes(job: Job, rows: int) -> float:
-    """Beside the student's logits: the teacher's (rows, V), which become the gradient, and the working buffers."""
+    """Bytes that a divergence takes beside the student's logits.
+
+    They are the teacher's logits (rows, V), which become the gradient, and the working buffers.
+
+    Args:
+        job: the run that is planned.
+        rows: response tokens of a micro-batch.
+    """
     return logits_bytes(job, rows) + _working_buffers(job, rows)
 
 
 def hidden_divergence_bytes(job: Job, rows: int) -> float:
-    """From hidden states: both sides' and their gradient, (rows, h), a chunk's logits, and what the heads need.
+    """Bytes that a divergence from hidden states takes.
 
-    A head that trains has its gradient in fp32 and then in the compute dtype; a teacher's own head is copied.
+    They are both sides' states and their gradient, a chunk's logits, the working buffers, and what the heads need: a
+    head that trains has its gradient in fp32 and then in the compute dtype; a teacher's own head is copied.
+
+    Args:
+        job: the run that is planned.
+        rows: response tokens of a micro-batch; the hidden states are (rows, h).
     """
     m = job.model
     head = m.vocab * m.hidden
     gradient = 0 if job.lora_rank else head * (4 + job.compute_bytes)
-    copied = head * job.compute_bytes if job.teacher_copy else 0
-    states = rows * m.hidden * (2 * job.compute_bytes + 4)
+    copied = head * job.compute_bytes * job.teacher_passes if job.teacher_copy else 0
+    states = rows * m.hidden * ((1 + job.teacher_passes) * job.compute_bytes + 4)
     return (
         states + logits_bytes(job, _chunk(job, rows), 2) + _working_buffers(job, _chunk(job, rows)) + gradient + copied
     )
 
 
 def cache_tokens(job: Job) -> int:
-    """Tokens that a rollout server's cache holds, over the GPUs of the server."""
+    """Tokens that a rollout server's cache holds, over all GPUs of the server."""
     cache = memory(job)["rollout"]["KV cache"]
     return int(cache * job.tensor_parallel // job.model.cache_bytes())
 
@@ -353,7 +403,11 @@ def cache_tokens(job: Job) -> int:
 
 
 def seconds(job: Job) -> dict[str, float]:
-    """Stage -> seconds of a step in which every prompt and response reaches its limit: a bound, by the roofline."""
+    """Seconds of each stage of a step if every prompt and response reaches its limit: a bound, by the roofline.
+
+    Returns:
+        Stage -> seconds; empty without a GPU.
+    """
     if job.gpu is None:
         return {}
     m = job.model
@@ -364,12 +418,12 @@ def seconds(job: Job) -> dict[str, float]:
 
     stages = {"rollout": _decoding(job, job.gpu), "student log-probs": forward(job.sequence)}
     if job.scored:
-        stages["teacher log-probs"] = forward(job.teacher_sequence)
+        stages["teacher log-probs"] = job.teacher_passes * forward(job.teacher_sequence)
     # Backward: products for the inputs and, in full fine-tuning, the weights; checkpointing repeats the forward pass.
     passes = 1 + job.checkpointing + (1 if job.lora_rank else 2)
     stages["update"] = passes * forward(job.sequence)
     if job.divergence:
-        stages["update"] += forward(job.teacher_sequence)
+        stages["update"] += job.teacher_passes * forward(job.teacher_sequence)
     return stages
 
 
@@ -408,7 +462,15 @@ def overfull(job: Job) -> list[str]:
 
 
 def remedies(job: Job, most: int = 3) -> Iterator[tuple[str, ...]]:
-    """Sets of overrides with which the job fits: the smallest sets, at most `most` of them, in order of cost."""
+    """Sets of overrides with which the job would fit: the smallest sets there are, in order of what they cost a run.
+
+    Args:
+        job: a job that does not fit.
+        most: number of sets to stop after.
+
+    Returns:
+        An iterator of sets, each a tuple of overrides as the command line takes them.
+    """
     options = list(_options(job))
     for size in (1, 2, 3):
         found = 0
@@ -460,7 +522,7 @@ def _options(job: Job) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def refusal(job: Job) -> list[str]:
-    """One sentence for `settings.check`: what does not fit, and what would help; empty where the job fits."""
+    """What does not fit, and what would help, in one sentence for `recipes.common.checks`; empty where the job fits."""
     found = overfull(job)
     if not found:
         return []

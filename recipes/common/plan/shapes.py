@@ -25,10 +25,18 @@ SAVED_BYTES = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense decoder of the Llama kind.
+    """Shape of a dense decoder of the Llama kind, as its config.json has it.
 
-    Attributes are config.json's: hidden (h), layers (L), heads (H), kv_heads (K), head_dim (d), intermediate (i), vocab
-    (V), tied: whether the output head is the embedding.  family: transformers' `model_type`.
+    Attributes:
+        family: transformers' `model_type`.
+        hidden: width of the hidden states, h.
+        layers: number of decoder layers, L.
+        heads: query heads, H.
+        kv_heads: key and value heads, K.
+        head_dim: width of a head, d.
+        intermediate: width inside the feed-forward block, i.
+        vocab: rows of the embedding, V.
+        tied: whether the output head is the embedding.
     """
 
     family: str
@@ -90,7 +98,10 @@ class Architecture:
         return a * self.hidden + b * self.intermediate + c * q + d * k
 
     def attention_flops(self, tokens: int) -> int:
-        """Of one causal forward pass over one sequence: scores and values, 2 operations a product, half a square."""
+        """Operations of attention in a causal forward pass over one sequence of `tokens`.
+
+        Scores and values take 2 operations a product, over half of a square.
+        """
         return 2 * self.layers * self.heads * self.head_dim * tokens * tokens
 
 

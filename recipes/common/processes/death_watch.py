@@ -1,4 +1,4 @@
-"""End a run a part of which is gone: what ran there never answers, and verl may wait for it for ever.
+"""End a run that has lost a process or a node: what ran there never answers, and verl may wait for it for ever.
 
 Two things are watched.  Processes: one that is killed (by the out-of-memory killer, by hand, by a crash in native code)
 leaves a dead actor behind, and whoever waits for something that it would have put elsewhere waits on.  Measured: a run
@@ -61,7 +61,7 @@ def busy_nodes() -> set[str]:
 
 
 def lost_nodes(busy: set[str]) -> list[str]:
-    """Host and address of those of the given nodes that are dead."""
+    """The dead ones of the given nodes, each as host and address."""
     return [
         f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         for node in ray.nodes()
@@ -70,7 +70,7 @@ def lost_nodes(busy: set[str]) -> list[str]:
 
 
 def lost_process() -> str | None:
-    """The first of the run's actors whose process ended by itself, in words; None where there is none.
+    """The first of the run's actors whose process ended by itself, in words; None if there is none.
 
     Actors that verl or Ray ended, and those that went with their owner, are not counted.
     """
@@ -95,11 +95,18 @@ def _in_words(actor: dict[str, Any]) -> str:
 
 @contextmanager
 def deaths_watched(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise `NodeLost` or `ProcessLost` in the block, which must run in the main thread, soon after it happened.
+    """End the block, which must run in the main thread, soon after a process or a node of the run is lost.
 
-    The block waits inside Ray, which lets KeyboardInterrupt through and swallows what else a handler of signals raises:
-    so SIGALRM raises that, and it is exchanged here.  So is an error of the block itself that a loss explains: what
-    verl then says is about the consequences.  Idle nodes may come and go.
+    The block waits inside Ray, which lets KeyboardInterrupt through and swallows whatever else a signal handler throws:
+    so SIGALRM throws that, and it is exchanged here.  An error of the block itself that a loss explains is exchanged
+    too: what verl then says is about the consequences.  Nodes whose GPUs are free may come and go.
+
+    Args:
+        seconds: time between two looks.
+
+    Raises:
+        NodeLost: if a node whose GPUs were in use is gone.
+        ProcessLost: if a process of the run ended by itself.
     """
     ended, busy, losses = threading.Event(), set[str](), list[RuntimeError]()
     waiting = threading.get_ident()

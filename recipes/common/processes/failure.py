@@ -1,7 +1,8 @@
 """Why a run failed: the first exception of its workers, and where it stands in the log.
 
-What reaches the user's process is what came last: verl's advice, or a call that found its worker gone.  Ray copies what
-the workers print into the log, each line with its process before it; the first traceback there is where it began.
+The exception that reaches the user's process is the last one: verl's advice, or a call that found its worker gone.  Ray
+copies what the workers print into the log, each line with its process before it; the first traceback there is where the
+failure began.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ MOST_LINES = 5  # of a message
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception in a log: `line` from 1, the process that printed it, and what it said."""
+    """An exception in a log.
+
+    Attributes:
+        line: where its traceback begins, counted from 1.
+        process: who printed it, as Ray names it.
+        text: type and message.
+    """
 
     line: int
     process: str
@@ -29,10 +36,11 @@ class Failure:
 
 
 def first_of_workers(log: Path, offset: int = 0) -> Failure | None:
-    """The first traceback that a worker printed after a place in the log, or None.
+    """The first traceback that a worker printed after a place in the log; None if there is none.
 
     Args:
-        offset: in bytes; what stands before it is of an earlier start of the run.
+        log: the run's log.
+        offset: the place in bytes; what stands before it is of an earlier start of the run.
     """
     begun: dict[str, int] = {}  # process -> line of a traceback that has not come to its exception
     found: Failure | None = None
@@ -58,7 +66,7 @@ def first_of_workers(log: Path, offset: int = 0) -> Failure | None:
 
 
 def root_cause(error: BaseException) -> str:
-    """What an exception was raised from, without Ray's layers around it."""
+    """The exception at the bottom of Ray's layers, in words."""
     while True:
         inner = getattr(error, "cause", None)
         if not isinstance(inner, BaseException) or inner is error:
@@ -85,6 +93,9 @@ def explain(error: BaseException, log: Path, offset: int = 0) -> str:
         error: what ended the run.
         log: where standard error goes, and the workers' output.
         offset: size of the log in bytes when the run was started.
+
+    Returns:
+        A few lines for a person.
     """
     sys.stdout.flush()
     sys.stderr.flush()

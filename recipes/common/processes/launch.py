@@ -29,7 +29,10 @@ from recipes.common.record.console import RunConsole
 
 # A running cluster lacks the environment of whoever starts a run on it. What is passed on is written into config.yaml
 # too, so no variable that may hold a secret belongs here.
-PASSED_ON = ("WANDB_MODE", "WANDB_ENTITY", "HF_HOME", "HF_HUB_OFFLINE")
+PASSED_ON = (
+    *("WANDB_MODE", "WANDB_ENTITY", "WANDB_NOTES", "SWANLAB_MODE", "SWANLAB_LOG_DIR", "TRACKIO_DIR"),
+    *("HF_HOME", "HF_HUB_OFFLINE"),
+)
 PASSED_ON_PREFIXES = ("NCCL_", "VLLM_")
 
 COLLAPSED = 3  # exit code of a run that `self_distill.collapse.stop` ended
@@ -39,7 +42,8 @@ def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | No
     """Train as configured.
 
     Args:
-        method: of this configuration.
+        cfg: the resolved and checked configuration; Ray's settings are changed in place.
+        method: what it asks to learn, read from it.
         report: writes the run's report when it is over; returns where it is, or None where there is nothing to report.
 
     Returns:
@@ -99,10 +103,18 @@ def _report(report: Callable[[Path], str | None], run_dir: Path, console: RunCon
 
 
 def process_environment(cfg: DictConfig, run_dir: Path) -> dict[str, str]:
-    """Environment of every process of the run."""
+    """The environment that every process of the run gets beside what it inherits.
+
+    Args:
+        cfg: the resolved configuration.
+        run_dir: where TensorBoard and Weights & Biases write.
+    """
     environment = {
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
         "WANDB_DIR": str(run_dir),
+        "WANDB_NOTES": f"report: {run_dir / files.REPORT}",
+        "SWANLAB_LOG_DIR": str(run_dir / "swanlog"),
+        "TRACKIO_DIR": str(run_dir / "trackio"),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "HYDRA_FULL_ERROR": "1",
         **{k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)},
@@ -147,7 +159,14 @@ def _run(cfg: DictConfig) -> None:
 
 @contextmanager
 def output_into(log: Path) -> Iterator[int]:
-    """Send the process's output, and that of whatever it starts, to a file; yields a descriptor of the terminal."""
+    """Send the process's output, and that of whatever it starts, to a file while the block runs.
+
+    Args:
+        log: is appended to.
+
+    Returns:
+        A context manager that gives a descriptor of the terminal.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     terminal, errors = os.dup(1), os.dup(2)

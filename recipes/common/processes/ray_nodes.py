@@ -1,8 +1,7 @@
-"""Wait until a Ray cluster has its nodes: `python -m recipes.common.processes.ray_nodes NODES SECONDS`, with
-RAY_ADDRESS set.
+"""Wait until a Ray cluster has its nodes: `python -m recipes.common.processes.ray_nodes NODES SECONDS`.
 
-Exits with 0 when that many nodes are alive, and with 1, saying how many came, when they are not there in time.  For
-cluster/train.sbatch: verl would wait for missing nodes for ever.
+RAY_ADDRESS says which cluster.  Exits with 0 when that many nodes are alive, and with 1, saying how many came, if they
+are not there in time.  For cluster/train.sbatch: verl would wait for missing nodes for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import ray
 
 
 def alive_nodes(address: str) -> int:
-    """Nodes that a running cluster has now; 0 where none answers at that address."""
+    """Number of nodes that a running cluster has now; 0 if none answers at that address."""
     try:
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -27,7 +26,15 @@ def alive_nodes(address: str) -> int:
 
 
 def main(nodes: int, seconds: float) -> int:
-    """The exit code."""
+    """Wait for the nodes of the cluster at RAY_ADDRESS.
+
+    Args:
+        nodes: number that must be alive.
+        seconds: the longest wait.
+
+    Returns:
+        The exit code: 0 if they came in time, else 1, after saying how many did.
+    """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         print("RAY_ADDRESS is not set: export it as <head's host>:<port>", file=sys.stderr)

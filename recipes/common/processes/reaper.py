@@ -1,4 +1,4 @@
-"""Leaves nothing behind: no process when the launcher of a run dies without a word, no shared memory however it ends.
+"""A process that leaves nothing behind: no process if the launcher dies suddenly, no shared memory however a run ends.
 
 Ray's own processes notice a dead driver (kill -9, the out-of-memory killer) only after up to a minute, and hold memory
 and GPUs until then.  So the launcher starts this module as a process that waits on a pipe: when the launcher is gone
@@ -31,7 +31,7 @@ SHARED_MEMORY = re.compile(rb"/dev/shm/(?:psm_|sem\.mp-)\S+$", re.MULTILINE)
 
 @contextmanager
 def reaper() -> Iterator[None]:
-    """Within the block, and should it never end, what this process starts does not outlive it."""
+    """Make sure that what this process starts in the block does not outlive it, even if the process is killed there."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-m", "recipes.common.processes.reaper", mark],
@@ -66,7 +66,12 @@ def marked(mark: str) -> list[int]:
 
 
 def kill_marked(mark: str, known: dict[int, str]) -> None:
-    """SIGKILL to all of them and to those known from before, until none is left for a second."""
+    """Send SIGKILL to the run's processes until none is left for a second, or `SECONDS` are over.
+
+    Args:
+        mark: value of the run's mark in their environment.
+        known: process id -> `started` of processes that were seen to belong to the run before.
+    """
     deadline, quiet_since = time.monotonic() + SECONDS, time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - quiet_since < 1.0:
         for pid in {*marked(mark), *(pid for pid, began in known.items() if started(pid) == began)}:
@@ -79,7 +84,10 @@ def kill_marked(mark: str, known: dict[int, str]) -> None:
 
 
 def started(pid: int) -> str | None:
-    """When a living process was started, in the kernel's ticks: with it a number that was given anew is told apart."""
+    """When a living process was started, in the kernel's ticks, as text; None if it is gone.
+
+    With it a process is told apart from a later one that was given the same id.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -88,7 +96,7 @@ def started(pid: int) -> str | None:
 
 
 def children_of(pids: set[int]) -> set[int]:
-    """The given processes' descendants."""
+    """Ids of the given processes' descendants."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -108,7 +116,7 @@ def children_of(pids: set[int]) -> set[int]:
 
 
 def shared_memory_of(pids: set[int]) -> set[str]:
-    """Files of named shared memory that the given processes have mapped."""
+    """Paths of named shared memory that the given processes have mapped."""
     found: set[str] = set()
     for pid in pids:
         try:

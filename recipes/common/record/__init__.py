@@ -1,1 +1,1 @@
-"""What a run leaves on disk and shows on the console: run directory, checkpoints, samples, metrics, console."""
+"""What a run leaves on disk and shows: the run directory with its metrics, checkpoints and samples, and the console."""

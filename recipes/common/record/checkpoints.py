@@ -1,4 +1,4 @@
-"""Checkpoint folders: what one is tied to, whether it is whole, which of them may go.  Pure file work, no torch.
+"""Checkpoint folders: which run one belongs to, whether it is whole, which of them may go.  Pure file work, no torch.
 
 verl writes a step's folder (each worker its shards, then the trainer ``data.pt``) and after all of it the tracker, a
 file that names the step: a crash at any moment leaves the tracker at the checkpoint before.  Here is what verl does not
@@ -50,7 +50,12 @@ KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl
 
 
 def write_fingerprint(folder: Path, cfg: DictConfig) -> None:
-    """Say in a checkpoint's folder what run it belongs to; before verl's own files."""
+    """Say in a checkpoint's folder what run it belongs to, before verl writes its own files there.
+
+    Args:
+        folder: the checkpoint folder of one step; made if it is not there.
+        cfg: the run's resolved configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     told = {key: OmegaConf.select(cfg, key) for key in BOUND_TO}
     versions = {name: version(name) for name in ("verl-self-distill", "verl")}
@@ -58,12 +63,17 @@ def write_fingerprint(folder: Path, cfg: DictConfig) -> None:
 
 
 def save_record(folder: Path, record: dict[str, Any]) -> None:
-    """Keep a step's record beside its weights: the run may be killed before it comes into ``metrics.jsonl``."""
+    """Keep a step's record beside its weights: the run may be killed before it comes into ``metrics.jsonl``.
+
+    Args:
+        folder: the step's checkpoint folder.
+        record: the step's metrics by name.
+    """
     write_atomically(folder / RECORD, json.dumps(plain_numbers(record)) + "\n")
 
 
 def saved_record(folder: Path) -> dict[str, Any] | None:
-    """What `save_record` kept, JSON's null being NaN again; None in a checkpoint that has none."""
+    """The record that `save_record` kept, JSON's null being NaN again; None in a checkpoint that has none."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -72,7 +82,12 @@ def saved_record(folder: Path) -> dict[str, Any] | None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Keep what the trainer counts over a run."""
+    """Keep what the trainer counts over a run.
+
+    Args:
+        folder: the step's checkpoint folder.
+        state: what it counts and remembers, by name; plain values.
+    """
     write_atomically(folder / STATE, json.dumps(state) + "\n")
 
 
@@ -100,10 +115,14 @@ def reason(error: Exception) -> str:
 
 
 def disagreements(before: Any, cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(key, then, now) where a run differs in what a checkpoint is tied to.
+    """Where a run differs in what a checkpoint is tied to (`BOUND_TO`).
 
     Args:
         before: a fingerprint's keys, or the configuration of the run that wrote the checkpoint.
+        cfg: the configuration of this run.
+
+    Returns:
+        An iterator of (key, value then, value now).
     """
     for key in BOUND_TO:
         was = before.get(key) if isinstance(before, dict) else OmegaConf.select(before, key)
@@ -127,10 +146,10 @@ def fingerprint(folder: Path) -> dict[str, Any] | None:
 
 
 def resumed_folder(cfg: DictConfig) -> Path | None:
-    """The checkpoint folder that the run starts from, there or not; None where it starts anew.
+    """The checkpoint folder that the run starts from, there or not; None if it starts anew.
 
     Raises:
-        ValueError: the tracker holds no step number although there are checkpoints.
+        ValueError: if the tracker holds no step number although there are checkpoints.
     """
     mode = cfg.trainer.get("resume_mode", "auto")
     if mode == "disable":
@@ -144,7 +163,12 @@ def resumed_folder(cfg: DictConfig) -> Path | None:
 
 
 def nothing_left(cfg: DictConfig, step: int | None) -> bool:
-    """Whether a run that goes on from the checkpoint of that step has neither a step nor a validation to do."""
+    """Whether a resumed run has neither a step nor a validation left to do.
+
+    Args:
+        cfg: the resolved configuration.
+        step: the step of the checkpoint that it goes on from; None if it starts anew.
+    """
     total = cfg.trainer.total_training_steps
     if step is None or total is None or step < total or cfg.trainer.resume_mode != "auto":
         return False
@@ -152,14 +176,25 @@ def nothing_left(cfg: DictConfig, step: int | None) -> bool:
 
 
 def validation_missing(cfg: DictConfig, step: int, total: int) -> bool:
-    """Whether the run validates at that step, of so many, and ended before it had."""
+    """Whether a validation is due at a step and the run ended before it was recorded.
+
+    Args:
+        cfg: the resolved configuration.
+        step: the step in question.
+        total: steps of the whole run; the last is always due, unless validation is off.
+    """
     every = cfg.trainer.test_freq
     due = every > 0 and (step % every == 0 or step >= total)
     return due and not has_validation(Path(cfg.self_distill.run_dir), step)
 
 
 def required(cfg: DictConfig, method: Method) -> list[str]:
-    """Files, relative to a checkpoint's folder, that this run reads when it starts from one."""
+    """Files, relative to a checkpoint's folder, that this run reads when it starts from one.
+
+    Args:
+        cfg: the resolved configuration; it says how many workers read shards, and of what.
+        method: what it asks to learn; a teacher that trails the student has shards of its own.
+    """
     world = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
     contents = cfg.actor_rollout_ref.actor.checkpoint.load_contents
     kinds = [KINDS[name] for name in contents if name in KINDS]
@@ -173,6 +208,10 @@ def damage(folder: Path, needed: list[str]) -> list[str]:
     """What is wrong with a checkpoint's files, each in a few words; [] for a whole one.
 
     Looks at both ends of each file and not at what is between them: a checkpoint may have a hundred GiB.
+
+    Args:
+        folder: the checkpoint folder of one step.
+        needed: files that must be there, from `required`.
     """
     if not folder.is_dir():
         return ["the folder is not there"]
@@ -213,21 +252,36 @@ def steps_of(checkpoints: Path) -> list[int]:
 
 
 def whole_steps(checkpoints: Path, needed: list[str]) -> list[int]:
-    """Steps whose folder has all files, whole, in order."""
+    """Steps whose folder has all files, whole, in order.
+
+    Args:
+        checkpoints: the folder with a folder for each step.
+        needed: files that must be in each, from `required`.
+    """
     return [step for step in steps_of(checkpoints) if not damage(checkpoints / f"global_step_{step}", needed)]
 
 
 def last_until(checkpoints: Path, step: int) -> int | None:
-    """The last complete checkpoint of a step or one before it; None where there is none."""
+    """The last complete checkpoint of a step or one before it; None where there is none.
+
+    Args:
+        checkpoints: the folder of all checkpoints.
+        step: the last step that may be taken.
+    """
     complete = checkpointed_step(checkpoints.parent)
     found = [s for s in steps_of(checkpoints) if s <= step and complete is not None and s <= complete]
     return found[-1] if found else None
 
 
 def prune(checkpoints: Path, step: int, keep: int, spare: int | None = None) -> None:
-    """Delete the checkpoints before a step, except the last `keep` with its own, and the one of the step `spare`.
+    """Delete the oldest checkpoints up to a step, and keep the last few, and the one of the step `spare`.
 
-    Folders of later steps are what an interrupted save left: not counted, or they would cost a complete one its place.
+    Folders of later steps are what an interrupted save left: not counted, or a complete one would lose its place.
+
+    Args:
+        checkpoints: the folder with a folder for each step.
+        step: the one that was just saved whole.
+        keep: number to keep, that step's included; 1 or more.
     """
     for old in [s for s in steps_of(checkpoints) if s <= step][:-keep]:
         if old == spare:
@@ -236,7 +290,15 @@ def prune(checkpoints: Path, step: int, keep: int, spare: int | None = None) -> 
 
 
 def problems(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """Why this run must not start from the checkpoint that it would start from: not its own, or not whole."""
+    """Refuse the checkpoint that this run would start from if it is another run's, or not whole.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn.
+
+    Returns:
+        An iterator of sentences, as every check gives.
+    """
     run_dir, needed = Path(cfg.self_distill.run_dir), required(cfg, method)
     by_path = cfg.trainer.get("resume_mode", "auto") == "resume_path"
     where = "trainer.resume_from_path" if by_path else "hydra.run.dir"
@@ -274,12 +336,12 @@ def _origin(cfg: DictConfig, run_dir: Path, folder: Path | None) -> tuple[Any, P
 
 
 def model_shards(actor: Path) -> list[Path]:
-    """Shards of the model in the folder that verl's actor writes."""
+    """Paths of the model's shards in the folder that verl's actor writes."""
     return sorted(actor.glob(MODEL_SHARDS))
 
 
 def written_by(shards: list[Path]) -> list[int]:
-    """Numbers of workers that shards are for: one number, or something is mixed up."""
+    """Numbers of workers that wrote the shards, from their names; more than one if sets are mixed."""
     return sorted({int(shard.name.split("_")[3]) for shard in shards})
 
 

@@ -39,7 +39,13 @@ def two_columns() -> Table:
 
 
 def plan(cfg: DictConfig, method: Method, run_dir: Path) -> Table:
-    """What will run and where it writes, as a two-column table; the values as they were given, right or wrong."""
+    """The run's plan as a table of two columns: what will run and where it writes, values as given, right or wrong.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn, read from it.
+        run_dir: where the run writes.
+    """
     rollout, actor, data = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor, cfg.data
     table = two_columns()
     for part, value in method.rows():
@@ -60,7 +66,12 @@ def plan(cfg: DictConfig, method: Method, run_dir: Path) -> Table:
 
 
 def progress_line(console: Console, interactive: bool) -> Progress:
-    """The line that is rewritten in place; tasks carry the fields ``stage`` and ``numbers``."""
+    """The progress line; its tasks carry the fields ``stage`` and ``numbers``.
+
+    Args:
+        console: where it is shown; its width decides whether there is a bar.
+        interactive: whether this is a terminal, on which the line is rewritten in place; elsewhere it shows nothing.
+    """
     # On 80 columns the numbers matter more than the bar; what does not fit is cut from the numbers' end.
     wide = console.width >= WIDE
     whole, cut = Column(no_wrap=True, min_width=5), Column(no_wrap=True, overflow="ellipsis", ratio=1)
@@ -80,7 +91,18 @@ def progress_line(console: Console, interactive: bool) -> Progress:
 
 
 class RunConsole:
-    """Shows one run on the descriptor of a terminal or file; a context manager around the training call."""
+    """Shows one run on a terminal or in a file; a context manager around the training call.
+
+    Args:
+        cfg: the resolved configuration.
+        method: what it asks to learn, read from it.
+        run_dir: the run's directory, whose files are followed.
+        descriptor: the open file or terminal to write to.
+        resumed_from: step of the checkpoint that the run goes on from; None if it starts anew.
+
+    Attributes:
+        ended_early: whether the run was asked to stop after its step.
+    """
 
     def __init__(self, cfg: DictConfig, method: Method, run_dir: Path, descriptor: int, resumed_from: int | None):
         self.run_dir, self.method = run_dir, method
@@ -181,14 +203,17 @@ class RunConsole:
     # ------------------------------------------------------------------ endings
 
     def stopping(self) -> None:
+        """Say that the run ends after this step, and remember that it was asked to."""
         self.ended_early = True
         self.console.print("[yellow]stopping[/] after this step, with a checkpoint; once more Ctrl-C to stop at once")
 
     def stopped_at_once(self) -> None:
+        """End the progress line, and say that the run was stopped and how to go on."""
         self.__exit__()
         self.console.print(f"[yellow]stopped at once[/]; {self._how_to_resume()}")
 
     def failed(self, reason: str) -> None:
+        """End the progress line, and say why the run failed and how to go on."""
         self.__exit__()
         self.console.print("[bold red]failed[/]")
         self.console.print(escape(reason))
@@ -203,7 +228,7 @@ class RunConsole:
         return f"start again with hydra.run.dir={escape(str(self.run_dir))} to go on after step {step}"
 
     def summary(self) -> None:
-        """After a run: accuracy from the first validation to the last, seconds, place."""
+        """Print how the run ended: accuracy from first to last validation, seconds a step, place of its files."""
         records = list(files.read_metrics(self.run_dir))
         steps = [r for r in records if names.TRAINED in r]
         scored = [(r["step"], *a) for r in records if (a := validation_accuracy(r)) is not None]
@@ -244,7 +269,7 @@ class RunConsole:
         return f"self_distill.collapse.stop=true: {why}{back if good >= 0 else ''}"
 
     def report(self, text: str) -> None:
-        """Where the run's report is, or why there is none."""
+        """Say where the run's report is, or why there is none."""
         self.console.print(f"report: {escape(text)}")
 
 
@@ -252,6 +277,7 @@ def progress_numbers(record: dict[str, Any], metrics: Sequence[Metric] = ()) -> 
     """Reward, entropy, response length and speed of a step, then what its method shows, for the progress line.
 
     Args:
+        record: the step's record from ``metrics.jsonl``.
         metrics: the method's own; those that every method may have come by themselves.
     """
     parts = [
@@ -266,7 +292,7 @@ def progress_numbers(record: dict[str, Any], metrics: Sequence[Metric] = ()) -> 
 
 
 def validation_accuracy(record: dict[str, Any]) -> tuple[str, float] | None:
-    """("mean@16", value): accuracy averaged over the validation sets of a record, or None if it has none."""
+    """Accuracy averaged over the validation sets of a record, as ("mean@16", value); None if it has none."""
     means = {k: v for k, v in record.items() if k.startswith("val-core/") and "/mean@" in k and v is not None}
     if not means:
         return None
@@ -274,7 +300,7 @@ def validation_accuracy(record: dict[str, Any]) -> tuple[str, float] | None:
 
 
 def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """What in a step's record a person should know: (kind, sentence)."""
+    """What a person should know of a step's record, as (kind, sentence)."""
     found = []
     correction = correction_warning({k: v for k, v in record.items() if v is not None})
     if correction:

@@ -31,20 +31,32 @@ def closest_existing(path: Path) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's contents in one step: a reader, or a crash, sees the old text or the new, never half of it."""
+    """Replace a file's contents in one step: a reader, or a crash, sees the old text or the new, never half of it.
+
+    Args:
+        path: the file; its folder must exist.
+        text: all that it will hold, written as UTF-8.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def set_stage(run_dir: Path, stage: str, step: int, reason: str = "") -> None:
-    """Say what the run is doing, shown by the console; at its end one of `ENDINGS`, and why it failed."""
+    """Say what the run is doing, for the console to show.
+
+    Args:
+        run_dir: the run's directory.
+        stage: a few words for people; at the run's end one of `ENDINGS`.
+        step: the step that it is in.
+        reason: why the run failed.
+    """
     state = {"stage": stage, "step": step, "time": time.time(), **({"reason": reason} if reason else {})}
     write_atomically(run_dir / STAGE, json.dumps(state))
 
 
 def read_stage(run_dir: Path) -> dict[str, Any]:
-    """The last `set_stage`, or an empty dict before the first."""
+    """The last `set_stage` as a dict of stage, step, time and perhaps reason; empty before the first."""
     try:
         return json.loads((run_dir / STAGE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -63,10 +75,11 @@ def require_shared(run_dir: Path, read: Callable[[str], Sequence[tuple[str, str 
     """Refuse a run whose nodes do not see one run directory: each would keep its own part of every checkpoint.
 
     Args:
+        run_dir: the run's directory.
         read: asks every worker for a file's text, by its path: (the worker's node, the text or None).
 
     Raises:
-        RuntimeError: a node has another folder, or none, at that path.
+        RuntimeError: if a node has another folder, or none, at that path.
     """
     path, token = run_dir / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
     path.write_text(token, encoding="utf-8")
@@ -82,13 +95,13 @@ def require_shared(run_dir: Path, read: Callable[[str], Sequence[tuple[str, str 
 
 
 def checkpointed_step(run_dir: Path) -> int | None:
-    """Step of the last complete checkpoint, or None.
+    """Step of the last complete checkpoint; None if there is none.
 
     verl writes the tracker last, so a step named there is complete. A tracker that a crash left empty counts as none
     only if no checkpoint folder is there; otherwise it is an error that names the file.
 
     Raises:
-        ValueError: the tracker holds no step number although there are checkpoints.
+        ValueError: if the tracker holds no step number although there are checkpoints.
     """
     folder = run_dir / CHECKPOINTS
     tracker = folder / TRACKER
@@ -107,7 +120,11 @@ def checkpointed_step(run_dir: Path) -> int | None:
 
 
 class MetricsFile:
-    """Appends one JSON record a step to ``metrics.jsonl``; plugs into verl's ``Tracking`` beside its other loggers."""
+    """Appends one JSON record a step to ``metrics.jsonl``; plugs into verl's ``Tracking`` beside its other loggers.
+
+    Args:
+        run_dir: the run's directory; what a crash left of a last line is cut off.
+    """
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / METRICS
@@ -116,9 +133,16 @@ class MetricsFile:
         self._file = self.path.open("a", buffering=1)
 
     def log(self, data: dict[str, Any], step: int) -> None:
+        """Append a record.
+
+        Args:
+            data: numbers by name; those that are not finite become null.
+            step: the step that they are of.
+        """
         self._file.write(json.dumps({"step": int(step), "time": time.time(), **plain_numbers(data)}) + "\n")
 
     def finish(self, *_: Any, **__: Any) -> None:
+        """Close the file; verl's ``Tracking`` calls it, with arguments that are not needed."""
         self._file.close()
 
 
@@ -132,7 +156,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def plain_numbers(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no numpy: non-finite numbers become null, numbers become Python's, the rest text."""
+    """Values that JSON has: non-finite numbers become null, other numbers Python's, the rest text."""
     return {key: _number(value) for key, value in data.items()}
 
 
@@ -152,7 +176,15 @@ def _number(value: Any) -> Any:
 
 
 def metrics_from(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """The complete records of a metrics file from a byte offset on, each with the offset after it."""
+    """Read the complete records of a metrics file from a place on.
+
+    Args:
+        path: the file.
+        offset: the place in bytes, the beginning of a line.
+
+    Returns:
+        An iterator of (record, offset after it).
+    """
     with path.open("rb") as lines:
         lines.seek(offset)
         for line in lines:
@@ -171,17 +203,35 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def has_step(run_dir: Path, step: int) -> bool:
-    """Whether the training record of a step is there."""
+    """Whether the training record of a step is there.
+
+    Args:
+        run_dir: the run's directory.
+        step: the step in question.
+    """
     return any(record["step"] == step and "training/global_step" in record for record in read_metrics(run_dir))
 
 
 def has_validation(run_dir: Path, step: int) -> bool:
-    """Whether the validation of a step is there."""
+    """Whether the validation of a step is there.
+
+    Args:
+        run_dir: the run's directory.
+        step: the step in question.
+    """
     return any(r["step"] == step and any(key.startswith("val-") for key in r) for r in read_metrics(run_dir))
 
 
 def forget_metrics_after(run_dir: Path, step: int) -> int:
-    """Drop the records, and the samples, of steps that a resumed run will do again; returns how many records."""
+    """Drop the records, and the samples, of steps that a resumed run will do again.
+
+    Args:
+        run_dir: the run's directory.
+        step: the last to keep.
+
+    Returns:
+        How many records of metrics were dropped.
+    """
     dropped = 0
     for name in (SAMPLES, METRICS):
         path = run_dir / name

@@ -34,6 +34,7 @@ FIELDS = (
     ),
     TokenField("divergence_weight", "w", "factor of the token's divergence from the teacher"),
     TokenField("advantage", "Â", "the advantage that the PPO clip trains on"),
+    TokenField("teacher_entropy", "HT", "entropy of the teacher's next token, nats"),
     TokenField("entropy", "H", "entropy of the student's next token, nats"),
 )
 
@@ -43,6 +44,8 @@ def due(trainer: Any, step: int, last: int) -> bool:
 
     Args:
         trainer: the configuration's node; ``test_freq`` and ``save_freq``, where 0 and below mean never.
+        step: the step in question, from 1.
+        last: the run's last step.
     """
     return step in (1, last) or any(every > 0 and step % every == 0 for every in (trainer.test_freq, trainer.save_freq))
 
@@ -51,7 +54,9 @@ def choose(scores: Sequence[float], groups: Sequence[Any], count: int = COUNT) -
     """Rows to keep: of problems whose responses differ in reward, a best and a worst one; then others in order.
 
     Args:
-        scores: (B,) rewards.  groups: (B,) label of each row's problem.
+        scores: (B,) rewards.
+        groups: (B,) label of each row's problem.
+        count: rows to keep at most.
     """
     rows_of: dict[Any, list[int]] = {}
     for row, group in enumerate(groups):
@@ -79,7 +84,12 @@ def append(
     """Add a step's samples to the run's file, after its advantages were written to TransferQueue.
 
     Args:
-        rewards, groups: (B,) reward of each row and label of its problem.
+        run_dir: the run's directory.
+        step: the step that the batch is of.
+        batch: keys of the step's rows in TransferQueue; rows that only fill up the batch are left out.
+        tokenizer: turns response ids into text.
+        rewards: (B,) reward of each row.
+        groups: (B,) label of each row's problem.
         fields: name to (B, T), padded: what is known of the tokens.
     """
     import transfer_queue as tq
@@ -120,11 +130,14 @@ def sample(
 ) -> dict[str, Any]:
     """One response as it stands in the file.
 
-    Args:
-        tokens, mask: (L,).  fields: name to at least L numbers; those of masked tokens, and what is not finite, become
-            null.
-
     Of more than HEAD + TAIL tokens those in the middle are left out and counted in ``omitted``.
+
+    Args:
+        problem: text of the problem.
+        reward: what the whole response got.
+        tokens: (L,) texts.
+        mask: (L,) non-zero where a token is the student's.
+        fields: name to at least L numbers; those of masked tokens, and what is not finite, become null.
     """
     length = len(tokens)
     omitted = max(0, length - HEAD - TAIL)

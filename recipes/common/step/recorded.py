@@ -64,6 +64,8 @@ class RecordedTrainer(PPOTrainerSync):
     def logger(self, tracking: Any) -> None:
         # verl's own file logger truncates its file on resume, so ours joins the others here.
         tracking.logger["metrics.jsonl"] = files.MetricsFile(self.run_dir)
+        if "tensorboard" in tracking.logger:  # the others have the run's place in its configuration
+            tracking.logger["tensorboard"].writer.add_text("report", str(self.run_dir / files.REPORT))
         self._tracking = tracking
         if self._unrecorded is not None:
             tracking.log(data=self._unrecorded, step=self.global_steps)

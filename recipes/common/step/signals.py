@@ -7,13 +7,14 @@ controller and the samples for people all use it, and the step's metrics are wri
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transfer_queue as tq
+from verl.workers.utils.padding import response_from_nested
 
 from advantage.estimators import equal_reward_rows
 from recipes.common import metric_names as names
@@ -79,9 +80,11 @@ class Scores:
         student: log p_S(o_t), nats, fp32; None where no pass was made for it.
         entropy: H_t of the student, nats, fp32; None likewise.
         teacher: log p_T(o_t), nats, fp32; None where no teacher scores.
+        teacher_entropy: H_T of the teacher, nats, fp32; None where it was not asked for.
         contrast: log of the mean probability of o_t under the contexts that the teacher's is contrasted with, nats,
             fp32; None without them.
         has_teacher: (B,) bool; None where every row has one. The gaps of the others are 0.
+        measured: what else the student's pass was asked to measure of each token, by the name of its signal, fp32.
     """
 
     nested_mask: torch.Tensor
@@ -90,8 +93,10 @@ class Scores:
     student: torch.Tensor | None
     entropy: torch.Tensor | None
     teacher: torch.Tensor | None
+    teacher_entropy: torch.Tensor | None = None
     contrast: torch.Tensor | None = None
     has_teacher: torch.Tensor | None = None
+    measured: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def taught(self) -> torch.Tensor:
@@ -141,6 +146,9 @@ class Scores:
         if self.teacher is not None:
             found[names.TEACHER_LOG_PROB] = _mean(self.teacher[self.taught])
             found |= {names.GAP: self.gap_mean, names.GAP_SIZE: self.gap_abs_mean}
+        if self.teacher_entropy is not None:
+            found[names.TEACHER_ENTROPY] = _mean(self.teacher_entropy[self.taught])
+        found |= {names.MEASURED.format(name): _mean(values[self.mask]) for name, values in self.measured.items()}
         if self.contrast_gap is not None:
             found[names.CONTRAST_SIZE] = _mean(self.contrast_gap[self.taught].abs())
         return found
@@ -151,7 +159,9 @@ class Scores:
             "student log-probs": self.student,
             "entropy": self.entropy,
             "teacher log-probs": self.teacher,
+            "entropy of the teacher": self.teacher_entropy,
             "log-probs of the contrast": self.contrast,
+            **{name.replace("_", " "): values for name, values in self.measured.items()},
         }
         check_tokens(
             {name: tensor for name, tensor in named.items() if tensor is not None},
@@ -173,6 +183,7 @@ def fetch_scores(
     has_teacher: torch.Tensor | None = None,
     *,
     student: bool = True,
+    measured: Iterable[str] = (),
 ) -> Scores:
     """The student's scores of a batch, joined with the teacher's; one look into TransferQueue.
 
@@ -180,27 +191,36 @@ def fetch_scores(
         teacher: what it says of the response tokens, or None.
         has_teacher: (B,) bool; None where every row has one.
         student: whether the student's pass was made.
+        measured: names of the signals that it was asked for beside log-probs and entropy.
 
     Raises:
         RuntimeError: verl's log-prob pass did not leave what is needed.
     """
-    wanted = ["response_mask", "responses", *(["old_log_probs", "entropy"] if student else [])]
+    measured = list(measured)
+    wanted = ["response_mask", "responses", *(["old_log_probs", "entropy"] if student else []), *measured]
     nested = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=wanted)
     absent = [name for name in wanted if name not in nested]
     if absent:  # TransferQueue leaves out what it does not have
         raise RuntimeError(f"verl did not provide {absent}, of which advantages and metrics are made")
+    # As verl's pass leaves them they cover prompts too.
+    own_signals = {name: response_from_nested(nested.pop(name), nested["response_mask"]) for name in measured}
     padded = nested.to_padded_tensor()
     shape = (len(batch), padded["response_mask"].shape[1])
-    own, contrast = (teacher.own, teacher.contrast) if teacher else (None, None)
+
+    def of_teacher(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.to_padded_tensor(0.0, shape)
+
     return Scores(
         nested_mask=nested["response_mask"],
         mask=padded["response_mask"].bool(),
         token_ids=padded["responses"],
         student=padded["old_log_probs"] if student else None,
         entropy=padded["entropy"] if student else None,
-        teacher=None if own is None else own.to_padded_tensor(0.0, shape),
-        contrast=None if contrast is None else contrast.to_padded_tensor(0.0, shape),
+        teacher=of_teacher(teacher.own) if teacher else None,
+        teacher_entropy=of_teacher(teacher.entropy) if teacher else None,
+        contrast=of_teacher(teacher.contrast) if teacher else None,
         has_teacher=has_teacher,
+        measured={name: values.to_padded_tensor(0.0, shape) for name, values in own_signals.items()},
     )
 
 

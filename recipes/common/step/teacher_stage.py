@@ -8,9 +8,10 @@ sequences beside the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 
 from recipes.common.method import Method
-from recipes.common.metric_names import TEACHER_TOKENS
+from recipes.common.metric_names import PROBE_COUNTERFACTUAL, TEACHER_TOKENS
 from recipes.common.step.signals import Rewards
 from recipes.common.teacher import probe
 from recipes.common.teacher.contexts import PrivilegedPrompts, Response, has_context, shown_texts
@@ -77,6 +78,7 @@ class TeacherStage:
             template_kwargs={**cfg.data.apply_chat_template_kwargs, **method.template_kwargs},
             separator=method.exposure.separator,
         )
+        self._counterfactual: float | None = None  # the probe's loss after the update that was taken back
         self.exposure: ExposureLoop | None = None
         if method.controller is not None:
             self.exposure = ExposureLoop(method.exposure, replace(method.controller, total_steps=total_steps))
@@ -90,17 +92,12 @@ class TeacherStage:
             wanted: score even where the credit does not need it, for the samples that people look at.
         """
         method, cfg = self.method, self.cfg
-        exposures = None if self.exposure is None else self.exposure.of_responses(rewards.scores, rewards.groups)
-        teacher = teacher_batch(
-            batch,
-            self.prompts,
-            method.contexts,
-            groups=rewards.groups,
-            correct=rewards.correct,
-            feedback=rewards.feedback,
-            step=step,
-            exposures=exposures,
-        )
+        exposures = None
+        if self.exposure is not None:
+            # Names only where they are used: they are made of the batch's prompts.
+            problems = [None] * len(batch) if self.exposure.accuracy is None else problem_names(batch)
+            exposures = self.exposure.of_responses(problems, rewards.correct)
+        teacher = self._batch(batch, rewards, step, exposures)
         if method.loss.active:
             _attach(batch, teacher)
         has_teacher = teacher.has_teacher if method.contexts.may_be_missing else None
@@ -113,6 +110,7 @@ class TeacherStage:
             weights=method.scoring_weights,
             workers=cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes,
             temperature=cfg.actor_rollout_ref.rollout.temperature,
+            entropy="teacher_entropy" in method.signals,
         )
         return Scored(scored, has_teacher, {**teacher.metrics, TEACHER_TOKENS: scored.tokens})
 
@@ -142,6 +140,68 @@ class TeacherStage:
         self.prompts.clear()
         return shown
 
+    def _batch(
+        self, batch: KVBatchMeta, rewards: Rewards, step: int, exposures: Sequence[float] | None
+    ) -> TeacherBatch:
+        return teacher_batch(
+            batch,
+            self.prompts,
+            self.method.contexts,
+            groups=rewards.groups,
+            correct=rewards.correct,
+            feedback=rewards.feedback,
+            step=step,
+            exposures=exposures,
+        )
+
+    @property
+    def counterfactual_due(self) -> bool:
+        """Whether the update to come is to be tried at another exposure first."""
+        return self.exposure is not None and self.exposure.controller.counterfactual_due
+
+    def try_update(
+        self, batch: KVBatchMeta, rewards: Rewards, *, step: int, update: Callable[[], bool]
+    ) -> dict[str, float]:
+        """Make the update at the counterfactual exposure, measure the probe, and take the update back.
+
+        Args:
+            batch, rewards, step: as in `scores`, which has written the teacher's sequences at the exposure in force.
+            update: makes an update of the batch as it is; whether weights moved.
+
+        Returns:
+            The metric of the probe's loss; {} where no weights moved.
+        """
+        if self.exposure is None:
+            raise RuntimeError("an update is tried at another exposure, but all of the reference is shown")
+        config = self.exposure.controller.config
+        fields = [TEACHER_IDS, TEACHER_POSITIONS]
+        in_force = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        _attach(batch, self._batch(batch, rewards, step, [config.counterfactual_exposure] * len(batch)))
+        self.worker_group.keep_state()
+        self._counterfactual = None
+        if update():
+            # At full exposure the grounded score is the fixed exposure's, which saves a pass.
+            measured = self._measure(exposure=1.0, fixed_exposure=False)
+            self._counterfactual = measured.grounded + measured.nll
+        self.worker_group.put_back_state()
+        tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict({name: in_force[name] for name in fields}, batch_size=len(batch.keys)),
+        )
+        return {} if self._counterfactual is None else {PROBE_COUNTERFACTUAL: self._counterfactual}
+
+    def _measure(self, *, exposure: float, fixed_exposure: bool) -> probe.Measured:
+        return probe.measure(
+            self._probe,
+            self.worker_group,
+            self.prompts,
+            exposure=exposure,
+            teacher_weights=self.method.scoring_weights,
+            workers=self.cfg.trainer.n_gpus_per_node * self.cfg.trainer.nnodes,
+            fixed_exposure=fixed_exposure,
+        )
+
     @cached_property
     def _probe(self) -> probe.Probe:
         exposure = self.method.exposure
@@ -170,17 +230,16 @@ class TeacherStage:
             return {}
         measured: probe.Measured | None = None
         if self.exposure.probe_due(step):
-            workers = self.cfg.trainer.n_gpus_per_node * self.cfg.trainer.nnodes
-            measured = probe.measure(
-                self._probe,
-                self.worker_group,
-                self.prompts,
-                exposure=self.exposure.current(),
-                teacher_weights=self.method.scoring_weights,
-                workers=workers,
-                fixed_exposure=self.exposure.controller.config.progress_signal == "fixed_exposure_probe",
+            config = self.exposure.controller.config
+            measured = self._measure(exposure=self.exposure.current(), fixed_exposure=config.measures_probe_loss)
+            observed = replace(
+                observed,
+                probe_nll=measured.nll,
+                grounded=measured.grounded,
+                probe_loss=measured.loss,
+                counterfactual_loss=self._counterfactual,
             )
-            observed = replace(observed, probe_nll=measured.nll, grounded=measured.grounded, probe_loss=measured.loss)
+            self._counterfactual = None
         return {**(measured.metrics() if measured else {}), **self.exposure.observe(observed)}
 
     def save(self, checkpoint: Path) -> None:
@@ -192,6 +251,15 @@ class TeacherStage:
         """Continue from a checkpoint.  Raises RuntimeError where it holds no controller though one is needed."""
         if self.exposure is not None:
             self.exposure.load(checkpoint)
+
+
+def problem_names(batch: KVBatchMeta) -> list[str | None]:
+    """A name of each response's problem that lasts over steps and files: a hash of the prompt; None in filler rows."""
+    prompts = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["prompts"])["prompts"]
+    return [
+        None if tag.get("is_padding", False) else blake2b(ids.numpy().tobytes(), digest_size=8).hexdigest()
+        for ids, tag in zip(prompts.unbind(), batch.tags, strict=True)
+    ]
 
 
 def _attach(batch: KVBatchMeta, teacher: TeacherBatch) -> None:

@@ -159,7 +159,14 @@ class SelfDistillTrainer(RecordedTrainer):
         if not self._student_scores_due():
             return batch
         self.stage("student log-probs")
-        return super()._compute_old_log_prob(batch, metrics)
+        # Options stick to the batch that they were set on, and other passes are not to measure it again.
+        options = self.method.measures
+        batch.extra_info.update(options)
+        scored = super()._compute_old_log_prob(batch, metrics)
+        for meta in (batch, scored):
+            for name in options:
+                meta.extra_info.pop(name, None)
+        return scored
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.with_reference:
@@ -178,6 +185,7 @@ class SelfDistillTrainer(RecordedTrainer):
             taught.log_probs if taught else None,
             taught.has_teacher if taught else None,
             student=self._student_scores_due(),
+            measured=self.method.measured,
         )
         scores.check(step=self.global_steps, safe_ground=self.safe_ground())
         metrics.update(scores.metrics())
@@ -186,8 +194,10 @@ class SelfDistillTrainer(RecordedTrainer):
             entropy=scores.entropy,
             log_prob_gap=scores.gap,
             contrast_gap=scores.contrast_gap,
+            teacher_entropy=scores.teacher_entropy,
             has_teacher=scores.has_teacher,
             token_ids=scores.token_ids,
+            **scores.measured,
             token_counts=self._token_counts if "token_counts" in self.method.signals else None,
             step=self.global_steps,
             total_steps=self.total_training_steps,
@@ -202,7 +212,7 @@ class SelfDistillTrainer(RecordedTrainer):
         metrics.update(signals.diagnostics)
         self._memory |= signals.remembered
         if self._samples_due():
-            known = {"entropy": scores.entropy, "delta": scores.gap}
+            known = {"entropy": scores.entropy, "teacher_entropy": scores.teacher_entropy, "delta": scores.gap}
             fields |= {name: values for name, values in known.items() if values is not None}
             samples.append(
                 self.run_dir,
@@ -260,6 +270,16 @@ class SelfDistillTrainer(RecordedTrainer):
         return corpus_counts(self.tokenizer, self.train_dataset.dataframe)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if self.method.truncates and self.teacher.counterfactual_due:
+            self.stage("update at another exposure")
+            make = super()._update_actor
+
+            def tried() -> bool:
+                told: dict = {}
+                make(batch, told)
+                return take_update(told).made
+
+            metrics.update(self.teacher.try_update(batch, self.rewards, step=self.global_steps, update=tried))
         self.stage("update")
         batch = super()._update_actor(batch, metrics)
         self.update = update = take_update(metrics)

@@ -107,7 +107,8 @@ def observation(update: Update, scores: Scores) -> Observation:
     """What the exposure's controller is told of an update (ATESD, arXiv 2605.11458, §3.2 and 4.2).
 
     With a divergence ℓ is the loss that was trained and mismatch the top-1 disagreement.  In the PPO clip there is no
-    full vocabulary: ℓ is −mean δ, the one-sample estimate of KL(p_S ‖ p_T), and mismatch mean |δ| (ours).
+    full vocabulary: ℓ is −mean δ, the one-sample estimate of KL(p_S ‖ p_T), and mismatch mean |δ| (ours).  Both losses
+    are of the weights before the update (with several mini-batches, of those before each): ℓ_{t−1} of update t.
     """
     if update.divergence_loss is not None:
         confidence = update.student_log_prob if scores.student_mean is None else scores.student_mean

@@ -12,6 +12,7 @@ The values of `self_distill.teacher.context`, one or several of them:
 The first is the teacher's own, p_T; each of the others is what it is contrasted with.  A response is never its own
 sibling, and its thinking is not shown.  A response that lacks one of them has no teacher: its gap is 0, its divergence
 has weight 0, and it is counted.  A row without the solution or answer that it should have is an error, no such case.
+With `teaches=failed` successful responses have no teacher either (SRPO, arXiv 2604.02288): the verifier trains them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CONTEXTS = tuple(TEMPLATES)
 FROM_GROUP = ("sibling", "wrong_sibling")  # need several rollouts of a problem
 OF_RESPONSES = (*FROM_GROUP, "feedback")  # belong to responses of the step, so that a problem alone has none
+TEACHES = ("all", "failed")
 ALWAYS_THERE = ("solution", "answer", "none")  # refused or raised where they are missing, so that no row is masked
 
 
@@ -46,12 +48,14 @@ class ContextParams:
         fallback: shown to the responses that the first is missing for; None leaves them without a teacher.
         wrong_siblings: K, how many unsuccessful siblings are shown at most, each in a prompt of its own.
         seed: of the draw of other problems.
+        teaches: which responses have a teacher at all: "all", or "failed", those that were not successful.
     """
 
     kinds: tuple[str, ...] = ("solution",)
     fallback: str | None = None
     wrong_siblings: int = 4
     seed: int = 0
+    teaches: str = "all"
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -62,6 +66,8 @@ class ContextParams:
     def may_be_missing(self) -> bool:
         """Whether a response may have no teacher."""
         own = {self.kinds[0], self.fallback or self.kinds[0]}
+        if self.teaches != "all":
+            return True
         return own.isdisjoint(ALWAYS_THERE) or not set(self.kinds[1:]) <= set(ALWAYS_THERE)
 
     def sentence(self) -> str:
@@ -70,14 +76,15 @@ class ContextParams:
         shown = f"the {first}" if first != "none" else "no reference"
         shown += f" or else the {self.fallback}" if self.fallback else ""
         k = {"wrong_sibling": f" (up to {self.wrong_siblings})"}
-        return shown + k.get(first, "") + "".join(f", against the {kind}{k.get(kind, '')}" for kind in others)
+        shown += k.get(first, "") + "".join(f", against the {kind}{k.get(kind, '')}" for kind in others)
+        return shown + (", of failed responses only" if self.teaches == "failed" else "")
 
 
 def context_params(teacher: Any) -> ContextParams:
     """Read it from the node `self_distill.teacher`.
 
     Raises:
-        ValueError: no context, a context named twice, or `wrong_siblings` below 1.
+        ValueError: no context, a context named twice, `wrong_siblings` below 1, or `teaches` unknown.
     """
     context = teacher.get("context")
     kinds = (context,) if isinstance(context, str) else tuple(str(kind) for kind in context or ())
@@ -86,7 +93,10 @@ def context_params(teacher: Any) -> ContextParams:
     count = teacher.get("wrong_siblings", 4)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"self_distill.teacher.wrong_siblings={count}: must be a whole number, 1 or more")
-    return ContextParams(kinds, teacher.get("fallback"), count, int(teacher.get("seed", 0)))
+    teaches = teacher.get("teaches", "all")
+    if teaches not in TEACHES:
+        raise ValueError(f"self_distill.teacher.teaches={teaches}: must be one of {', '.join(TEACHES)}")
+    return ContextParams(kinds, teacher.get("fallback"), count, int(teacher.get("seed", 0)), teaches)
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,11 @@ class Response:
     text: str = ""
     correct: bool = False
     feedback: str = ""
+
+
+def taught(responses: Sequence[Response], params: ContextParams) -> list[bool]:
+    """Whether each response is to have a teacher; whether there is anything to show it is another question."""
+    return [params.teaches == "all" or not response.correct for response in responses]
 
 
 def shown_texts(kind: str, responses: Sequence[Response], params: ContextParams, *, step: int = 0) -> list[list[str]]:

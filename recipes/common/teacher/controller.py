@@ -11,17 +11,22 @@ batches of completed decisions:
     loss  = −mean_j A_j log π(α_j | s_j) + c_t · max(0, H[π] − H_target)²,   A = (R − mean R) / (std R + ε)     (eq. 9)
 
 ℓ_t is the distillation loss after update t, g_t the mean log-probability that the exposed teacher gives to verified
-reference tokens.  Mismatch is state and diagnostic, never reward.
+reference tokens.  A training loss is measured in an update's own forward pass, before the weights move: that of update
+t + 1 is ℓ_t, on update t + 1's batch and at its exposure, so a decision credited by it waits one update more.
+Mismatch is state and diagnostic, never reward.
 
 The paper gives the equations, L = 20 and "a 2-layer MLP on six statistics"; every other number is a default of ours and
 a field of `ControllerConfig`.  Also ours: population standard deviation; log π at the *raw* sample (before the clip to
 the exposure range) clamped to [1e-4, 1 − 1e-4]; the entropy penalty averaged over the batch's states; statistics not
 yet measured enter the state as 0; credit "delayed" is the undiscounted progress over the hold window (its Table 2
-only calls it a short delayed signal); before the first update no loss is known, so a window that opens there starts
-counting progress at the first loss it sees.
+only calls it a short delayed signal); where the first ℓ of a window was not measured, progress counts from the first
+that was.
 
 With ℓ the training loss, lowering α lowers ℓ mechanically and is credited as progress.  progress_signal =
 "fixed_exposure_probe" credits the decisions by a loss measured at one fixed exposure on held-out items instead.
+credit = "counterfactual" compares with an update that was not kept: R = ℓ'_{t0+1} − ℓ_{t0+1}, both the probe's, ℓ'
+after the same update at `counterfactual_exposure`.  What any update brings cancels; what later ones make of it is not
+seen.
 
 The controller draws from a generator of its own and saves everything it holds (policy, optimiser, generator, averages,
 held action, open windows, log), in safetensors and JSON: a run that is stopped and resumed makes the same decisions.
@@ -51,7 +56,7 @@ from recipes.common.teacher.credit import (
 from recipes.common.teacher.decisions import AVERAGED, FEATURES, ControllerConfig, Decision, Memory, Observation
 
 _FILE_STEM = "exposure_controller"
-STATE_VERSION = 2
+STATE_VERSION = 3
 # A saved state means something else under another value of these.
 _STRUCTURAL = ("mode", "credit", "progress_signal", "hold", "lookahead", "decisions_per_update", "hidden")
 
@@ -82,6 +87,12 @@ class ExposureController:
         return self.memory.exposure is not None
 
     @property
+    def counterfactual_due(self) -> bool:
+        """Whether the update to come is to be tried at `counterfactual_exposure` first: a decision's first one."""
+        memory, config = self.memory, self.config
+        return config.mode == "learned" and config.counterfactual and memory.decided_at == memory.step
+
+    @property
     def exposure(self) -> float:
         """The exposure in force.  Raises RuntimeError before the first `step()`."""
         if self.memory.exposure is None:
@@ -91,8 +102,8 @@ class ExposureController:
     def step(self, observation: Observation | None = None) -> float:
         """Take in what the last update showed and return the exposure for the next one.
 
-        The first call precedes the first update; its observation may be None, or hold losses measured before training
-        (then the first decision is credited for the first update too).  Every later call needs one.
+        The first call precedes the first update; its observation may be None, or hold what was measured before training
+        (a probe's loss: the first decision is then credited for the first update too).  Every later call needs one.
         Raises ValueError where an observation, or the grounded score that the credit needs, is missing.
         """
         memory = self.memory
@@ -125,6 +136,7 @@ class ExposureController:
                 "entropy_coef": self.entropy_coefficient(),
                 "open_windows": float(len(memory.open)),
                 "updates": float(memory.updates),
+                "dropped_decisions": float(memory.dropped_decisions),
                 **memory.policy,
                 **memory.last_update,
             }
@@ -149,7 +161,9 @@ class ExposureController:
                 setattr(memory, name, mixed)
         if values["confidence"] is not None:
             memory.confidence = values["confidence"]
-        signal = values["loss" if config.progress_signal == "training_loss" else "probe_loss"]
+        pair = values["counterfactual_loss"], values["probe_loss"]
+        memory.gain = None if pair[0] is None or pair[1] is None else pair[0] - pair[1]
+        signal = values["probe_loss" if config.measures_probe_loss else "loss"]
         if signal is not None:
             memory.progress_loss = signal
         # A signal that is measured every few steps stays as it is in between: no progress is seen until it moves.
@@ -165,13 +179,20 @@ class ExposureController:
 
     def _complete_windows(self) -> None:
         memory, config = self.memory, self.config
-        while memory.open and memory.step - memory.open[0].step >= config.window:
+        while memory.open and memory.step - memory.open[0].step >= config.credited_after:
             decision = memory.open.pop(0)
+            if config.counterfactual:
+                if memory.gain is None:
+                    memory.dropped_decisions += 1
+                    continue
+                self._credit(decision, memory.gain, memory.gain, None)
+                continue
             first = decision.step - memory.series_start
             last = first + config.window
-            progress, grounded = lookahead_reward(
-                memory.losses[first : last + 1], memory.grounded[first + 1 : last + 1], config.window_gamma
-            )
+            # ℓ_{t0} … ℓ_{t0+L} stand where they were told; g_{t0+1} … g_{t0+L} are measured after their updates.
+            losses = memory.losses[first + config.delay : last + config.delay + 1]
+            grounds = memory.grounded[first + 1 : last + 1]
+            progress, grounded = lookahead_reward(losses, grounds, config.window_gamma)
             reward = progress
             if config.grounded:
                 if grounded is None:
@@ -181,9 +202,12 @@ class ExposureController:
                         "or use credit='discounted'"
                     )
                 reward += config.lambda_gt * grounded
-            decision.reward, decision.reward_progress, decision.reward_grounded = reward, progress, grounded
-            memory.completed.append(decision)
-            memory.decided.append(decision)
+            self._credit(decision, reward, progress, grounded)
+
+    def _credit(self, decision: Decision, reward: float, progress: float, grounded: float | None) -> None:
+        decision.reward, decision.reward_progress, decision.reward_grounded = reward, progress, grounded
+        self.memory.completed.append(decision)
+        self.memory.decided.append(decision)
 
     def _update_policy(self) -> None:
         memory, config = self.memory, self.config

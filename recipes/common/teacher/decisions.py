@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MODES = ("learned", "fixed", "random")
-CREDITS = ("one_step", "delayed", "discounted", "discounted+grounded")
+CREDITS = ("one_step", "delayed", "discounted", "discounted+grounded", "counterfactual")
 PROGRESS_SIGNALS = ("training_loss", "fixed_exposure_probe")
 AVERAGED = ("loss", "mismatch", "probe_nll")
 FEATURES = ("progress", "previous_exposure", "loss_ema", "mismatch_ema", "probe_nll_ema", "confidence")
@@ -20,8 +20,11 @@ class ControllerConfig:
 
     total_steps: student updates T of the run, for the progress feature and the entropy schedule.
     mode: learned; fixed (always `fixed_exposure`); random (uniform on the range, redrawn every hold): Table 2 B.
-    credit: one_step | delayed | discounted | discounted+grounded: Table 2 A.
-    progress_signal: which loss ℓ is (see the header).  training_loss is the paper's.
+    credit: one_step | delayed | discounted | discounted+grounded: Table 2 A.  counterfactual (ours; §6 names it as
+        future work): the probe's loss after a decision's first update, made at `counterfactual_exposure` instead, minus
+        that after the update that was kept, on the same batch.
+    progress_signal: which loss ℓ is (see the header).  training_loss is the paper's.  Not read by counterfactual.
+    counterfactual_exposure: what the exposure would have been without the decision (ours 1: all of the reference).
     hold: H (ours 5).  lookahead: L (§5.1: 20).  decisions_per_update: B (ours 4).
     gamma, lambda_gt: γ and λ_gt of eq. 8 (ours .95, .1).
     exposure_min, exposure_max: the clip of eq. 7 (ours 0, 1).
@@ -37,6 +40,7 @@ class ControllerConfig:
     mode: str = "learned"
     credit: str = "discounted+grounded"
     progress_signal: str = "training_loss"
+    counterfactual_exposure: float = 1.0
     fixed_exposure: float = 1.0
     hold: int = 5
     lookahead: int = 20
@@ -76,6 +80,7 @@ class ControllerConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}{why}")
         for name, low, high in (
             ("fixed_exposure", 0.0, 1.0),
+            ("counterfactual_exposure", 0.0, 1.0),
             ("exposure_min", 0.0, 1.0),
             ("exposure_max", 0.0, 1.0),
             ("gamma", 0.0, 1.0),
@@ -100,7 +105,27 @@ class ControllerConfig:
     @property
     def window(self) -> int:
         """Updates after which a decision is credited."""
-        return {"one_step": 1, "delayed": self.hold}.get(self.credit, self.lookahead)
+        return {"one_step": 1, "delayed": self.hold, "counterfactual": 1}.get(self.credit, self.lookahead)
+
+    @property
+    def delay(self) -> int:
+        """Updates from ℓ_t to the observation that tells it: update t + 1's own forward pass has the loss after t."""
+        return 0 if self.measures_probe_loss else 1
+
+    @property
+    def measures_probe_loss(self) -> bool:
+        """Whether decisions are credited by the probe's loss."""
+        return self.progress_signal == "fixed_exposure_probe" or self.counterfactual
+
+    @property
+    def counterfactual(self) -> bool:
+        """Whether decisions are credited by what another exposure would have done."""
+        return self.credit == "counterfactual"
+
+    @property
+    def credited_after(self) -> int:
+        """Updates after which a decision's reward is known."""
+        return self.window + self.delay
 
     @property
     def window_gamma(self) -> float:
@@ -117,10 +142,13 @@ class ControllerConfig:
 class Observation:
     """What one student update showed.  None is "not measured at this step": averages keep their value.
 
-    loss: distillation loss of the update.  mismatch: top-1 disagreement of teacher and student (or another mismatch).
+    loss: distillation loss in the update's own forward pass, so of the weights before it: that of update t is ℓ_{t−1}.
+    mismatch: top-1 disagreement of teacher and student (or another mismatch).
     probe_nll: the student's NLL of the held-out probe.  confidence: mean student log-probability of sampled tokens.
     grounded: mean log-probability the exposed teacher gives to verified reference tokens.
-    probe_loss: distillation loss of the probe at a fixed exposure, for progress_signal = fixed_exposure_probe.
+    probe_loss: distillation loss of the probe at a fixed exposure, with the weights after the update: ℓ_t, for
+        progress_signal = fixed_exposure_probe.
+    counterfactual_loss: the same had the update been made at `counterfactual_exposure`.
     """
 
     loss: float | None = None
@@ -129,6 +157,7 @@ class Observation:
     confidence: float | None = None
     grounded: float | None = None
     probe_loss: float | None = None
+    counterfactual_loss: float | None = None
 
 
 @dataclass
@@ -163,10 +192,13 @@ class Memory:
         exposure: the one in force, and decided_at: the step since which it is.
         loss, mismatch, probe_nll: moving averages; confidence: the last one seen.
         progress_loss: the last value of the signal whose decrease is progress.
-        series_start: step of the first entry of losses and grounded, of which only what open windows need is kept.
+        gain: of the last update, what its exposure did for the probe's loss that another would not have done.
+        series_start: step of the observation of the first entry of losses and grounded, of which only what open windows
+            need is kept.
         open: decisions whose window is not complete; completed: those that wait for an update of the policy.
         decided: all completed decisions, oldest first.
-        updates: of the policy.  dropped_values: observations that were no numbers.
+        updates: of the policy.  dropped_values: observations that were no numbers.  dropped_decisions: those whose
+            counterfactual could not be measured, so that nothing was learned from them.
         policy, last_update: numbers to log.
     """
 
@@ -178,6 +210,7 @@ class Memory:
     probe_nll: float | None = None
     confidence: float | None = None
     progress_loss: float | None = None
+    gain: float | None = None
     series_start: int = 0
     losses: list[float | None] = field(default_factory=list)
     grounded: list[float | None] = field(default_factory=list)
@@ -186,6 +219,7 @@ class Memory:
     decided: list[Decision] = field(default_factory=list)
     updates: int = 0
     dropped_values: int = 0
+    dropped_decisions: int = 0
     policy: dict[str, float] = field(default_factory=dict)
     last_update: dict[str, float] = field(default_factory=dict)
 

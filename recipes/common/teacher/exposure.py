@@ -8,21 +8,22 @@ and reward are made of.
 
 In both homes.  With a divergence, ℓ is the loss that was trained and mismatch the top-1 disagreement (§3.2).  In the
 PPO clip there is no full vocabulary, so ℓ is −mean δ, the one-sample estimate of KL(p_S ‖ p_T), and mismatch mean |δ|:
-ours.  Per-sample exposure by difficulty is the paper's future work, in a form of our own (`difficulty_exposures`).
+ours.  Per-sample exposure by difficulty is the paper's future work, in a form of our own: a running accuracy of each
+problem (recipes/common/teacher/difficulty.py), and `difficulty_exposures` of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from advantage.params import load_params, require
 from recipes.common.teacher.controller import ExposureController
 from recipes.common.teacher.decisions import MODES, ControllerConfig, Observation
+from recipes.common.teacher.difficulty import ProblemAccuracy
 from recipes.common.teacher.reference import difficulty_exposures
 
 EXPOSURE_MODES = ("full", *MODES)
@@ -38,6 +39,7 @@ class ExposureParams:
         fixed_exposure: only with mode="fixed": 0 shows the answer alone, 1 all of the reference.
         difficulty_strength: 0 gives all responses one exposure (the paper); above 0, problems that the student fails
             show less and those that it solves more.
+        difficulty_memory, difficulty_prior: of the running accuracy that says which those are (`ProblemAccuracy`).
         separator: between the shown part of the reasoning and the answer.
         probe_file: prepared parquet of held-out problems with solutions; the controller's state and reward need it.
         probe_size: how many of its first rows.
@@ -47,6 +49,8 @@ class ExposureParams:
     mode: str = "full"
     fixed_exposure: float = 1.0
     difficulty_strength: float = 0.0
+    difficulty_memory: float = 0.9
+    difficulty_prior: float = 2.0
     separator: str = ""
     probe_file: str | None = None
     probe_size: int = 32
@@ -61,6 +65,8 @@ class ExposureParams:
         """Raise ValueError, with value and rule, on a setting that is not usable."""
         require(self.mode in EXPOSURE_MODES, "mode", self.mode, f"one of {', '.join(EXPOSURE_MODES)}")
         require(self.difficulty_strength >= 0.0, "difficulty_strength", self.difficulty_strength, "0 or more")
+        require(0.0 <= self.difficulty_memory <= 1.0, "difficulty_memory", self.difficulty_memory, "in [0, 1]")
+        require(0.0 <= self.difficulty_prior < math.inf, "difficulty_prior", self.difficulty_prior, "0 or more")
         require(self.probe_size >= 1, "probe_size", self.probe_size, "1 or more")
         require(self.probe_every >= 1, "probe_every", self.probe_every, "1 or more")
 
@@ -88,6 +94,9 @@ class ExposureLoop:
     def __init__(self, params: ExposureParams, config: ControllerConfig) -> None:
         self.params = params
         self.controller = ExposureController(config)
+        self.accuracy: ProblemAccuracy | None = None  # where exposure is conditioned on difficulty
+        if params.difficulty_strength > 0.0:
+            self.accuracy = ProblemAccuracy(params.difficulty_memory, params.difficulty_prior)
 
     def current(self) -> float:
         """α of the update to come; the first call of a run makes the first decision."""
@@ -95,20 +104,21 @@ class ExposureLoop:
             self.controller.step()
         return self.controller.exposure
 
-    def of_responses(self, scores: torch.Tensor, groups: Sequence[Any]) -> list[float]:
-        """α of each response, from its problem's mean reward where exposure is conditioned on difficulty.
+    def of_responses(self, problems: Sequence[str | None], correct: Sequence[bool]) -> list[float]:
+        """α of each response, from its problem's running accuracy where exposure is conditioned on difficulty.
+
+        Once a step: the responses are counted.
 
         Args:
-            scores: (B,) rewards.  groups: label of each response's problem.
+            problems, correct: (B,) as in `ProblemAccuracy.visit`.
         """
         alpha = self.current()
-        if self.params.difficulty_strength == 0.0:
-            return [alpha] * len(groups)
+        if self.accuracy is None:
+            return [alpha] * len(problems)
         config = self.controller.config
-        difficulty = 1.0 - _group_means(scores, groups)
         return difficulty_exposures(
             alpha,
-            difficulty,
+            1.0 - self.accuracy.visit(problems, correct),
             strength=self.params.difficulty_strength,
             exposure_min=config.exposure_min,
             exposure_max=config.exposure_max,
@@ -123,14 +133,17 @@ class ExposureLoop:
 
     def probe_due(self, step: int) -> bool:
         """Whether the probe is to be measured after the update of this step."""
-        return self.params.probe_file is not None and step % self.params.probe_every == 0
+        asked = step % self.params.probe_every == 0 or self.controller.counterfactual_due
+        return self.params.probe_file is not None and asked
 
     def save(self, checkpoint: Path) -> None:
         """Everything that the controller remembers, into a checkpoint's folder."""
         self.controller.save(checkpoint / FOLDER)
+        if self.accuracy is not None:
+            self.accuracy.save(checkpoint / FOLDER)
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint.  Raises RuntimeError where it holds no controller."""
+        """Continue from a checkpoint.  Raises RuntimeError where it does not hold what this run needs."""
         try:
             self.controller.load(checkpoint / FOLDER)
         except FileNotFoundError as error:
@@ -138,10 +151,12 @@ class ExposureLoop:
                 f"{checkpoint} has no exposure controller ({error}): it was saved with "
                 "self_distill.exposure.mode=full. Resume with that, or choose another hydra.run.dir"
             ) from error
-
-
-def _group_means(scores: torch.Tensor, groups: Sequence[Any]) -> torch.Tensor:
-    numbers: dict[Any, int] = {}
-    index = torch.tensor([numbers.setdefault(label, len(numbers)) for label in groups])
-    sums = torch.zeros(len(numbers), dtype=torch.float64).index_add(0, index, scores.double())
-    return (sums / torch.bincount(index))[index]
+        if self.accuracy is None:
+            return
+        try:
+            self.accuracy.load(checkpoint / FOLDER)
+        except FileNotFoundError as error:
+            raise RuntimeError(
+                f"{checkpoint} has no accuracies of problems ({error}): it was saved with "
+                "self_distill.exposure.difficulty_strength=0. Resume with that, or choose another hydra.run.dir"
+            ) from error

@@ -18,7 +18,7 @@ import torch
 from recipes.common.metric_names import PROBE_GROUNDED, PROBE_LOSS, PROBE_NLL
 from recipes.common.teacher.contexts import PrivilegedPrompts
 from recipes.common.teacher.prompts import render
-from recipes.common.teacher.sequences import sequence_log_probs, teacher_sequences
+from recipes.common.teacher.sequences import sequence_scores, teacher_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +93,7 @@ def measure(
     """Score the probe with the weights of this moment.
 
     Args:
-        exposure: α at which the grounded score is taken.  teacher_weights: as in `sequence_log_probs`.
+        exposure: α at which the grounded score is taken.  teacher_weights: as in `sequence_scores`.
         workers: data-parallel workers; rows are repeated to a multiple of them, and not counted.
         fixed_exposure: measure ℓ at full exposure too.
     """
@@ -102,7 +102,7 @@ def measure(
         filled = [*range(len(prompts)), *[0] * (-len(prompts) % workers)]
         masks = [torch.ones_like(probe.references[i]) for i in filled]
         fields = teacher_sequences([prompts[i] for i in filled], [probe.references[i] for i in filled], masks)
-        log_probs = sequence_log_probs(
+        scores = sequence_scores(
             worker_group,
             keys=[f"probe_{position}" for position in range(len(filled))],
             fields=fields,
@@ -111,7 +111,7 @@ def measure(
             weights=weights,
             temperature=1.0,
         )
-        return float(torch.cat([row.double() for row in log_probs.unbind()[: len(prompts)]]).mean())
+        return float(torch.cat([row.double() for row in scores["log_probs"].unbind()[: len(prompts)]]).mean())
 
     def teacher_score(alpha: float) -> float:
         shown = [teacher_prompts(row, alpha).token_ids for row in probe.rows]

@@ -29,6 +29,7 @@ from recipes.common.teacher.contexts import (
     Response,
     shown_texts,
     strip_thinking,
+    taught,
 )
 from recipes.common.teacher.prompts import PrivilegedPrompt
 from workers.rollout.thinking import thinking_is_open
@@ -103,9 +104,9 @@ def teacher_batch(
         exposures: (B,) share of the reasoning that the teacher of each response is shown; None: all of it.
 
     Returns:
-        With metrics: shares of prompts whose text was cut and of responses without a teacher, the mean tokens of a
-        prompt, how many texts each further context shows on average and, with exposures, the share of references in
-        which no answer was found to keep, so that they were shown whole.
+        With metrics: the share of prompts whose text was cut, of the responses that `contexts.teaches` names the share
+        without a teacher, the mean tokens of a prompt, how many texts each further context shows on average and, with
+        exposures, the share of references in which no answer was found to keep, so that they were shown whole.
     """
     tensors = ["responses", "response_mask", "prompts"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*tensors, *COLUMNS])
@@ -129,7 +130,10 @@ def teacher_batch(
 
     shown: list[list[list[list[int]]]] = [[] for _ in batch.tags]
     made: list[PrivilegedPrompt] = []
+    asked = taught(responses, contexts)
     for n, (i, response) in enumerate(zip(real, responses, strict=True)):
+        if not asked[n]:
+            continue
         kinds = list(contexts.kinds)
         if contexts.fallback and not texts[kinds[0]][n]:
             kinds[0] = contexts.fallback
@@ -145,7 +149,7 @@ def teacher_batch(
     metrics = {
         PROMPT_TRUNCATED: sum(prompt.truncated for prompt in made) / max(len(made), 1),
         PROMPT_TOKENS: sum(len(prompt.token_ids) for prompt in made) / max(len(made), 1),
-        WITHOUT_CONTEXT: 1.0 - sum(map(bool, shown)) / max(len(real), 1),
+        WITHOUT_CONTEXT: (sum(asked) - sum(map(bool, shown))) / max(sum(asked), 1),
     }
     if len(contexts.kinds) > 1:
         counts = [sum(map(len, of_row[1:])) for of_row in shown if of_row]
@@ -185,23 +189,33 @@ class TeacherLogProbs:
 
     Attributes:
         own: log p_T(o_t) of the first context, jagged (B, response_i) fp32.
+        entropy: H_T of the first context over the full vocabulary, like `own`; None where it was not asked for.
         contrast: log of the mean probability under the further contexts, like `own`; None where there are none.
         tokens: how many the teacher read for it.
     """
 
     own: torch.Tensor
+    entropy: torch.Tensor | None
     contrast: torch.Tensor | None
     tokens: int
 
 
 def teacher_log_probs(
-    batch: KVBatchMeta, teacher: TeacherBatch, worker_group: Any, *, weights: str, workers: int, temperature: float
+    batch: KVBatchMeta,
+    teacher: TeacherBatch,
+    worker_group: Any,
+    *,
+    weights: str,
+    workers: int,
+    temperature: float,
+    entropy: bool = False,
 ) -> TeacherLogProbs:
     """Score every prompt of every response in one batch, and mix those of a context: log (1/K) Σ_k p_T(o_t | k).
 
     Args:
-        weights, temperature: as in `sequence_log_probs`.  workers: data-parallel workers; the first sequence is
+        weights, temperature: as in `sequence_scores`.  workers: data-parallel workers; the first sequence is
             repeated to a multiple of them.
+        entropy: keep the teacher's entropies too; its first context then has one prompt a response.
     """
     answers, masks = teacher.responses, teacher.response_mask.unbind()
     places = [
@@ -212,13 +226,14 @@ def teacher_log_probs(
     ]
     several = any(len(of_row) > 1 for of_row in teacher.prompts)
     scored: dict[tuple[int, bool], list[torch.Tensor]] = {}
+    uncertain: dict[tuple[int, bool], list[torch.Tensor]] = {}
     tokens = 0
     if places:
         filled = [*places, *[places[0]] * (-len(places) % workers)]
         rows = [i for i, _, _ in filled]
         lengths = [len(prompt) + len(answers[i]) for i, _, prompt in filled]
         tokens = sum(lengths)
-        log_probs = sequence_log_probs(
+        scores = sequence_scores(
             worker_group,
             keys=[f"{batch.keys[i]}_{n}" for n, i in enumerate(rows)],
             fields=teacher_sequences([p for *_, p in filled], [answers[i] for i in rows], [masks[i] for i in rows]),
@@ -226,18 +241,25 @@ def teacher_log_probs(
             response_mask=torch.nested.as_nested_tensor([masks[i] for i in rows], layout=torch.jagged),
             weights=weights,
             temperature=temperature,
+            entropy=entropy,
         )
-        for (i, part, _), values in zip(places, log_probs.unbind(), strict=False):
-            scored.setdefault((i, part > 0), []).append(values)
+        for name, found in (("log_probs", scored), ("entropy", uncertain)):
+            for (i, part, _), values in zip(places, scores[name].unbind() if name in scores else (), strict=False):
+                found.setdefault((i, part > 0), []).append(values)
 
-    def mixed(contrast: bool) -> torch.Tensor:
+    def mixed(found: dict[tuple[int, bool], list[torch.Tensor]], contrast: bool) -> torch.Tensor:
         # Of the scores' own type, which may be the wrong one: that is refused later, with the reason.
-        dtype = next((values[0].dtype for values in scored.values()), torch.float32)
+        dtype = next((values[0].dtype for values in found.values()), torch.float32)
         zeros = [torch.zeros(len(mask), dtype=dtype) for mask in masks]
-        of_rows = [log_mean(scored[i, contrast]) if (i, contrast) in scored else zero for i, zero in enumerate(zeros)]
+        of_rows = [log_mean(found[i, contrast]) if (i, contrast) in found else zero for i, zero in enumerate(zeros)]
         return torch.nested.as_nested_tensor(of_rows, layout=torch.jagged)
 
-    return TeacherLogProbs(mixed(False), mixed(True) if several else None, tokens)
+    return TeacherLogProbs(
+        own=mixed(scored, False),
+        entropy=mixed(uncertain, False) if entropy else None,
+        contrast=mixed(scored, True) if several else None,
+        tokens=tokens,
+    )
 
 
 def log_mean(log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -247,7 +269,7 @@ def log_mean(log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.logsumexp(torch.stack(list(log_probs)), dim=0) - math.log(len(log_probs))
 
 
-def sequence_log_probs(
+def sequence_scores(
     worker_group: Any,
     *,
     keys: Sequence[str],
@@ -256,8 +278,9 @@ def sequence_log_probs(
     response_mask: torch.Tensor,
     weights: str,
     temperature: float,
-) -> torch.Tensor:
-    """Log-probs (B, response_i), jagged, of the responses in any sequences, by verl's pass on the actor's workers.
+    entropy: bool = False,
+) -> dict[str, torch.Tensor]:
+    """`log_probs` (B, response_i), jagged, of the responses in any sequences, by verl's pass on the actor's workers.
 
     Args:
         keys, fields, tags: the sequences (`teacher_sequences`), under keys of their own or a batch's; one tag each,
@@ -266,21 +289,23 @@ def sequence_log_probs(
         weights: "current" (the policy itself), "frozen_adapter" (LoRA switched off) or "engine_copy" (the teacher that
             the actor's engine keeps).
         temperature: divides the logits.
+        entropy: give `entropy` too, of each token's distribution over the full vocabulary, nats.
     """
     keys = list(keys)
     tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=fields, tags=tags)
     try:
         # A fresh meta: verl's workers read their options from it, and options stick to the one they were set on.
         meta = KVBatchMeta(partition_id=PARTITION, keys=keys, tags=tags)
-        meta.extra_info = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+        meta.extra_info = {"calculate_entropy": entropy, "compute_loss": False, "temperature": temperature}
         if weights == "frozen_adapter":
             meta.extra_info["no_lora_adapter"] = True
         if weights == "engine_copy":
             worker_group.compute_teacher_log_prob(meta)
         else:
             worker_group.compute_log_prob(meta)
-        scored = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["log_probs"])
-        return response_from_nested(scored["log_probs"], response_mask)
+        names = ["log_probs", *(["entropy"] if entropy else [])]
+        scored = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=names)
+        return {name: response_from_nested(scored[name], response_mask) for name in names}
     finally:
         tq.kv_clear(keys=keys, partition_id=PARTITION)
 

@@ -18,12 +18,14 @@ _READ = {"choice": choice.read, "code": code.read, "knights": knights.read}
 
 
 def read_fields(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
-    """A row of a set in that set's own format.
+    """Read a row of a set beyond mathematics, in that set's own format.
 
     Args:
+        row: column to value, as its reader made it.
+        spec: the dataset; its ``grader`` ("choice", "code" or "knights") says how to read it.
         seed: orders the options of multiple choice.
 
     Raises:
-        recipes.data.readers.DataError: a value has no one text; names the column.
+        DataError: a value cannot be read as text; the message names the column.
     """
     return _READ[spec.grader](row, spec, seed)

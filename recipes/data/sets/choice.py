@@ -1,4 +1,4 @@
-"""Multiple choice: options in an order drawn from a seed, the letter of the right one as the answer."""
+"""Multiple choice: the options in an order drawn from a seed, the letter of the right one as the answer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ NO_CHOICE = "with fewer than two options"
 
 
 def options_of(row: Mapping[str, Any], spec: DatasetSpec) -> tuple[list[str], int | None]:
-    """(options, index of the right one, None where there is none) as the set has them.
+    """The options of a question in the set's order, and which one is right.
 
-    ``spec.options`` is a column that holds them all (the answer column then has the right one's letter, number from 0,
-    or text), or the columns that hold one each, the right one first.
+    Args:
+        row: column to value.
+        spec: ``spec.options`` is a column that holds all options (the answer column then has the right one's letter,
+            number from 0, or text), or the columns that hold one each, the right one first.
+
+    Returns:
+        (options, index of the right one from 0; None if there is none).
 
     Raises:
-        DataError: a value has no one text; or the answer is both the number of one option and the text of another, as
-            a file in which numbers are text cannot tell.
+        DataError: a value cannot be read as text; or the answer is both the number of one option and the text of
+            another, which a file in which numbers are text cannot tell apart.
     """
     if not isinstance(spec.options, str):
         texts = [cell(row, name).strip() for name in spec.options or ()]
@@ -53,7 +58,17 @@ def options_of(row: Mapping[str, Any], spec: DatasetSpec) -> tuple[list[str], in
 
 
 def shuffled(options: Sequence[str], right: int, question: str, seed: int) -> tuple[list[str], str]:
-    """(options in the order shown, letter of the right one); of seed and question, whatever the order of rows."""
+    """Put options into an order that depends on seed and question only, not on the order of rows.
+
+    Args:
+        options: in the set's order, at most as many as there are letters.
+        right: index of the right one, from 0.
+        question: its text, so that each question has an order of its own.
+        seed: other seeds give other orders.
+
+    Returns:
+        (options in the order shown, letter of the right one).
+    """
     digest = hashlib.sha256(f"{seed}\0{question}".encode("utf-8", "surrogatepass")).digest()
     order = list(range(len(options)))
     random.Random(int.from_bytes(digest, "big")).shuffle(order)
@@ -61,7 +76,15 @@ def shuffled(options: Sequence[str], right: int, question: str, seed: int) -> tu
 
 
 def read(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
-    """A question with its options; one whose right option occurs twice has no single letter and is dropped."""
+    """A question with its options.
+
+    A question is dropped if its right option occurs twice, since no single letter is right then.
+
+    Args:
+        row: column to value.
+        spec: which columns hold the question, options, answer and reasons.
+        seed: orders the options.
+    """
     question = cell(row, spec.problem).strip()
     options, right = options_of(row, spec)
     if not 2 <= len(options) <= len(LETTERS):

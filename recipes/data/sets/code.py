@@ -1,4 +1,4 @@
-"""Programming problems with tests: HumanEval+ and MBPP+, as the hub has them."""
+"""Programming problems with tests: HumanEval+ and MBPP+, read from the columns that they have on the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ NO_TESTS = "without tests"
 
 
 def entry_point_of(solution: str, examples: list[str]) -> str | None:
-    """The function of a solution that the examples call (MBPP+ does not name it); the last one of several."""
+    """The function that the examples call, which MBPP+ does not name; the last one of several, None for none.
+
+    Args:
+        solution: the reference program, which defines the function.
+        examples: assertions that call it.
+    """
     names = re.findall(r"^(?:async +)?def +(\w+)", solution, re.MULTILINE)
     called = [name for name in names if any(re.search(rf"\b{name}\s*\(", example) for example in examples)]
     return called[-1] if called else None
@@ -28,7 +33,12 @@ def read(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
     """A programming problem.
 
     HumanEval+ states the head of the function; what stands before it (imports, helpers) is executed before any program.
-    MBPP+ states a task in words, to which the first of its examples is added: it is what names the function.
+    MBPP+ states a task in words, to which the first of its examples is added, because only that names the function.
+
+    Args:
+        row: column to value.
+        spec: which columns hold the problem, tests, solution, and entry point or examples.
+        seed: not used; `read_fields` calls every reader alike.
     """
     problem = cell(row, spec.problem).strip("\n")
     tests, solution = cell(row, spec.tests), cell(row, spec.solution)

@@ -1,4 +1,4 @@
-"""What is read of a row of a set beyond mathematics."""
+"""The type that readers of sets beyond mathematics return for a row."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from typing import Any
 class Fields:
     """What a row says.
 
-    ``answer`` is what is graded, also where it is no answer to show (a program's tests), then ``shown`` is None.
-    ``dropped``: why the row cannot be used, "" where it can.  ``extra``: for ``extra_info``.
+    Attributes:
+        problem: what is asked.
+        answer: what is graded, which may be no answer to show, such as a program's tests.
+        solution: a worked solution; "" if the set has none.
+        shown: the answer as it can be shown; None if there is nothing to show.
+        dropped: why the row cannot be used; "" if it can.
+        extra: further entries of the row's ``extra_info``.
     """
 
     problem: str

@@ -1,9 +1,10 @@
 """Knights & Knaves from a seed: puzzles with exactly one solution, each with a derivation of it.
 
 Everybody is either a knight, whose statement is true, or a knave, whose statement is false (Smullyan; as a benchmark of
-reasoning: Xie et al., arXiv 2410.23123).  With at most 11 people all 2^n assignments can be looked at: a proposition is
-held as its truth table, an integer whose bit a says whether it is true under assignment a, in which bit i of a says
-whether person i is a knight.  A puzzle is kept where the statements leave exactly one assignment.
+reasoning: Xie et al., arXiv 2410.23123). With at most 11 people all 2^n assignments of roles can be looked at. A
+proposition is therefore held as its truth table: an integer whose bit a says whether the proposition is true under
+assignment a, in which bit i of a says whether person i is a knight. A puzzle is kept if its statements leave exactly
+one assignment.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ MAX_DEPTH = 4  # of suppositions within suppositions
 
 @dataclass(frozen=True)
 class Statement:
-    """What somebody says of one or two others: ``people`` by number, ``roles`` (True: a knight) where it names them."""
+    """What somebody says of one or two others.
+
+    Attributes:
+        kind: one of `KINDS`; "same" and "differ" compare two people, the others name roles.
+        people: numbers of those that it is about, from 0.
+        roles: for each of them whether they are said to be a knight; () for "same" and "differ".
+    """
 
     kind: str
     people: tuple[int, ...]
@@ -42,7 +49,13 @@ class Statement:
 
 @dataclass(frozen=True)
 class Puzzle:
-    """``statements[i]`` is what person i, ``names[i]``, says; ``roles[i]`` whether they are a knight."""
+    """A puzzle with its solution.
+
+    Attributes:
+        names: of the people, by number.
+        statements: what each person says.
+        roles: for each person whether they are a knight.
+    """
 
     names: tuple[str, ...]
     statements: tuple[Statement, ...]
@@ -58,7 +71,15 @@ def _knights(count: int) -> tuple[int, tuple[int, ...]]:
 
 
 def truth_table(statement: Statement, count: int) -> int:
-    """The table of a statement among ``count`` people."""
+    """The truth table of a statement.
+
+    Args:
+        statement: what is said.
+        count: number of people in the puzzle.
+
+    Returns:
+        An integer of 2^count bits; see the module's text.
+    """
     everything, knight = _knights(count)
     if statement.kind in ("same", "differ"):
         differ = knight[statement.people[0]] ^ knight[statement.people[1]]
@@ -77,7 +98,14 @@ def truth_table(statement: Statement, count: int) -> int:
 
 
 def solutions(statements: Sequence[Statement]) -> int:
-    """The table of the assignments under which exactly the knights' statements are true."""
+    """The table of the assignments under which the knights' statements, and only these, are true.
+
+    Args:
+        statements: what each person says, by number.
+
+    Returns:
+        An integer of 2^n bits for n people; each bit that is set is a solution.
+    """
     everything, knight = _knights(len(statements))
     left = everything
     for person, statement in enumerate(statements):
@@ -86,7 +114,13 @@ def solutions(statements: Sequence[Statement]) -> int:
 
 
 def draw_statement(rng: random.Random, speaker: int, count: int) -> Statement:
-    """A random statement about others than the speaker."""
+    """A random statement about others than the speaker.
+
+    Args:
+        rng: the source of chance, which moves on.
+        speaker: the number of who says it.
+        count: number of people in the puzzle.
+    """
     kind = rng.choice(KINDS)
     others = [person for person in range(count) if person != speaker]
     people = tuple(rng.sample(others, 1 if kind == "is" else 2))
@@ -96,7 +130,12 @@ def draw_statement(rng: random.Random, speaker: int, count: int) -> Statement:
 
 
 def draw_puzzle(rng: random.Random, count: int) -> Puzzle:
-    """A random puzzle with exactly one solution."""
+    """A random puzzle with exactly one solution.
+
+    Args:
+        rng: the source of chance, which moves on.
+        count: number of people, `MIN_PEOPLE` to `MAX_PEOPLE`.
+    """
     while True:
         statements = tuple(draw_statement(rng, speaker, count) for speaker in range(count))
         left = solutions(statements)
@@ -114,7 +153,12 @@ def _is_a(name: str, role: bool) -> str:
 
 
 def statement_text(statement: Statement, names: Sequence[str]) -> str:
-    """A statement in words, without a full stop."""
+    """A statement in words, without a full stop.
+
+    Args:
+        statement: what is said.
+        names: of all people of the puzzle, by number.
+    """
     if statement.kind in ("same", "differ"):
         one, other = (names[person] for person in statement.people)
         if statement.kind == "same":
@@ -147,8 +191,14 @@ def problem_text(puzzle: Puzzle) -> str:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """One step: under ``given`` (person -> role), ``speaker``'s words make ``person`` have ``role``; None for neither,
-    which is a contradiction."""
+    """One step of a derivation.
+
+    Attributes:
+        given: (person, is a knight) of all that is known or supposed before the step.
+        speaker: the person whose words are used.
+        person: whose role they decide; None if they lead to a contradiction.
+        role: whether that person is a knight.
+    """
 
     given: tuple[tuple[int, bool], ...]
     speaker: int
@@ -157,10 +207,16 @@ class Conclusion:
 
 
 class Derivation:
-    """Roles found one after the other, and the sentences that say why.
+    """The roles of a puzzle, found one after the other, and the sentences that say why.
 
-    ``steps`` and ``refuted`` hold what the sentences claim, for a checker: conclusions, and suppositions
-    (given, person, role) that were led to a contradiction.
+    Attributes:
+        puzzle: what is derived.
+        count: number of people.
+        everything: the table of what is always true.
+        knight: for each person the table of "is a knight".
+        tables: for each person the table of their statement.
+        steps: the conclusions that the sentences claim, so that a checker can verify them.
+        refuted: the suppositions (given, person, role) that the sentences led to a contradiction, likewise.
     """
 
     def __init__(self, puzzle: Puzzle):
@@ -188,7 +244,14 @@ class Derivation:
         return f"whatever {name} is, what {name} says means that "
 
     def conclude(self, known: dict[int, bool]) -> tuple[list[str], bool]:
-        """Add to ``known`` what single statements imply; returns (sentences, whether that ended in a contradiction)."""
+        """Add to ``known`` what single statements imply.
+
+        Args:
+            known: person -> whether they are a knight; extended in place.
+
+        Returns:
+            (sentences, whether they ended in a contradiction).
+        """
         sentences: list[str] = []
         names = self.puzzle.names
         moved = True
@@ -217,7 +280,17 @@ class Derivation:
         return sentences, False
 
     def refute(self, known: Mapping[int, bool], person: int, role: bool, depth: int) -> list[str] | None:
-        """Sentences that lead a supposition to a contradiction, None where this depth does not suffice."""
+        """Lead a supposition to a contradiction.
+
+        Args:
+            known: person -> role that is known or supposed already.
+            person: of whom something is supposed.
+            role: the supposed role; True for a knight.
+            depth: how many suppositions may stand within each other, at least 1.
+
+        Returns:
+            The sentences; None if this depth does not suffice.
+        """
         before = len(self.steps), len(self.refuted)
         supposed = {**known, person: role}
         sentences, contradiction = self.conclude(supposed)
@@ -254,7 +327,11 @@ class Derivation:
         return best
 
     def write(self) -> str:
-        """The derivation in paragraphs, and the boxed answer."""
+        """The derivation in paragraphs, and the boxed answer.
+
+        Raises:
+            ValueError: suppositions nested `MAX_DEPTH` deep do not suffice.
+        """
         names, known, paragraphs = self.puzzle.names, dict[int, bool](), []
         sentences, _ = self.conclude(known)
         paragraphs += _paragraph(sentences)
@@ -276,7 +353,13 @@ class Derivation:
 
 
 def known_truth(derivation: Derivation, known: Mapping[int, bool], speaker: int) -> bool:
-    """Whether what a speaker says is true under what is known, which decides it."""
+    """Whether what a speaker says is true, given roles that decide it.
+
+    Args:
+        derivation: of the puzzle.
+        known: person -> whether they are a knight.
+        speaker: whose words are judged.
+    """
     left = derivation._restricted(known, speaker)
     return bool(left & derivation.tables[speaker])
 
@@ -292,14 +375,15 @@ def generate(size: int, people: Sequence[int], seed: int) -> Iterator[dict[str, 
     """Rows of a set: every number of people equally often, all puzzles different.
 
     Args:
-        size: number of puzzles.
+        size: number of puzzles, at most 2000 for each number of people.
         people: least and greatest number of people, 3 to 11.
+        seed: the same seed gives the same puzzles.
 
     Yields:
-        ``problem``, ``answer``, ``solution``, ``people``.
+        Rows with ``problem``, ``answer``, ``solution``, ``people``.
 
     Raises:
-        DataError: people or size out of range.
+        DataError: an argument is of a wrong type or out of its range.
     """
     pair = isinstance(people, Sequence) and len(people) == 2 and all(isinstance(count, int) for count in people)
     if not pair or not MIN_PEOPLE <= people[0] <= people[1] <= MAX_PEOPLE:
@@ -331,7 +415,13 @@ def generate(size: int, people: Sequence[int], seed: int) -> Iterator[dict[str, 
 
 
 def read(row: Mapping[str, Any], spec: DatasetSpec, seed: int) -> Fields:
-    """A row of a generated set, or of a file that has the same columns."""
+    """A row of a generated set, or of a file that has the same columns.
+
+    Args:
+        row: column to value.
+        spec: which columns hold problem, answer and solution.
+        seed: not used; `read_fields` calls every reader alike.
+    """
     answer = cell(row, spec.answer).strip()
     return Fields(
         problem=cell(row, spec.problem).strip(),

@@ -236,6 +236,9 @@ def test_what_a_sweep_holds_is_left_as_it_was(dasd, tmp_path, arguments, code):
         ("recipes.evaluate.main", ["model=x", "data=nowhere", "samples=many"], "samples=many: must be a whole number"),
         ("recipes.evaluate.main", [], "model=: must be given"),
         ("recipes.evaluate.main", ["preset=starter", "limit=few"], "limit=few: must be a whole number, or null"),
+        # Null is a value of theirs: only what is wrong besides is said.
+        ("recipes.diagnose.dasd_probes", ["limit=null", "step.lr=null", "rollouts=0"], "started:\n- rollouts=0: must"),
+        ("recipes.diagnose.dasd_probes", ["step.lr=fast"], "step.lr=fast: must be a number, or null"),
         ("recipes.evaluate.main", ["preset=starer"], "the closest is starter"),
         ("recipes.diagnose.dasd_probes", ["rollouts=few"], "rollouts=few: must be a whole number"),
         ("recipes.export.main", ["adapter_only=yes"], "adapter_only=yes: must be true or false"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from config import STARTER
 from recipes.common.checks.errors import SettingsError
 from recipes.diagnose.distributions import entropy
 from recipes.diagnose.engine import (
+    Problem,
     as_response,
     grade,
     load_model,
@@ -22,9 +24,15 @@ from recipes.diagnose.engine import (
     scoring_batches,
     teacher_prompts,
 )
+from recipes.diagnose.health import StepJudge, judge_steps, measures
 from recipes.diagnose.interventions import Site, bucket_positions, choose_sites, finish
 from recipes.diagnose.mc_dropout import dropout_hooks
 from recipes.diagnose.one_step import STEPS, adam_first_step, one_step_shifts, pressure_gradients, stepped
+from recipes.evaluate import process_reward
+from recipes.starter.task import PROBLEM_PREFIX
+from rewards.code import Task, ground_truth_of
+from tests.builders.benchmark_sets import write_rows
+from tests.recipes.evaluate.test_health import published_like
 from workers.divergence import sampled_token_gap, token_log_probs
 from workers.rollout.generation import SamplingParams
 
@@ -93,9 +101,60 @@ def test_batches_cover_everything_once_and_fit(engine):
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= engine.tokens_per_pass
 
 
-def test_grading_and_gold(problems):
+def test_grading_and_gold(engine, problems):
     gold = problems[0].gold
-    assert grade([f"so \\boxed{{{gold}}}", "\\boxed{77}", "no answer"], [gold] * 3) == [True, False, False]
+    texts = [f"so \\boxed{{{gold}}}", "\\boxed{77}", "no answer"]
+    assert grade(engine, texts, problems[:1] * 3) == [True, False, False]
+
+
+def graded(grader, gold, **extra):
+    row = {"problem": "p", "answer": "shown", "reward_model": {"ground_truth": gold}}
+    return Problem(0, {**row, "extra_info": {"grader": grader, **extra}}, [1])
+
+
+def test_each_set_is_graded_by_its_own_grader(engine):
+    """What mathematics would take for wrong, or for right."""
+    choice = graded("choice", "B", options=["four", "five"])
+    knights = graded("knights", "Ann: knight, Ben: knave")
+    program = graded("code", ground_truth_of(Task("assert f(2) == 4", "f")))
+    cases = [
+        (choice, "The answer is (B).", True), (choice, "\\boxed{five}", True), (choice, "\\boxed{A}", False),
+        (knights, "\\boxed{Ben: knave, Ann: knight}", True), (knights, "\\boxed{Ann: knight}", False),
+        (program, "```python\ndef f(x):\n    return x * x\n```", True), (program, "\\boxed{4}", False),
+    ]  # fmt: skip
+    found = grade(engine, [text for _, text, _ in cases], [problem for problem, _, _ in cases])
+    assert found == [right for *_, right in cases]
+
+
+def test_sets_that_cannot_be_graded_are_refused(engine, tmp_path):
+    def refused(rows, engine=engine):
+        write_rows(tmp_path / "rows.parquet", rows)
+        with pytest.raises(SettingsError) as error:
+            load_problems(str(tmp_path / "rows.parquet"), None, engine, KWARGS)
+        return str(error.value)
+
+    row = {"problem": "p", "answer": "4", "prompt": [{"role": "user", "content": "p"}], "data_source": "s"}
+    assert "grader='poems'" in refused([{**row, "extra_info": {"grader": "poems"}}])
+    without = {**row, "extra_info": {"grader": "code"}, "reward_model": {"ground_truth": "{}"}}
+    assert "row 0 has no answer" in refused([without])
+    sound = {**without, "reward_model": {"ground_truth": ground_truth_of(Task("assert f(2) == 4", "f"))}}
+    assert "wall_s" in refused([sound], replace(engine, code={"wall_s": 0}))
+
+
+def test_steps_of_any_problem_are_judged(tmp_path):
+    published_like(tmp_path)
+    judge = StepJudge(*process_reward.load(str(tmp_path), "float32", "cpu"), threshold=0.5)
+    chain = f"{PROBLEM_PREFIX}7+5*3"
+    answered = [(chain, "7+5=2\n\n2*3=5"), ("What is 1+1?", "One and one.\n\nTwo."), ("Empty?", "")]
+    exact, modelled, none = judge_steps(judge, answered)
+    assert exact == [True, False] and none == []
+    scores = process_reward.score_steps(judge.model, judge.tokenizer, [("What is 1+1?", ["One and one.", "Two."])])[0]
+    for threshold in (min(scores), max(scores) + 1e-6):
+        expected = [score >= threshold for score in scores]
+        assert judge_steps(replace(judge, threshold=threshold), answered)[1] == expected
+    assert len(modelled) == 2 and judge_steps(None, answered) == [[True, False], [], []]
+    assert measures([True, False], "maybe", 4, True) == {"step_acc": 0.5, "e_per_1k": 250.0, "accuracy": 1.0}
+    assert measures([], "", 0, None) == {"step_acc": None, "e_per_1k": 0.0, "accuracy": None}
 
 
 def test_bad_input_is_refused(engine, tmp_path):

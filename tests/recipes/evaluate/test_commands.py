@@ -12,9 +12,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from config import STARTER
-from recipes.evaluate import health, summary
+from recipes.evaluate import estimates, health
 from recipes.evaluate.main import evaluate_command
 from recipes.evaluate.results import corrupt_file, read_records
 from recipes.evaluate.sampling import seeds_of
@@ -23,7 +25,7 @@ from rewards.math import compute_score
 from tests.builders.configs import ROOT
 from tests.builders.processes import console_of
 from tests.recipes.evaluate.test_health import published_like
-from tests.recipes.evaluate.test_inputs import configured
+from tests.recipes.evaluate.test_inputs import checkpoint, configured
 
 PROBLEMS, SAMPLES = 6, 4
 
@@ -100,7 +102,7 @@ def test_numbers_follow_from_the_responses(reference):
     assert rows["csr"]["value"] == pytest.approx(sum(map(sum, judged)) / sum(map(len, judged)))
     median = float(np.median(np.concatenate(scores)))  # a threshold that surely splits them
     labels = {(written["runs"][0]["model"], 1): "model"}
-    (again,) = summary.read_evaluations(directory, labels, {"chains": set(records)}, [1], str(prm), median)
+    (again,) = estimates.read_evaluations(directory, labels, {"chains": set(records)}, [1], str(prm), median)
     sums = [problem["csr"] for problem in again.problems.values()]
     right = sum(s >= median for response in scores for s in response)
     assert 0 < right < sum(map(len, scores))
@@ -164,6 +166,31 @@ def test_an_evaluation_that_is_stopped_reports_what_is_complete(data, tmp_path):
     assert written["warnings"][0] in page and 'class="badge stopped"' in page
 
 
+@pytest.mark.slow
+def test_a_runs_checkpoints_and_their_teachers_are_sampled(data, tmp_path):
+    """Two checkpoints, the second with a head that writes nothing but the end, each as student and as teacher."""
+    model = AutoModelForCausalLM.from_pretrained(STARTER / "model", dtype=torch.float32)
+    run, directory = tmp_path / "mine", tmp_path / "evaluation"
+    checkpoint(run / "checkpoints" / "global_step_10", model)
+    with torch.no_grad():  # whatever it reads, the likeliest tokens are others than before
+        model.lm_head.weight.copy_(model.lm_head.weight.roll(1, dims=0))
+    checkpoint(run / "checkpoints" / "global_step_20", model)
+    (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("20")
+    (run / "metrics.jsonl").write_text('{"step": 10, "val-core/other/acc/mean@4": 0.5}\n')
+    overrides = (f"model={run}", "checkpoints=all", "selection=val", "teacher.context=solution", "limit=4")
+    code, console = finish(start(directory, data, *overrides), directory)
+    assert code == 0, console + (directory / "evaluate.log").read_text()[-3000:]
+    written = json.loads((directory / "summary.json").read_text())
+    curves = {curve["run"]: [(p["step"], p["value"]) for p in curve["points"]] for curve in written["curves"]}
+    assert [step for step, _ in curves["mine"]] == [10, 20] and curves["mine"][1][1] == 0.0
+    assert curves["mine teacher"][0][1] > curves["mine"][0][1]  # it reads the solution
+    best = {row["run"]: (row["step"], row["biased"]) for row in written["best"]}
+    assert best == {"mine": (10, False), "mine teacher": (10, False)}
+    assert len(list((directory / "merged").iterdir())) == 2  # a teacher has its student's weights
+    assert {entry["responses"] for entry in written["sampled"]} == {4 * SAMPLES}
+    assert "Over the checkpoints" in (directory / "report.html").read_text()
+
+
 def test_a_refusal_ends_with_code_2_and_starts_nothing(tmp_path, capsys):
     assert evaluate_command(configured("preset=starter", "k=[64]"), tmp_path / "out") == 2
     said = capsys.readouterr().err
@@ -188,7 +215,7 @@ def test_seeds_differ_by_seed_problem_and_place():
 
 def evaluation(label, seed, data, accuracies):
     problems = {f"{i}-x": {"avg@4": (a, 1.0)} for i, a in enumerate(accuracies)}
-    return summary.Evaluation(label, f"{label}{seed}", seed, data, problems, summary.Counter())
+    return estimates.Evaluation(label, f"{label}{seed}", seed, data, problems, estimates.Counter())
 
 
 def test_seeds_sets_and_pairs():
@@ -200,7 +227,7 @@ def test_seeds_sets_and_pairs():
         evaluation("old", 1, "a", [0.25, 0.5, 0.25, 1.0]),  # one problem more than the other has
         evaluation("old", 1, "b", [0.0, 0.25]),
     ]
-    result = summary.summarize(runs)
+    result = estimates.summarize(runs)
     rows = {(r["label"], r["data"]): r for r in result["metrics"]}
     assert rows["new", "a"]["value"] == pytest.approx(0.75)
     assert rows["new", "a"]["seeds"] == pytest.approx([0.75, 0.75]) and rows["new", "a"]["std"] == 0
@@ -219,9 +246,9 @@ def test_seeds_sets_and_pairs():
 
 def test_a_difference_is_what_training_brought_whatever_comes_first():
     runs = [evaluation("base", 1, "a", [0.25, 0.5]), evaluation("mine", 1, "a", [0.5, 1.0])]
-    (found,) = summary.summarize(runs, trained=["mine"])["differences"]
+    (found,) = estimates.summarize(runs, trained=["mine"])["differences"]
     assert (found["a"], found["b"], found["value"]) == ("mine", "base", pytest.approx(0.375))
-    (found,) = summary.summarize(runs, trained=["mine", "base"])["differences"]  # nothing to tell them apart
+    (found,) = estimates.summarize(runs, trained=["mine", "base"])["differences"]  # nothing to tell them apart
     assert (found["a"], found["b"]) == ("base", "mine")
 
 
@@ -235,10 +262,10 @@ def test_measures_of_a_record():
         "source": "chains",
         "problem": "p",
     }
-    sums = summary.measures(record, [1, 2, 4, 8], [[0.9, 0.4], [0.5], [], [0.2]], 0.5)
+    sums = estimates.measures(record, [1, 2, 4, 8], [[0.9, 0.4], [0.5], [], [0.2]], 0.5)
     assert sums["avg@4"] == (0.5, 1.0) and sums["pass@2"] == (pytest.approx(5 / 6), 1.0) and "pass@8" not in sums
     assert sums["maj@4"] == (1.0, 1.0) and sums["truncated"] == (1, 4)
     assert sums["csr"] == (2, 4) and sums["fes"] == (2 + 1, 2)
-    assert summary.measures({**record, "majority": None}, [1], None, 0.5)["maj@4"] == (0.0, 1.0)
-    assert summary.measures({**record, "majority": 0}, [1], None, 0.5)["maj@4"] == (0.0, 1.0)
-    assert "csr" not in summary.measures(record, [1], None, 0.5)
+    assert estimates.measures({**record, "majority": None}, [1], None, 0.5)["maj@4"] == (0.0, 1.0)
+    assert estimates.measures({**record, "majority": 0}, [1], None, 0.5)["maj@4"] == (0.0, 1.0)
+    assert "csr" not in estimates.measures(record, [1], None, 0.5)

@@ -131,7 +131,7 @@ RESPONSES = [["7+5=2", "2*3=6", "\\boxed{6}"], ["a single step"], [], ["one", "t
 def test_scores_are_those_of_the_published_architecture(tmp_path):
     body, score, tokenizer = published_like(tmp_path)
     model, loaded_tokenizer = process_reward.load(str(tmp_path), "float32", "cpu")
-    got = process_reward.score_steps(model, loaded_tokenizer, "7+5*3", RESPONSES)
+    got = process_reward.score_steps(model, loaded_tokenizer, [("7+5*3", steps) for steps in RESPONSES])
     assert [len(steps) for steps in got] == [3, 1, 0, 2]
     for steps, scores in zip(RESPONSES, got, strict=True):
         if not steps:
@@ -149,6 +149,23 @@ def test_scores_are_those_of_the_published_architecture(tmp_path):
     assert max(max(s) for s in got if s) - min(min(s) for s in got if s) > 0.05  # a constant would prove nothing
 
 
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_problems_share_passes_and_change_no_score(tmp_path, monkeypatch, device):
+    """Solutions of several problems, in passes of a few, wherever the layers are."""
+    published_like(tmp_path)
+    model, tokenizer = process_reward.load(str(tmp_path), "float32", device)
+    solutions = [(problem, steps) for problem in ("7+5*3", "1+1", "a longer problem") for steps in RESPONSES]
+    alone = [process_reward.score_steps(model, tokenizer, [solution])[0] for solution in solutions]
+    calls = []
+    monkeypatch.setattr(process_reward, "BATCH_TOKENS", 700)
+    model.register_forward_hook(lambda _, args, out: calls.append(out.shape[0]))
+    together = process_reward.score_steps(model, tokenizer, solutions)
+    assert 1 < len(calls) < 9 == sum(calls)  # three of twelve have no steps
+    assert [len(s) for s in together] == [3, 1, 0, 2] * 3
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
 def test_a_separator_in_a_response_shifts_no_verdict(tmp_path):
     *_, tokenizer = published_like(tmp_path)
     ids, positions = process_reward.step_ids(tokenizer, "p <extra_0>", ["one<extra_0><extra_0>", "two"])
@@ -162,8 +179,8 @@ def test_steps_beyond_the_context_get_no_score_and_change_none(tmp_path):
     _, positions = process_reward.step_ids(tokenizer, "p", ["x" * 10] * 9)
     fitting = sum(place < 160 for place in positions)
     assert 0 < fitting < 9
-    (scores,) = process_reward.score_steps(model, tokenizer, "p", [["x" * 10] * 9])
-    (alone,) = process_reward.score_steps(model, tokenizer, "p", [["x" * 10] * fitting])
+    (scores,) = process_reward.score_steps(model, tokenizer, [("p", ["x" * 10] * 9)])
+    (alone,) = process_reward.score_steps(model, tokenizer, [("p", ["x" * 10] * fitting)])
     assert len(scores) == fitting and scores == pytest.approx(alone, abs=1e-5)
 
 

@@ -59,7 +59,7 @@ def test_the_protocols_are_the_papers():
         (["seeds=[1,1]"], "each once"),
         (["limit=0"], "limit=0"),
         (["engine=vllm"], "no GPU"),
-        (["engine=sglang"], "auto, vllm or transformers"),
+        (["engine=sglang"], "auto, vllm, transformers or openai"),
         (["+reward_kwargs.nonsense=1"], "nonsense"),
         (["prm_threshold=1"], "between 0 and 1"),
         (["data=[]"], "data= is empty"),
@@ -73,6 +73,11 @@ def test_the_protocols_are_the_papers():
 )
 def test_wrong_values_are_refused_with_value_rule_and_fix(tmp_path, overrides, said):
     assert said in refusal(tmp_path, *overrides)
+
+
+def test_the_format_of_own_files_is_no_set(tmp_path):
+    said = refusal(tmp_path, "data=local")
+    assert "data=local: neither a parquet file" in said and ", local" not in said
 
 
 def test_everything_wrong_is_said_at_once(tmp_path):

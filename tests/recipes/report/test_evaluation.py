@@ -9,6 +9,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from recipes.evaluate.results import Incidents
 from recipes.evaluate.summary import SUMMARY
 from recipes.report import main as command
 from recipes.report.answers import HEAD, TAIL, asked
@@ -49,6 +50,49 @@ def test_the_page_shows_what_the_summary_says(tmp_path):
     ):
         assert part in page, part
     assert "done" in page and "The numbers are of what was complete by then" not in page
+
+
+def test_the_page_shows_a_runs_checkpoints_and_what_chose_the_best(tmp_path):
+    steps = {f"dasd, step {step}": ("dasd", step) for step in (10, 20, 30)}
+    statuses = ("rwww", "rrrr", "rrww")
+    results = {label: {"sums": {1: [answers(s)] * 2}} for label, s in zip(steps, statuses, strict=True)}
+    results["base"] = {"sums": {1: [answers("wwww")] * 2}}
+    directory = write_evaluation(tmp_path / "e", results, steps=steps)
+    page = text_of(directory)
+    for part in (
+        "Over the checkpoints",
+        "dasd sums, selected on these problems, biased 3 20 100.0 ± 0.0 30 50.0",
+        "was selected on the problems that it is reported on, of 3: its accuracy is biased upwards",
+        "dasd sums 10 25.0 ± 0.0 2",
+        "dasd, step 30 − base",
+        "dasd, step 30, Avg@4 50.0",
+    ):
+        assert part in page, part
+    assert "step 10 − " not in page and "dasd, step 20, Avg@4" not in page  # those before the last are on the curve
+    html = (directory / "report.html").read_text()
+    assert html.count("Avg@4 over steps; diamond: the best") == 1
+    assert "Over the checkpoints" not in text_of(write_evaluation(tmp_path / "f", TWO))
+
+
+def test_problems_without_an_answer_are_on_the_page(tmp_path):
+    incidents = Incidents()
+    for reason, problems in (("status 400: <b>too long</b>", 1), ("status 400: <b>too long</b>", 2), ("late", 1)):
+        incidents.failed("new", "weights of new", reason, problems)
+    directory = write_evaluation(tmp_path / "e", TWO, incidents=incidents, status="failed")
+    page = text_of(directory)
+    assert "new: 3 problems without an answer: status 400: <b>too long</b>" in page
+    assert "new: 1 problem without an answer: late" in page and "starting again with the same hydra.run.dir" in page
+    assert "<b>too" not in (directory / "report.html").read_text()
+
+
+def test_accuracy_by_length_is_on_the_page(tmp_path):
+    def of_length(tokens, status):
+        return {**response(status), "tokens": tokens}
+
+    problems = [[of_length(5, "correct"), of_length(90, "wrong")] * 2 for _ in range(2)]
+    page = text_of(write_evaluation(tmp_path / "e", {"m": {"sums": {1: problems}}}))
+    assert "By quarter of the response's length" in page
+    assert "5 2 100.0 ± 0.0" in page and "90 2 0.0 ± 0.0" in page
 
 
 def test_seeds_have_their_spread_and_sets_their_average(tmp_path):

@@ -1,4 +1,7 @@
-"""The starter: its data are right, its tokenizer loses nothing, its weights load and stand where the README says."""
+"""The starter: its data are right, its tokenizer loses nothing, its weights load and stand where the README says.
+
+What sets the second world apart is in test_worlds.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import functools
 import random
 import re
 import string
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,10 +18,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.common.teacher.prompts import student_messages, teacher_messages
-from recipes.starter import build, corpus, measure, task
+from recipes.starter import corpus, measure, task
 from recipes.starter.tokenizer import build_tokenizer, render, truncate_reference
+from recipes.starter.worlds import HOME, WORLDS
 
-HOME = Path(build.__file__).parent
 CHAIN = "7+5*3-4"  # 7+5=2, 2*3=6, 6-4=2
 PROBLEM = task.PROBLEM_PREFIX + CHAIN
 
@@ -35,9 +37,19 @@ def model():
     return AutoModelForCausalLM.from_pretrained(HOME / "model", dtype=torch.float32).eval()
 
 
+def read_splits(world):
+    folder = HOME / WORLDS[world].folder / "data"
+    return {name: pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("train", "val", "probe")}
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def world(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def splits():
-    return {name: pq.read_table(HOME / "data" / f"{name}.parquet").to_pylist() for name in ("train", "val", "probe")}
+def splits(world):
+    return read_splits(world)
 
 
 def evaluate(expression: str) -> int:
@@ -82,8 +94,13 @@ def test_every_reference_solution_is_right(splits):
             assert last == f"\\boxed{{{evaluate(expression)}}}" == f"\\boxed{{{row['answer']}}}"
 
 
-def test_committed_data_are_those_of_the_script(splits):
-    drawn = corpus.draw_splits(build.SEED)
+def test_no_problem_stands_in_both_worlds():
+    one, other = ({row["problem"] for rows in read_splits(world).values() for row in rows} for world in WORLDS)
+    assert len(one) == len(other) == 4096 + 128 + 64 and not one & other
+
+
+def test_committed_data_are_those_of_the_script(world, splits):
+    drawn = corpus.draw_splits(WORLDS[world])
     assert {name: [chain.problem for chain in chains] for name, chains in drawn.items()} == {
         name: [row["problem"] for row in rows] for name, rows in splits.items()
     }
@@ -176,6 +193,8 @@ def test_truncated_reference_keeps_the_answer(tokenizer):
         ("7+5=2\n\n*3>6 -4>2 \\boxed{2}", "mixed", [1, 1, 1], [0, 0, 0]),
         ("7+5=2\n\n2+3=5\n\n5-4=1\n\n1+1=2", "careful", [1, 0, 1, 0], [0, 0, 0, 0]),  # wrong operation, one too many
         ("7+5=2\n\n3*3=9\n\n9-4=5", "careful", [1, 0, 1], [0, 0, 0]),  # left operand is not where it stood
+        ("\\boxed{2}", "direct", [], []),
+        ("it is 2", "other", [], []),
         ("wait", "other", [], []),
         ("", "other", [], []),
     ],
@@ -203,7 +222,8 @@ def test_checker_agrees_with_the_generator():
     rng = random.Random(5)
     for _ in range(300):
         chain = task.random_chain(rng)
-        for habit in task.HABITS:
+        assert task.write_solution(chain, "direct", rng, slip=1.0) == f"\\boxed{{{evaluate(chain.expression)}}}"
+        for habit in ("careful", "revising", "hasty"):
             text = task.write_solution(chain, habit, rng, slip=0.0, doubt=0.3)
             assert task.step_accuracy(chain.problem, text) == 1.0 and task.answer_follows(chain.problem, text)
             assert task.boxed_answer(text) == str(evaluate(chain.expression))
@@ -219,17 +239,18 @@ def test_model_is_small_and_of_qwen3s_architecture(model, tokenizer):
     assert not list((HOME / "model").glob("*.py")) and not list((HOME / "model").glob("*.bin"))
 
 
-def test_student_has_room_to_learn_and_the_teacher_knows(model, tokenizer, splits):
-    rows = splits["val"][:48]
+def test_student_has_room_to_learn_and_the_teacher_knows(model, tokenizer):
+    rows = read_splits("starter")["val"][:48]
     student = measure.measure(model, tokenizer, rows, None, samples=4, seed=1)
-    assert 0.30 <= student.accuracy <= 0.60
+    assert 0.30 <= student.accuracy.value <= 0.60
     assert student.finished > 0.99 and student.tokens <= 45
-    assert set(task.HABITS) <= set(student.habits) and student.markers > 0.1
+    assert set(WORLDS["starter"].student) <= set(student.habits) and student.markers.value > 0.1
     teacher = measure.measure(model, tokenizer, rows, 1.0, samples=2, seed=2)
-    assert teacher.accuracy >= 0.85 and teacher.step_accuracy > student.step_accuracy + 0.05
+    assert teacher.accuracy.value >= 0.85 and teacher.step_accuracy.value > student.step_accuracy.value + 0.05
 
 
-def test_a_longer_prefix_makes_a_closer_teacher(model, tokenizer, splits):
-    closeness = [measure.reference_log_prob(model, tokenizer, splits["probe"], a) for a in (0.0, 0.5, 1.0)]
+def test_a_longer_prefix_makes_a_closer_teacher(model, tokenizer):
+    probe = read_splits("starter")["probe"]
+    closeness = [measure.reference_log_prob(model, tokenizer, probe, a) for a in (0.0, 0.5, 1.0)]
     assert closeness == sorted(closeness)
     assert closeness[-1] > closeness[0] + 0.02

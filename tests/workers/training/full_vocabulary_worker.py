@@ -48,42 +48,76 @@ def skipped_update(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistil
     }
 
 
+def state(engine: SelfDistillEngine) -> dict[str, list]:
+    """What a training consists of, each part as a list of tensors."""
+    teacher = engine.teacher
+    return {
+        "weights": [p.detach().clone() for p in engine.module.parameters()],
+        "optimiser": [v.clone() for moments in engine.optimizer.state.values() for v in moments.values()],
+        "schedule": [torch.tensor(engine.lr_scheduler.get_last_lr()), torch.tensor(engine.lr_scheduler.last_epoch)],
+        "rates": [torch.tensor(group["lr"]) for group in engine.optimizer.param_groups],
+        "teacher": [] if teacher is None else [p.clone() for p in teacher.module.parameters()],
+        # a frozen teacher has no use for its count
+        "teacher's steps": [torch.tensor(teacher.steps if teacher and teacher.settings.weights != "frozen" else 0)],
+    }
+
+
+def equal(one: dict[str, list], other: dict[str, list]) -> dict[str, bool]:
+    """Whether each part of two states is the same, bit for bit."""
+    return {
+        name: len(values) == len(other[name])
+        and all(torch.equal(full(a), full(b)) for a, b in zip(values, other[name], strict=True))
+        for name, values in one.items()
+    }
+
+
+def update(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss) -> None:
+    """A training step of one mini-batch."""
+    with engine.train_mode():
+        engine.train_batch(data, loss)
+        engine.lr_scheduler_step()
+
+
+def taken_back(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss) -> dict[str, bool]:
+    """Whether an engine that tried an update is the one that did not, and whether what was tried changed anything."""
+    before = state(engine)
+    engine.keep_state()
+    torch.rand(3)
+    update(engine, data, loss)
+    tried = state(engine)
+    update(engine, data, loss)
+    engine.put_back_state()
+    found = {f"{name} put back": same for name, same in equal(before, state(engine)).items()}
+    random = torch.get_rng_state()
+    update(engine, data, loss)
+    found |= {f"{name} of the next": same for name, same in equal(tried, state(engine)).items()}
+    engine.keep_state()
+    torch.rand(3)
+    engine.put_back_state()
+    return found | {
+        "random numbers": torch.equal(random, torch.get_rng_state()),
+        "tried": not equal(before, tried)["weights"] and not equal(before, tried)["schedule"],
+    }
+
+
 def resumed(
     engine: SelfDistillEngine, folder: Path, case: dict, data: TensorDict, loss: SelfDistillLoss
 ) -> dict[str, bool]:
     """Whether an engine that starts from a checkpoint does what the one that wrote it goes on to do, bit for bit."""
     path = str(folder / case["resume"])
 
-    def update(one: SelfDistillEngine) -> None:
-        with one.train_mode():
-            one.train_batch(data, loss)
-            one.lr_scheduler_step()
-
-    def state(one: SelfDistillEngine) -> dict[str, list]:
-        return {
-            "weights": [p.detach().clone() for p in one.module.parameters()],
-            "optimiser": [v.clone() for moments in one.optimizer.state.values() for v in moments.values()],
-            "schedule": [torch.tensor(one.lr_scheduler.get_last_lr())],
-            "teacher": [p.clone() for p in one.teacher.module.parameters()],
-            # a frozen teacher has no use for its count
-            "teacher's steps": [torch.tensor(one.teacher.steps if case["teacher"]["weights"] != "frozen" else 0)],
-        }
-
-    update(engine)
+    update(engine, data, loss)
     engine.save_checkpoint(path, global_step=1)
     random = torch.rand(3)
-    update(engine)
+    update(engine, data, loss)
     through = state(engine)
     torch.manual_seed(99)
     again = build(folder, case)
     perturb(again)  # nothing may be right by chance
     again.load_checkpoint(path)
     same = {"random numbers": torch.equal(random, torch.rand(3))}
-    update(again)
-    for name, values in state(again).items():
-        pairs = zip(through[name], values, strict=True)
-        same[name] = bool(values) and all(torch.equal(full(a), full(b)) for a, b in pairs)
-    return same
+    update(again, data, loss)
+    return same | equal(through, state(again))
 
 
 def teacher_between_updates(engine: SelfDistillEngine, data: TensorDict, loss: SelfDistillLoss) -> dict[str, bool]:
@@ -135,12 +169,14 @@ def run(folder: Path, case: dict, rank: int, world: int) -> dict:
     between = teacher_between_updates(engine, data, loss) if case.get("updates") else None
     scored = None
     if case.get("scores"):
-        scored = scores(engine, mini_batch(folder, case, rank, world))
+        scored = scores(engine, mini_batch(folder, case, rank, world), case.get("measures"))
         with engine.as_teacher():
             scored["by the teacher"] = scores(engine, mini_batch(folder, case, rank, world))
+    undone = taken_back(engine, mini_batch(folder, case, rank, world), loss) if case.get("undo") else None
     return {
         **found,
         "between": between,
+        "undone": undone,
         "scored": scored,
         "spoiled": spoiled,
         "resumed": again,

@@ -127,7 +127,7 @@ class Bench:
         mask = torch.nested.as_nested_tensor([torch.ones_like(r) for r in responses], layout=torch.jagged)
         padded = mask.to_padded_tensor(0).bool()
         for step in range(steps):
-            alphas = loop.of_responses(REWARDS, GROUPS) if loop else [1.0] * 4
+            alphas = loop.of_responses(GROUPS, [bool(reward > 0) for reward in REWARDS]) if loop else [1.0] * 4
             students = [
                 render(self.tokenizer, student_messages(r["problem"]), {"enable_thinking": False}) for r in self.rows
             ]

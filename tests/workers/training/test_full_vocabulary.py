@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.engine_cases import CASES, OPSD, PW_OPSD, plain, relative_error, write_material
+from benchmarks.engine_cases import CASES, OPSD, PW_OPSD, SDPO, plain, relative_error, write_material
 from tests.builders.configs import ROOT
 
 
@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_plain_transformers(material, engine_results, na
     world, case = CASES[name]
     results = engine_results[name]
     students = results[0]["initial"]
-    base = {} if case.get("teacher", {}).get("weights") == "frozen" else students
+    base = {} if case.get("teacher", {}).get("weights") in ("frozen", "trust_region") else students
     reference = plain(material, case, students, base)
     assert relative_error(results[0], reference) < 1e-6
     # each rank's share is scaled by their number, since gradients are averaged over ranks
@@ -126,6 +126,19 @@ def test_the_cases_exercise_what_they_name(material, engine_results):
         students = engine_results[name][0]["initial"]
         other = plain(material, {**case, **change}, students, students)
         assert relative_error(engine_results[name][0], other) > 1e-3, name
+    for name, change in (
+        ("sdpo", {"loss": {**SDPO, "importance_clip": None}}),
+        ("sdpo", {"loss": {**SDPO, "importance_clip": 1e9}}),
+        ("srpo, two workers", {"loss": {**SDPO, "ppo": False}}),
+        ("eopd", {"weights_minus": 0.0}),
+        ("eopd", {"loss": {"kind": "forward_kl", "top_k": 5, "ppo": True}}),
+        ("trust region", {"teacher": {"weights": "trust_region", "trust_region_mix": 0.0}}),
+        ("trust region, lora", {"teacher": {"weights": "trust_region", "trust_region_mix": 0.0}}),
+    ):
+        case = CASES[name][1]
+        students = engine_results[name][0]["initial"]
+        other = plain(material, {**case, **change}, students, {} if "teacher" in case else students)
+        assert relative_error(engine_results[name][0], other) > 1e-3, (name, change)
     for name in ("frozen copy, two workers", "lora, adapter off, two workers"):
         students = engine_results[name][0]["initial"]
         current = plain(material, CASES[name][1], students, students)
@@ -145,7 +158,14 @@ def test_an_update_with_a_gradient_that_is_not_finite_changes_nothing_on_any_wor
 TRAILING = {
     "ema": (
         2,
-        {"loss": OPSD, "micro": 3, "steps": 3, "teacher": {"weights": "ema", "ema_decay": 0.9}, "resume": "ema"},
+        {
+            "loss": OPSD,
+            "micro": 3,
+            "steps": 3,
+            "teacher": {"weights": "ema", "ema_decay": 0.9},
+            "resume": "ema",
+            "undo": True,
+        },
     ),
     "snapshot": (
         2,
@@ -178,6 +198,7 @@ TRAILING = {
             "teacher": {"weights": "snapshot", "snapshot_every": 2},
             "param_offload": True,
             "resume": "offloaded",
+            "undo": True,
         },
     ),
     "lora ema": (
@@ -232,6 +253,13 @@ UPDATES = {
 }
 
 
+@pytest.mark.parametrize("name", ["ema", "snapshot, offloaded", "scores without the adapter"])
+def test_an_update_that_is_taken_back_leaves_nothing_behind(engine_results, name):
+    """With moments and without any yet; the next update is the one that it would have been."""
+    for result in engine_results[name]:
+        assert len(result["undone"]) == 14 and all(result["undone"].values()), result["undone"]
+
+
 def test_a_snapshot_of_every_step_stands_still_within_it(engine_results):
     """And `current` does not: with it the teacher would be another one at each update of a step."""
     assert engine_results["snapshot of every step"][0]["between"] == {"same in a step": True, "same in the next": False}
@@ -239,10 +267,54 @@ def test_a_snapshot_of_every_step_stands_still_within_it(engine_results):
 
 
 SCORES = {
-    "scores": (1, {"loss": OPSD, "rollout_temperature": 1.3}),
-    "scores without a divergence, two workers": (2, {"loss": {}, "rollout_temperature": 0.8, "micro": 1}),
+    "scores": (
+        1,
+        {
+            "loss": OPSD,
+            "rollout_temperature": 1.3,
+            "measures": {"calculate_gradient_norm": True, "calculate_attention_entropy": "last"},
+            "dynamic": True,
+            "max_tokens": 40,
+        },
+    ),
+    "scores without a divergence, two workers": (
+        2,
+        {
+            "loss": {},
+            "rollout_temperature": 0.8,
+            "micro": 3,
+            "attention": "packed",
+            "measures": {"calculate_gradient_norm": True, "calculate_attention_entropy": "all"},
+        },
+    ),
     "scores of a copy, two workers": (2, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "micro": 3}),
-    "scores without the adapter": (1, {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "lora": True}),
+    "scores of a trust region, two workers": (
+        2,
+        {"loss": OPSD, "teacher": {"weights": "trust_region", "trust_region_mix": 0.3}, "perturb": True, "micro": 3},
+    ),
+    "scores of a trust region, offloaded": (
+        1,
+        {
+            "loss": OPSD,
+            "teacher": {"weights": "trust_region", "trust_region_mix": 0.3},
+            "perturb": True,
+            "param_offload": True,
+        },
+    ),
+    "scores of a trust region with an adapter": (
+        1,
+        {
+            "loss": OPSD,
+            "teacher": {"weights": "trust_region", "trust_region_mix": 0.3},
+            "perturb": True,
+            "lora": True,
+            "rollout_temperature": 1.3,
+        },
+    ),
+    "scores without the adapter": (
+        1,
+        {"loss": OPSD, "teacher": {"weights": "frozen"}, "perturb": True, "lora": True, "undo": True},
+    ),
 }
 
 
@@ -253,11 +325,12 @@ def test_log_probs_and_entropies_are_those_of_plain_transformers(material, engin
     rows = torch.load(material / "batch.pt")
     students = engine_results[name][0]["initial"]
     teachers = {} if case.get("teacher") else students
-    everything = {**case, "loss": {"ppo": False, "temperature": case.get("rollout_temperature", 1.0)}}
-    for who, weights in (("student", students), ("teacher", teachers)):
-        found = plain(material, everything, weights, weights)
-        lengths = [int(mask.sum()) for mask in rows["mask"]]
-        expected = {name: found[name].split(lengths) for name in ("log_prob", "entropy")}
+    everything = {**case, "same_prompts": True}
+    everything["loss"] = {"ppo": False, "temperature": case.get("rollout_temperature", 1.0)}
+    found = plain(material, everything, students, teachers)
+    lengths = [int(mask.sum()) for mask in rows["mask"]]
+    for who, prefix in (("student", ""), ("teacher", "teacher_")):
+        expected = {name: found[f"{prefix}{name}"].split(lengths) for name in ("log_prob", "entropy")}
         for rank, result in enumerate(engine_results[name]):
             scored = result["scored"] if who == "student" else result["scored"]["by the teacher"]
             for own, row in enumerate(range(len(lengths))[rank::world]):
@@ -266,6 +339,31 @@ def test_log_probs_and_entropies_are_those_of_plain_transformers(material, engin
                     assert scored[ours][own].dtype == torch.float32
                     assert torch.allclose(scored[ours][own][valid].double(), expected[theirs][row], atol=2e-6), who
             assert 0.0 <= result["scored"]["noise"] < 1e-5  # fp32: nothing but rounding
+
+
+@pytest.mark.parametrize("name", [name for name, (_, case) in SCORES.items() if "measures" in case])
+def test_what_routers_read_is_that_of_plain_transformers(material, engine_results, name):
+    """Of each sequence alone: gradients of a backward pass a token, and the weights of eager attention."""
+    world, case = SCORES[name]
+    rows, layers = torch.load(material / "batch.pt"), case["measures"]["calculate_attention_entropy"]
+    model = AutoModelForCausalLM.from_pretrained(material / "model", dtype=torch.float64, attn_implementation="eager")
+    model.load_state_dict(engine_results[name][0]["initial"])
+    head = model.get_output_embeddings().weight
+    for rank, result in enumerate(engine_results[name]):
+        for own, row in enumerate(range(len(rows["mask"]))[rank::world]):
+            ids, length = rows["student"][row], len(rows["mask"][row])
+            out = model(ids[None], output_attentions=True)
+            log_p = (out.logits[0, -length - 1 : -1] / case["rollout_temperature"]).log_softmax(-1)
+            taken = log_p.gather(1, ids[-length:, None])[:, 0]
+            norms = [torch.autograd.grad(one, head, retain_graph=True)[0].norm() for one in taken]
+            weights = torch.stack(out.attentions)[:, 0, :, -length - 1 : -1]  # (layers, heads, rows, keys)
+            of_layers = torch.special.entr(weights).sum(-1).mean(1)
+            entropy = of_layers[-1] if layers == "last" else of_layers.mean(0)
+            scored = result["scored"]
+            assert scored["gradient_norm"][own].dtype == scored["attention_entropy"][own].dtype == torch.float32
+            assert torch.allclose(scored["gradient_norm"][own].double(), torch.stack(norms), rtol=1e-5, atol=0)
+            assert torch.allclose(scored["attention_entropy"][own].double(), entropy, rtol=0, atol=2e-6)
+            assert set(scored["by the teacher"]) == {"log_probs", "entropy", "noise"}  # nobody asked there
 
 
 WORKERS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -121,3 +123,25 @@ def test_the_teachers_work_counts_in_the_mfu():
         assert alone == {"mfu": 0.25}
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradient_norms_are_those_of_a_backward_pass_for_every_token(temperature):
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    head = torch.randn(11, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(11, (9,), generator=generator)
+    log_p = (hidden @ head.t() / temperature).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    wanted = [torch.autograd.grad(one, head, retain_graph=True)[0].norm() for one in log_p]
+    plain = hidden_statistics(hidden, head.detach(), ids, temperature=temperature, chunk_size=4)
+    found = hidden_statistics(hidden, head.detach(), ids, temperature=temperature, gradient_norm=True, chunk_size=4)
+    torch.testing.assert_close(found[2], torch.stack(wanted), rtol=1e-12, atol=0)
+    assert len(plain) == 2 and all(torch.equal(a, b) for a, b in zip(plain, found, strict=False))
+
+
+def test_the_gradient_of_a_certain_token_is_small_and_not_rounding_error():
+    """fp32, p = 1 − 2e-9: by hand 1 − p twice over, as one other token has all of the rest."""
+    hidden, head = torch.tensor([[1.0]]), torch.tensor([[20.0], [0.0]])
+    norm = hidden_statistics(hidden, head, torch.tensor([0]), gradient_norm=True)[2]
+    assert norm.item() == pytest.approx(math.sqrt(2) * math.exp(-20) / (1 + math.exp(-20)), rel=1e-5)
+    assert hidden_statistics(hidden, head, torch.tensor([1]), gradient_norm=True)[2].item() == pytest.approx(2**0.5)

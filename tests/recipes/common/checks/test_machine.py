@@ -107,6 +107,28 @@ def test_wandb_without_a_key(starter_config, monkeypatch, tmp_path):
     assert list(machine.logging(starter_config, read(starter_config))) == []
 
 
+@pytest.mark.parametrize("tracker", ["swanlab", "trackio"])
+def test_a_tracker_that_is_not_there(starter_config, monkeypatch, tracker):
+    starter_config.trainer.logger = tracker
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    (problem,) = machine.logging(starter_config, read(starter_config))
+    assert f"pip install {tracker}" in problem
+    monkeypatch.setattr(machine, "find_spec", lambda name: object())
+    assert list(machine.logging(starter_config, read(starter_config))) == []
+
+
+def test_trackers_write_into_the_run_and_have_its_page(starter_config, monkeypatch, tmp_path):
+    from recipes.common.processes.launch import process_environment
+
+    for name in ("WANDB_NOTES", "SWANLAB_LOG_DIR", "TRACKIO_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    given = process_environment(starter_config, tmp_path)
+    assert given["WANDB_NOTES"] == f"report: {tmp_path}/report.html"
+    assert given["SWANLAB_LOG_DIR"] == f"{tmp_path}/swanlog" and given["TRACKIO_DIR"] == f"{tmp_path}/trackio"
+    monkeypatch.setenv("TRACKIO_DIR", "/elsewhere")
+    assert process_environment(starter_config, tmp_path)["TRACKIO_DIR"] == "/elsewhere"
+
+
 def test_secrets_are_not_passed_on_where_config_yaml_shows_them(starter_config, monkeypatch, tmp_path):
     from recipes.common.processes.launch import process_environment
 
@@ -136,6 +158,11 @@ def test_a_disk_without_room_for_the_checkpoints(gpu_config, monkeypatch):
     (problem,) = machine.output(gpu_config, read(gpu_config))
     # 8.19 B parameters × 12 bytes = 91.5 GiB a checkpoint, two kept and one in the making
     assert "200.0 GiB free" in problem and "274.6" in problem and "keep_checkpoints=1" in problem
+    # Keeping all of them takes what the run saves, not what the number says.
+    gpu_config.self_distill.keep_checkpoints = 1000
+    gpu_config.trainer.total_training_steps, gpu_config.trainer.save_freq = 40, 10
+    (problem,) = machine.output(gpu_config, read(gpu_config))
+    assert "4 checkpoints" in problem and "366.2" in problem
 
 
 def test_a_read_only_file_system(starter_config, tmp_path):

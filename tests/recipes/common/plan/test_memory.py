@@ -224,6 +224,26 @@ def test_a_teachers_passes_are_planned_within_the_budget(tmp_path):
     assert planner.memory(longer)["update"]["activations"] == max(students, longer.teacher_sequence * interior / 2)
 
 
+def test_a_teacher_of_two_passes_is_planned_as_two(tmp_path):
+    """Two readings of every sequence; from hidden states both heads and both inputs, from logits both logits."""
+    options = [
+        "method=opsd",
+        "experiment=qwen3_4b_openthoughts",
+        "hardware=8xh100",
+        "actor_rollout_ref.model.lora_rank=0",
+    ]
+    one = preset(tmp_path, *options)
+    two = preset(tmp_path, *options, "self_distill.teacher.weights=trust_region")
+    assert (one.teacher_passes, two.teacher_passes) == (1, 2) and one.teacher_copy and two.teacher_copy
+    none, once, twice = (planner.seconds(job)["update"] for job in (replace(one, divergence=False), one, two))
+    assert twice - once == pytest.approx(once - none) and once > none
+    head, states = two.model.vocab * two.model.hidden * two.compute_bytes, 100 * two.model.hidden * two.compute_bytes
+    more = planner.hidden_divergence_bytes(two, 100) - planner.hidden_divergence_bytes(one, 100)
+    assert more == head + states
+    of_logits = [planner.memory(replace(job, from_hidden=False))["update"]["teacher logits"] for job in (one, two)]
+    assert of_logits[1] - of_logits[0] == planner.logits_bytes(one, 4 * 1024)  # 32 responses on 8 GPUs
+
+
 def test_shards_fall_with_workers_and_the_rest_does_not(tmp_path):
     one = preset(tmp_path, "method=dasd", "experiment=qwen3_4b_dapo", "hardware=8xh100")
     two = replace(one, nodes=2)

@@ -21,6 +21,7 @@ from recipes.common.teacher.contexts import (
     context_params,
     shown_texts,
     strip_thinking,
+    taught,
 )
 from recipes.common.teacher.sequences import log_mean, response_text
 
@@ -188,6 +189,14 @@ def test_gaps_of_responses_without_a_teacher_are_zero_and_do_not_count():
     assert found["teacher/log_prob/mean"] == -1.0 and found["teacher/contrast_gap/abs_mean"] == 0.5
 
 
+def test_the_teacher_may_be_for_failed_responses_alone():
+    assert taught(A + B, ContextParams(("sibling",))) == [True] * 6
+    failed = context_params({"context": "solution", "teaches": "failed"})
+    assert taught(A + B, failed) == [True, False, False, True, True, True]
+    assert failed.may_be_missing  # though a solution never is
+    assert failed.sentence() == "the solution, of failed responses only"
+
+
 @pytest.mark.parametrize(
     ("node", "kinds"),
     [({"context": "answer"}, ("answer",)), ({"context": ["sibling", "wrong_sibling"]}, ("sibling", "wrong_sibling"))],
@@ -201,6 +210,7 @@ def test_one_context_or_several(node, kinds):
     [
         ({"context": []}, "must be one context or a list"),
         ({"context": ["sibling", "sibling"]}, "list of different ones"),
+        ({"context": "sibling", "teaches": "right"}, "teaches=right: must be one of all, failed"),
         ({"context": "sibling", "wrong_siblings": 0}, "wrong_siblings=0: must be a whole number"),
     ],
 )

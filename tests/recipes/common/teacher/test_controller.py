@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recipes.common.teacher.controller import ExposureController
 from recipes.common.teacher.credit import concentrations, controller_loss, lookahead_reward, standardise
-from recipes.common.teacher.decisions import CREDITS, ControllerConfig, Observation
+from recipes.common.teacher.decisions import CREDITS, PROGRESS_SIGNALS, ControllerConfig, Observation
 
 
 def observations(count, seed=0):
@@ -26,7 +26,8 @@ def observations(count, seed=0):
             probe_nll=1.0 + rng.random() if t % 3 == 0 else None,
             confidence=-rng.random(),
             grounded=-1.0 - rng.random() if t % 2 == 0 else None,
-            probe_loss=rng.random() if t % 4 == 0 else None,
+            probe_loss=rng.random() if t % 4 < 2 else None,
+            counterfactual_loss=rng.random() if t % 4 == 1 else None,
         )
         for t in range(count)
     ]
@@ -51,43 +52,90 @@ def test_reward_by_hand():
     assert lookahead_reward([1.0, 1.2, 1.4], [None] * 2, gamma=1.0)[0] == 0.0
 
 
-LOSSES = [1.0, 0.9, 0.7, 0.8, 0.4, 0.3, 0.3, 0.1]
-GROUNDED = [None, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
+LOSSES = [1.0, 0.9, 0.7, 0.8, 0.4, 0.3, 0.3, 0.1]  # ℓ_0, before training, to ℓ_7
+GROUNDED = [None, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]  # g_1, after the first update, to g_7
+BY_HAND = [
+    ("one_step", 0.1, 0.0),  # ℓ0 − ℓ1 ; ℓ2 − ℓ3 < 0
+    ("delayed", 0.1 + 0.2, 0.4),  # the two updates of the hold window, no discount
+    ("discounted", 0.1 + 0.5 * 0.2 + 0.125 * 0.4, 0.5 * 0.4 + 0.25 * 0.1),
+    (
+        "discounted+grounded",
+        0.1 + 0.5 * 0.2 + 0.125 * 0.4 + 0.1 * -(1 + 0.5 * 2 + 0.25 * 3 + 0.125 * 4) / 1.875,
+        0.5 * 0.4 + 0.25 * 0.1 + 0.1 * -(3 + 0.5 * 4 + 0.25 * 5 + 0.125 * 6) / 1.875,
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("credit", "first", "second"),
-    [
-        ("one_step", 0.1, 0.0),  # ℓ0 − ℓ1 ; ℓ2 − ℓ3 < 0
-        ("delayed", 0.1 + 0.2, 0.4),  # the two updates of the hold window, no discount
-        ("discounted", 0.1 + 0.5 * 0.2 + 0.125 * 0.4, 0.5 * 0.4 + 0.25 * 0.1),
-        (
-            "discounted+grounded",
-            0.1 + 0.5 * 0.2 + 0.125 * 0.4 + 0.1 * -(1 + 0.5 * 2 + 0.25 * 3 + 0.125 * 4) / 1.875,
-            0.5 * 0.4 + 0.25 * 0.1 + 0.1 * -(3 + 0.5 * 4 + 0.25 * 5 + 0.125 * 6) / 1.875,
-        ),
-    ],
-)
-def test_credit_of_a_short_run_by_hand(credit, first, second):
+def told(signal):
+    """The observations of a run with `LOSSES` and `GROUNDED`: of update t, its own pass has ℓ_{t−1}, a probe ℓ_t."""
+    if signal == "fixed_exposure_probe":
+        return [Observation(loss=0.0, probe_loss=a, grounded=g) for a, g in zip(LOSSES, GROUNDED, strict=True)]
+    of_updates = zip(LOSSES, [*GROUNDED[1:], -8.0], strict=True)
+    return [Observation(), *(Observation(loss=a, grounded=g) for a, g in of_updates)]
+
+
+@pytest.mark.parametrize("signal", PROGRESS_SIGNALS)
+@pytest.mark.parametrize(("credit", "first", "second"), BY_HAND)
+def test_credit_of_a_short_run_by_hand(credit, first, second, signal):
     config = ControllerConfig(
-        total_steps=8, hold=2, lookahead=4, gamma=0.5, lambda_gt=0.1, credit=credit, decisions_per_update=50
+        total_steps=8,
+        hold=2,
+        lookahead=4,
+        gamma=0.5,
+        lambda_gt=0.1,
+        credit=credit,
+        progress_signal=signal,
+        decisions_per_update=50,
     )
     controller = ExposureController(config)
-    exposures = run(controller, [Observation(loss=a, grounded=b) for a, b in zip(LOSSES, GROUNDED, strict=True)])
+    exposures = run(controller, told(signal))
     decisions = controller.memory.decided
     assert [d.step for d in decisions[:2]] == [0, 2]
     assert [d.reward for d in decisions[:2]] == pytest.approx([first, second])
     assert exposures[0] == exposures[1] != exposures[2] == exposures[3] != exposures[4]
     assert [d.exposure for d in decisions[:2]] == [exposures[0], exposures[2]]
-    last_start = 7 - config.window
-    assert len(decisions) == last_start // 2 + 1
+    assert len(decisions) == (7 - config.window) // 2 + 1  # ℓ_7 is the last that is known, whenever it was told
+    assert config.credited_after == config.window + (signal == "training_loss")
 
 
-def test_a_decision_before_the_first_loss_counts_from_the_first_one_seen():
+@pytest.mark.parametrize("signal", PROGRESS_SIGNALS)
+def test_the_credit_of_one_step_is_what_its_own_decision_did(signal):
+    """A student whose loss falls by an amount that only the exposure of the update decides."""
+    fall = lambda alpha: alpha**2 + 0.1  # noqa: E731
+    config = ControllerConfig(
+        total_steps=40, hold=1, credit="one_step", progress_signal=signal, decisions_per_update=99, seed=5
+    )
+    controller = ExposureController(config)
+    loss, exposure = 0.0, controller.step(Observation(probe_loss=0.0))
+    for _ in range(40):
+        before, loss = loss, loss - fall(exposure)
+        exposure = controller.step(Observation(loss=before, probe_loss=loss))
+    decided = controller.memory.decided
+    assert len(decided) == (39 if signal == "training_loss" else 40)
+    assert [d.reward for d in decided] == pytest.approx([fall(d.exposure) for d in decided])
+
+
+def test_the_counterfactual_credit_by_hand():
+    """ℓ' − ℓ of a decision's first update; what later updates show, and the loss of training, have no part in it."""
+    config = ControllerConfig(total_steps=9, hold=2, lookahead=9, credit="counterfactual", decisions_per_update=9)
+    controller = ExposureController(config)
+    controller.step()
+    due, pairs = [], [(0.9, 0.7), (0.1, 0.9), (0.5, 0.8), (None, 0.2), (None, 0.3), (None, 0.1), (0.4, 0.4)]
+    for tried, kept in pairs:
+        due.append(controller.counterfactual_due)
+        controller.step(Observation(loss=7.0, probe_loss=kept, counterfactual_loss=tried))
+    assert due == [True, False, True, False, True, False, True]
+    assert [d.reward for d in controller.memory.decided] == pytest.approx([0.2, -0.3, 0.0])
+    assert controller.metrics()["exposure/dropped_decisions"] == 1.0  # the third, whose other update moved nothing
+    assert config.credited_after == 1
+    assert not ExposureController(ControllerConfig(total_steps=9, credit="one_step")).counterfactual_due
+
+
+def test_a_window_whose_first_loss_is_unknown_counts_from_the_first_one_that_is_known():
     config = ControllerConfig(total_steps=8, hold=2, lookahead=4, gamma=0.5, credit="discounted")
     controller = ExposureController(config)
     controller.step()
-    run(controller, [Observation(loss=a) for a in LOSSES[1:5]])
+    run(controller, [Observation(loss=a) for a in [None, *LOSSES[1:5]]])
     assert controller.memory.decided[0].reward == pytest.approx(0.5 * 0.2 + 0.125 * 0.4)
 
 
@@ -190,12 +238,12 @@ def test_it_learns_the_exposure_that_makes_the_loss_fall():
     )
     controller = ExposureController(config)
     loss = 0.0
-    exposure = controller.step(Observation(loss=loss))
+    exposure = controller.step()
     for _ in range(600):
-        loss -= math.exp(-((exposure - 0.9) ** 2) / 0.05)
-        exposure = controller.step(Observation(loss=loss))
+        before, loss = loss, loss - math.exp(-((exposure - 0.9) ** 2) / 0.05)
+        exposure = controller.step(Observation(loss=before))
     assert controller.metrics()["exposure/mean"] > 0.7
-    assert controller.metrics()["exposure/updates"] == 75
+    assert controller.metrics()["exposure/updates"] == 599 // 8
 
 
 def test_the_state_that_is_seen_has_the_six_features():
@@ -263,6 +311,7 @@ def test_own_generator():
         ({"decisions_per_update": 1}, "at least 2"),
         ({"gamma": 1.5}, r"\[0, 1\]"),
         ({"fixed_exposure": 2.0}, r"\[0, 1\]"),
+        ({"counterfactual_exposure": -1.0}, r"\[0, 1\]"),
         ({"exposure_max": float("nan")}, r"\[0, 1\]"),
         ({"exposure_max": 0.5, "exposure_min": 0.6}, "empty"),
         ({"learning_rate": -1.0}, ">= 0"),
@@ -284,7 +333,7 @@ def test_missing_observations_are_refused():
         controller.step()
     controller = ExposureController(ControllerConfig(total_steps=10, hold=2, lookahead=3))
     with pytest.raises(ValueError, match="no grounded score"):
-        run(controller, [Observation(loss=1.0)] * 4)
+        run(controller, [Observation(loss=1.0)] * 5)
 
 
 def test_one_non_finite_value_does_not_poison_the_averages():
@@ -303,16 +352,22 @@ SHORT = {"total_steps": 40, "hold": 2, "lookahead": 6, "decisions_per_update": 3
 
 
 @settings(max_examples=40, deadline=None)
-@given(stop=st.integers(1, 39), credit=st.sampled_from(CREDITS), mode=st.sampled_from(["learned", "random", "fixed"]))
-def test_resuming_at_any_step_equals_the_uninterrupted_run(stop, credit, mode):
-    config = ControllerConfig(**SHORT, credit=credit, mode=mode)
+@given(
+    stop=st.integers(1, 39),
+    credit=st.sampled_from(CREDITS),
+    signal=st.sampled_from(PROGRESS_SIGNALS),
+    mode=st.sampled_from(["learned", "random", "fixed"]),
+)
+def test_resuming_at_any_step_equals_the_uninterrupted_run(stop, credit, signal, mode):
+    options = {**SHORT, "credit": credit, "progress_signal": signal, "mode": mode}
+    config = ControllerConfig(**options)
     seen = observations(40)
     whole = ExposureController(config)
     expected = run(whole, seen)
     first = ExposureController(config)
     before = run(first, seen[:stop])
     state = json.loads(json.dumps(first.state_dict()["values"])), first.state_dict()["tensors"]
-    second = ExposureController(ControllerConfig(**SHORT, credit=credit, mode=mode, seed=77))
+    second = ExposureController(ControllerConfig(**options, seed=77))
     second.load_state_dict({"values": state[0], "tensors": state[1]})
     assert second.exposure == first.exposure
     run(first, seen[stop:])  # the first one going on must not reach into the second
@@ -323,6 +378,7 @@ def test_resuming_at_any_step_equals_the_uninterrupted_run(stop, credit, mode):
     assert whole.metrics() == second.metrics() and whole.memory.decided == second.memory.decided
     if mode == "learned":
         assert whole.metrics()["exposure/updates"] >= 3
+        assert (whole.memory.dropped_decisions > 0) == (credit == "counterfactual")
 
 
 def test_files(tmp_path):

@@ -1,0 +1,1 @@
+"""Papers' tables and figures from one command each, and all methods compared: `python -m recipes.reproduce.main`."""
