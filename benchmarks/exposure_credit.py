@@ -27,9 +27,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.starter_sweep import Job, finished, half_width, records, sweep
+from benchmarks.starter_sweep import finished, half_width, job, records
 from recipes.common.metric_names import PROBE_NLL, REWARD
 from recipes.common.teacher.decisions import CREDITS
+from recipes.reproduce.runs import train_all
 
 
 def decisions(directory: Path) -> list[dict]:
@@ -130,11 +131,15 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="only report on what is complete")
     options = parser.parse_args()
     out = options.out.resolve()
-    jobs = [Job(f"credit_{credit}", seed, options.steps, out) for seed in options.seeds for credit in options.credits]
+    jobs = [
+        job(f"credit_{credit}", seed, options.steps, out, "starter", options.overrides)
+        for seed in options.seeds
+        for credit in options.credits
+    ]
     if not options.report:
-        sweep(jobs, parallel=options.parallel, overrides=options.overrides)
+        train_all(jobs, parallel=options.parallel)
     print(report(options.credits, options.seeds, options.steps, options.horizon, out))
-    return 0 if all(finished(job.directory, job.steps) for job in jobs) else 1
+    return 0 if all(each.complete for each in jobs) else 1
 
 
 if __name__ == "__main__":

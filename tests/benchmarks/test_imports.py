@@ -8,6 +8,7 @@ import pkgutil
 import pytest
 
 import benchmarks
+import workers.cpu.platform  # noqa: F401 (one module asks verl for it, whoever registers it)
 
 
 @pytest.mark.parametrize("name", sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__)))
