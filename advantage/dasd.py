@@ -9,6 +9,9 @@ with gap_t = delta_t / (median|delta| + eps), everything per trajectory over its
 Departures from the paper, each a named parameter: its one epsilon is two (`gap_eps` is a floor in nats under the scale
 of the gaps, `entropy_eps` one under the spread of the entropies), because with 1e-6 a trajectory of mostly certain
 tokens has a median near zero and gaps of thousands; correction of groups whose rewards are all equal can be masked.
+A floor in nats, and a beta, mean something else to every model. `gap_eps_share` makes the floor a share of the batch's
+mean |delta|, and `target_ratio` sets beta by what the correction is beside A_G: with both, scaling all gaps by a factor
+changes nothing, as the paper's division by the median intends.
 What Tables 12-14 leave unsaid about the ablated routers, directions and gates is decided here and marked "ours".
 
 Two routers are measured in the pass that scores the student's tokens (workers/training/engine.py).  "gradient_norm" is
@@ -22,7 +25,7 @@ over the heads of the last layer (ours: the paper names no layer), whose weights
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,9 +41,11 @@ from advantage.estimators import (
     masked_gap,
 )
 from advantage.labels import Metric, TokenField
+from advantage.learned_router import Routed, head_in, router_shift, trained_head
 from advantage.params import require
 from advantage.segments import (
     Tokens,
+    batch_abs_mean,
     map_rows,
     mean_abs_deviation,
     pack,
@@ -55,7 +60,7 @@ from advantage.token_weights import token_weight
 # Routers whose signal is one of `Signals` under the router's own name, and those that are handed a `router_signal`.
 MEASURED = ("gradient_norm", "attention_entropy")
 SIGNALLED = ("token_frequency", *MEASURED, "external")
-ROUTERS = ("entropy", "position", *SIGNALLED)
+ROUTERS = ("entropy", "position", *SIGNALLED, "learned")
 DIRECTIONS = ("tanh", "hard", "linear", "constant")
 GATES = ("auto", "gap", "none", "fixed", "magnitude")
 
@@ -72,6 +77,7 @@ def direction_coefficient(
     gap_clip: float | None = None,
     router: str = "entropy",
     router_signal: torch.Tensor | None = None,
+    router_shift: torch.Tensor | None = None,
     direction: str = "tanh",
     constant: float = 1.0,
     gate: str = "auto",
@@ -92,7 +98,9 @@ def direction_coefficient(
         router: what takes the place of H_t (Table 12). "position": `position_signal`. "token_frequency": pass
             `inverse_frequency_signal(...)` as `router_signal`. "gradient_norm", "attention_entropy": pass that one of
             `advantage.Signals` as `router_signal`. "external": any other. High values are forks (repulsion).
-        router_signal: (B, T); required by every router but "entropy" and "position", refused with those.
+            "learned": the entropy, with `router_shift` added to the tanh's argument (`advantage.learned_router`).
+        router_signal: (B, T); required by every router but "entropy", "position" and "learned", refused with those.
+        router_shift: (B, T); required by "learned", which wants direction="tanh".
         direction: "tanh" (Eq. 4); "hard": sign(tau - H); "linear": (tau - H)/(MAD + eps) clamped to [-1, 1] (Table 13
             says only "clipped linear map from normalized entropy": this normalisation is ours); "constant".
         constant: the value of omega's direction where direction="constant": +1 attracts, -1 repels.
@@ -120,10 +128,14 @@ def direction_coefficient(
     check_finite("log_prob_gap", log_prob_gap, mask)
     # A constant direction needs no router, and its signals may then be absent.
     signal = None if direction == "constant" else _router_signal(router, entropy, router_signal, mask)
+    if (router == "learned") != (router_shift is not None):
+        raise ValueError(f"router={router!r}: router_shift, a (B, T) tensor, belongs to router='learned' and needs it")
 
     resolved = resolve_gate(gate, direction)
 
-    def trajectory(count: int, delta: Tokens, entropies: Tokens | None = None) -> tuple[Tokens, Tokens]:
+    def trajectory(
+        count: int, delta: Tokens, entropies: Tokens | None = None, shift: Tokens | None = None
+    ) -> tuple[Tokens, Tokens]:
         """Algorithm 1, lines 13-20, on the valid tokens of one response."""
         normalized = _ratio(delta, quantile(np.abs(delta), 0.5) + gap_floor)
         if gap_clip is not None:
@@ -131,12 +143,12 @@ def direction_coefficient(
         if entropies is None:
             omega = np.full(count, constant, dtype=np.float32)
         else:
-            # In fp64: where entropies lie close together, fp32 would round tau by as much as their distance to it.
-            below = quantile(entropies, router_quantile) - entropies.astype(np.float64)
             if direction == "hard":
-                omega = np.sign(below)
+                omega = np.sign(_below(entropies, router_quantile))
             else:
-                omega = _ratio(below, mean_abs_deviation(entropies, deviation) + entropy_floor).astype(np.float32)
+                omega = _argument(entropies, router_quantile, entropy_floor, deviation)
+                if shift is not None:
+                    omega = omega + shift
                 omega = np.tanh(omega) if direction == "tanh" else omega.clip(-1.0, 1.0)
         if resolved == "gap":
             omega *= sigmoid(np.abs(normalized) - 1.0)
@@ -146,9 +158,19 @@ def direction_coefficient(
             omega *= np.abs(normalized).clip(max=1.0)
         return omega, normalized
 
-    signals = (log_prob_gap,) if signal is None else (log_prob_gap, signal)
+    signals = [values for values in (log_prob_gap, signal, router_shift) if values is not None]
     omega, normalized = map_rows(trajectory, mask, *signals, outputs=2)
     return omega, normalized
+
+
+def _below(entropies: Tokens, fraction: float) -> Tokens:
+    """tau_rho - H_t, in fp64: where entropies lie close together, fp32 would round tau by as much as their distance."""
+    return quantile(entropies, fraction) - entropies.astype(np.float64)
+
+
+def _argument(entropies: Tokens, fraction: float, floor: float, deviation: str) -> Tokens:
+    """(tau_rho - H_t) / (MAD + eps), fp32."""
+    return _ratio(_below(entropies, fraction), mean_abs_deviation(entropies, deviation) + floor).astype(np.float32)
 
 
 def position_signal(response_mask: torch.Tensor) -> torch.Tensor:
@@ -245,6 +267,7 @@ def _check_options(
 ) -> None:
     require(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
     require(direction in DIRECTIONS, "direction", direction, f"one of {', '.join(DIRECTIONS)}")
+    require(router != "learned" or direction == "tanh", "direction", direction, "tanh with router=learned")
     require(constant in (1, -1), "constant", constant, "+1 (attraction) or -1 (repulsion)")
     require(gate in GATES, "gate", gate, f"one of {', '.join(GATES)}")
     require(0.0 <= gate_threshold < math.inf, "gate_threshold", gate_threshold, "a number of nats, 0 or more")
@@ -266,13 +289,17 @@ class DasdParams(AdditiveParams):
     these values are in recipes/dasd/README.md.
 
     Attributes:
-        router: what decides the direction: entropy, position, token_frequency, or external (any signal).
+        router: what decides the direction: one of `ROUTERS`.
         router_quantile: rho, the quantile of a response's router signal at which the direction changes sign.
+        router_learning_rate: of router=learned. Ours.
+        router_decay: of what router=learned adds to the entropy. Ours.
         direction: how: tanh, hard (the sign), linear (clamped), or constant.
         constant: the direction where direction=constant: +1 attracts, -1 repels.
         gate: how strong by the size of the gap: auto, gap, none, fixed, or magnitude.
         gate_threshold: nats above which gate=fixed lets a gap through.
         gap_eps: floor in nats under the median |delta| of a response, which gaps are measured in.
+        gap_eps_share: in place of `gap_eps`, a share of the batch's mean |delta| over the tokens that have a teacher;
+            null takes `gap_eps`. Ours.
         entropy_eps: floor in nats under the spread of a response's entropies.
         gap_clip: bound of the normalised gap; null is off.
         deviation: what the mean absolute deviation of the entropies is about: mean or median.
@@ -282,11 +309,14 @@ class DasdParams(AdditiveParams):
     beta: float = 0.02
     router: str = "entropy"
     router_quantile: float = 0.2
+    router_learning_rate: float = 0.01
+    router_decay: float = 0.01
     direction: str = "tanh"
     constant: float = 1.0
     gate: str = "auto"
     gate_threshold: float = 0.5
     gap_eps: float = 1.0
+    gap_eps_share: float | None = None
     entropy_eps: float = 0.1
     gap_clip: float | None = None
     deviation: str = "mean"
@@ -308,7 +338,24 @@ class DasdParams(AdditiveParams):
         # Zero is allowed in the function but not in training, where one trajectory without gaps would stop the run.
         require(self.gap_eps > 0, "gap_eps", self.gap_eps, "positive; the paper's value is 1e-6")
         _check_floor("gap_eps", self.gap_eps)
+        require(
+            self.gap_eps_share is None or 0.0 < self.gap_eps_share < math.inf,
+            "gap_eps_share",
+            self.gap_eps_share,
+            "positive and finite, or null for gap_eps",
+        )
         _check_floor("entropy_eps", self.entropy_eps)
+        rate = self.router_learning_rate
+        require(0.0 < rate < math.inf, "router_learning_rate", rate, "positive and finite")
+        require(0.0 <= self.router_decay < math.inf, "router_decay", self.router_decay, "finite, 0 or more")
+
+    @property
+    def remembers(self) -> bool:
+        return super().remembers or self.router == "learned"
+
+    @property
+    def idle(self) -> frozenset[str]:
+        return super().idle | {"gap_eps_share" if self.gap_eps_share is None else "gap_eps"}
 
 
 def _signals_needed(params: DasdParams) -> tuple[str, ...]:
@@ -319,8 +366,19 @@ def _signals_needed(params: DasdParams) -> tuple[str, ...]:
         "position": (),
         "token_frequency": ("token_ids", "token_counts"),
         "external": ("router_signal",),
+        "learned": ("entropy",),
     }
     return ("log_prob_gap", *by_router.get(params.router, (params.router,)))
+
+
+def gap_floor(gap: torch.Tensor, taught: torch.Tensor, params: DasdParams) -> float:
+    """The floor under median|delta|, nats: `gap_eps`, or its share of the mean |delta| over the taught tokens.
+
+    Args:
+        gap: (B, T) nats, of the global batch.
+        taught: (B, T) bool, valid tokens of responses that have a teacher.
+    """
+    return params.gap_eps if params.gap_eps_share is None else params.gap_eps_share * batch_abs_mean(gap, taught)
 
 
 def omega_and_gap(
@@ -342,25 +400,56 @@ def omega_and_gap(
         )
     elif params.direction != "constant" and params.router in SIGNALLED:
         router_signal = signals.signal("router_signal" if params.router == "external" else params.router)
-    gap = signals.signal("log_prob_gap")
-    if signals.has_teacher is not None:
-        gap = gap.masked_fill(~signals.has_teacher.to(gap.device)[:, None], 0.0)
+    shift = None
+    if params.router == "learned":
+        shift = router_shift(head_in(signals.memory), routed_by_entropy(signals, response_mask, params))
+    gap = _taught_gap(signals)
     return direction_coefficient(
-        signals.entropy if params.router == "entropy" else None,
+        signals.entropy if params.router in ("entropy", "learned") else None,
         gap,
         response_mask,
         router_quantile=params.router_quantile,
-        gap_eps=params.gap_eps,
+        gap_eps=gap_floor(gap, signals.taught(response_mask), params),
         entropy_eps=params.entropy_eps,
         gap_clip=params.gap_clip,
         router=params.router,
         router_signal=router_signal,
+        router_shift=shift,
         direction=params.direction,
         constant=params.constant,
         gate=params.gate,
         gate_threshold=params.gate_threshold,
         deviation=params.deviation,
     )
+
+
+def _taught_gap(signals: Signals) -> torch.Tensor:
+    """The gap, zero in responses without a teacher."""
+    gap = signals.signal("log_prob_gap")
+    return gap if signals.has_teacher is None else gap.masked_fill(~signals.has_teacher.to(gap.device)[:, None], 0.0)
+
+
+def routed_by_entropy(signals: Signals, response_mask: torch.Tensor, params: DasdParams) -> Routed:
+    """What a learned router starts from: the entropy router's argument, and gate and gap without any direction."""
+    gap, entropy = _taught_gap(signals), signals.signal("entropy")
+    check_shape("entropy", entropy, response_mask)
+    check_finite("entropy", entropy, response_mask)
+    gate, normalized = direction_coefficient(
+        None,
+        gap,
+        response_mask,
+        gap_eps=gap_floor(gap, signals.taught(response_mask), params),
+        gap_clip=params.gap_clip,
+        direction="constant",
+        gate=resolve_gate(params.gate, params.direction),
+        gate_threshold=params.gate_threshold,
+    )
+
+    def trajectory(count: int, entropies: Tokens) -> tuple[Tokens]:
+        return (_argument(entropies, params.router_quantile, params.entropy_eps, params.deviation),)
+
+    (argument,) = map_rows(trajectory, response_mask, entropy)
+    return Routed(argument, gate, normalized, response_mask)
 
 
 @token_weight("dasd", params=DasdParams, needs=_signals_needed)
@@ -385,7 +474,7 @@ def dasd_weight(
     "dasd",
     params=DasdParams,
     needs=_signals_needed,
-    shows=("beta", "gap_eps", "entropy_eps", "router_quantile"),
+    shows=("beta", "target_ratio", "gap_eps", "gap_eps_share", "entropy_eps", "router_quantile"),
     tokens=(TokenField("omega", "ω", "direction: positive attracts to the teacher, negative repels", 1.0),),
     metrics=(
         Metric(
@@ -395,6 +484,13 @@ def dasd_weight(
             line="share",
             percent=True,
             idle=1.0,
+        ),
+        Metric(
+            "credit/router/agreement",
+            "Agreement of the learned router",
+            "of the teacher's pulls with the verifier's advantages, judged before it learns from them; in [-1, 1]",
+            line="agreement",
+            short="agree",
         ),
     ),
 )
@@ -407,9 +503,10 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
     """
     mask = inputs.response_mask
     omega, normalized = omega_and_gap(inputs, mask, params)
-    gap_scale = row_median(inputs.signal("log_prob_gap").detach().abs(), mask)[inputs.taught(mask).any(dim=-1)]
+    gap, taught = inputs.signal("log_prob_gap").detach(), inputs.taught(mask)
+    gap_scale = row_median(gap.abs(), mask)[taught.any(dim=-1)]
     tokens = pack(omega, mask)
-    below_eps = (gap_scale < params.gap_eps).float()
+    below_eps = (gap_scale < gap_floor(gap, taught, params)).float()
     metrics = {
         **magnitude_metrics("credit/gap_normalized", normalized, mask),
         "credit/gap_scale/mean": float(gap_scale.mean()) if len(gap_scale) else 0.0,
@@ -417,5 +514,15 @@ def dasd_credit(inputs: CreditInputs, params: DasdParams) -> Credit:
         "credit/omega/mean": float(tokens.mean(dtype=np.float64)) if len(tokens) else 0.0,
         "credit/omega/positive_share": float((tokens > 0).mean()) if len(tokens) else 0.0,
     }
+    memory: dict[str, torch.Tensor] = {}
+    if params.router == "learned":
+        memory, metrics["credit/router/agreement"] = trained_head(
+            head_in(inputs.memory),
+            routed_by_entropy(inputs, mask, params),
+            inputs.group_advantage,
+            learning_rate=params.router_learning_rate,
+            decay=params.router_decay,
+        )
     field = normalized if params.normalise_gap else masked_gap(inputs)
-    return additive_credit(inputs, params, field.mul_(omega), metrics, {"omega": omega})
+    credit = additive_credit(inputs, params, field.mul_(omega), metrics, {"omega": omega})
+    return replace(credit, memory=credit.memory | memory)

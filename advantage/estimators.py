@@ -22,6 +22,7 @@ import torch
 from advantage.checks import as_mask, check_finite, check_shape, masked_float32
 from advantage.labels import Metric, TokenField
 from advantage.params import load_params, require
+from advantage.scale import aimed_beta
 from advantage.segments import batch_abs_mean, batch_magnitude
 from advantage.signals import MissingSignalError, Signals
 
@@ -36,6 +37,16 @@ CORRECTION_RATIO = Metric(
     short="corr/adv",
     form="{:.2g}",
     limit=CORRECTION_RATIO_LIMIT,
+    from_zero=True,
+)
+# Of those whose beta follows a target.
+AIMED_BETA = Metric(
+    "credit/beta",
+    "Weight β of the correction",
+    "set so that mean |correction| over mean |A_G| is the target, by means over steps",
+    line="β",
+    short="β",
+    form="{:.2g}",
     from_zero=True,
 )
 # Estimators that were called like the method whose sampled-token form they are.
@@ -68,11 +79,14 @@ class Credit:
         metrics: scalars of the step by name.
         tokens: what the credit of a token was made of (omega, a weight), name to (B, T). Reports show it on samples of
             responses; nothing is trained with it.
+        memory: what the estimator must be handed as the signal of that name in the next step, and so what a checkpoint
+            keeps of it; empty where it remembers nothing.
     """
 
     advantages: torch.Tensor
     metrics: dict[str, float]
     tokens: dict[str, torch.Tensor] = field(default_factory=dict)
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,16 @@ class EstimatorParams:
             ValueError: if one of them, or a combination, is not usable; states value, rule and fix.
         """
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a step's credit depends on those before it, through the signal `memory`."""
+        return False
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Names of parameters that have no effect beside the others."""
+        return frozenset()
+
 
 @dataclass(frozen=True)
 class AdditiveParams(EstimatorParams):
@@ -95,14 +119,34 @@ class AdditiveParams(EstimatorParams):
         beta: weight of the teacher's correction; 0 is GRPO, bit for bit. The papers give no value: 0.1 is ours.
         mask_zero_variance_groups: no correction for groups whose rewards are all equal, where A_G is zero and the
             correction would be the whole gradient. The papers keep it; masking is ours. A group of one is never masked.
+        target_ratio: mean |correction| over mean |A_G| that beta is set for, before groups are masked; None: `beta`
+            holds. A ratio means the same to models of any certainty, a beta does not. Ours.
+        ratio_decay: what a step leaves of the weight of those before it in the two means, in [0, 1); 0 forgets them.
     """
 
     beta: float = 0.1
     mask_zero_variance_groups: bool = True
+    target_ratio: float | None = None
+    ratio_decay: float = 0.9
 
     def validate(self) -> None:
         """Refuse a beta that is negative or not finite."""
         require(0.0 <= self.beta < math.inf, "beta", self.beta, "finite, 0 or more (0 is GRPO)")
+        require(
+            self.target_ratio is None or 0.0 <= self.target_ratio < math.inf,
+            "target_ratio",
+            self.target_ratio,
+            "finite, 0 or more (0 is GRPO), or null for a fixed beta",
+        )
+        require(0.0 <= self.ratio_decay < 1.0, "ratio_decay", self.ratio_decay, "in [0, 1); 0 forgets the steps before")
+
+    @property
+    def remembers(self) -> bool:
+        return self.target_ratio is not None
+
+    @property
+    def idle(self) -> frozenset[str]:
+        return frozenset({"target_ratio", "ratio_decay"} if self.target_ratio is None else {"beta"})
 
 
 CreditFn = Callable[[CreditInputs, Any], Credit]
@@ -164,7 +208,7 @@ def estimator(
     """
 
     def enter(fn: CreditFn) -> CreditFn:
-        shared = (CORRECTION_RATIO,) if issubclass(params, AdditiveParams) else ()
+        shared = (CORRECTION_RATIO, AIMED_BETA) if issubclass(params, AdditiveParams) else ()
         ESTIMATORS[name] = Estimator(
             name, fn, params, needs_of(needs), uses_group, tuple(shows), tuple(tokens), (*shared, *metrics)
         )
@@ -254,17 +298,24 @@ def additive_credit(
 
     Args:
         inputs: supplies A_G, the mask and the equal-reward rows.
-        params: beta and the treatment of equal-reward groups.
+        params: beta, or the ratio that it is set for, and the treatment of equal-reward groups.
         field: (B, T) fp32 token field, zero outside the mask. It is overwritten.
         metrics: the estimator's own metrics, to which the shared ones are added.
         tokens: what `Credit.tokens` should hold; `field` must not be among it.
     """
     mask, anchor = inputs.response_mask, inputs.group_advantage
     silenced = inputs.equal_reward_rows & params.mask_zero_variance_groups
-    correction = field.mul_(params.beta)
+    beta = params.beta
+    memory: dict[str, torch.Tensor] = {}
+    if params.target_ratio is not None:
+        beta, memory, aimed = aimed_beta(
+            field, anchor, mask, inputs.memory, target=params.target_ratio, decay=params.ratio_decay
+        )
+        metrics = {**metrics, **aimed}
+    correction = field.mul_(beta)
     correction[silenced] = 0.0
     metrics = {**metrics, **_correction_metrics(correction, anchor, mask, silenced)}
-    return Credit(correction.add_(anchor), metrics, tokens or {})
+    return Credit(correction.add_(anchor), metrics, tokens or {}, memory)
 
 
 def masked_signal(inputs: CreditInputs, name: str) -> torch.Tensor:

@@ -118,7 +118,7 @@ class PwOpsdSampledParams(PositionParams, AdditiveParams):
     """Parameters of `algorithm.pw_opsd_sampled`: beta beside the schedule."""
 
 
-@token_weight("position", params=PositionParams, node="pw_opsd")
+@token_weight("position", params=PositionParams, node="pw_opsd", share=True)
 def pw_opsd_weight(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: PositionParams
 ) -> torch.Tensor:

@@ -104,6 +104,7 @@ def compute_token_advantage(
     credit = run_estimator(name, inputs, params)
     signals.diagnostics.update(credit.metrics)
     signals.tokens.update(credit.tokens)
+    signals.remembered.update(credit.memory)
     warning = correction_warning(credit.metrics)
     if warning:
         logger.warning(warning)

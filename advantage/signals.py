@@ -14,7 +14,7 @@ after the block.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -51,6 +51,7 @@ class Signals:
         token_counts: (V,) how often each token id occurs in the training corpus.
         step: the current training step, from 1, for estimators with a schedule.
         total_steps: the last training step.
+        memory: what the estimator left in `TokenSignals.remembered` a step before, name to tensor; None at the start.
     """
 
     entropy: torch.Tensor | None = field(default=None, metadata=_PER_TOKEN)
@@ -65,6 +66,7 @@ class Signals:
     token_counts: torch.Tensor | None = None
     step: int | None = None
     total_steps: int | None = None
+    memory: Mapping[str, torch.Tensor] | None = None
 
     def signal(self, name: str) -> Any:
         """The named signal.
@@ -109,10 +111,12 @@ class TokenSignals(Signals):
     Attributes:
         diagnostics: metric name to float.
         tokens: what a token's credit was made of, name to (B, T); see `advantage.estimators.Credit`.
+        remembered: what it wants to be handed as `memory` in the next step; empty for those that remember nothing.
     """
 
     diagnostics: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, torch.Tensor] = field(default_factory=dict)
+    remembered: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 _current: contextvars.ContextVar[TokenSignals | None] = contextvars.ContextVar("token_signals", default=None)
@@ -126,7 +130,7 @@ def token_signals(**signals: Any) -> Iterator[TokenSignals]:
         signals: fields of `Signals` by name.
 
     Yields:
-        The `TokenSignals`, whose `diagnostics` and `tokens` hold what the estimator leaves after the call.
+        The `TokenSignals`, whose `diagnostics`, `tokens` and `remembered` hold what the estimator leaves.
 
     Raises:
         TypeError: if a name is no signal.

@@ -32,6 +32,7 @@ class TokenWeight:
         params: its parameters' dataclass.
         node: the key under `algorithm` that its parameters stand at.
         needs: maps its parameters to the names of the signals that they require.
+        share: its values lie in [0, 1], so that it can also mix two divergences.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TokenWeight:
     params: type[EstimatorParams]
     node: str
     needs: Callable[[Any], tuple[str, ...]]
+    share: bool = False
 
     def params_from(self, algorithm: Any) -> EstimatorParams:
         """The parameters from the `algorithm` node of a configuration.
@@ -54,7 +56,7 @@ TOKEN_WEIGHTS: dict[str, TokenWeight] = {}
 
 
 def token_weight(
-    name: str, *, params: type[EstimatorParams], node: str | None = None, needs: Needs = ()
+    name: str, *, params: type[EstimatorParams], node: str | None = None, needs: Needs = (), share: bool = False
 ) -> Callable[[WeightFn], WeightFn]:
     """Enter a function into `TOKEN_WEIGHTS`.
 
@@ -69,7 +71,7 @@ def token_weight(
     """
 
     def enter(fn: WeightFn) -> WeightFn:
-        TOKEN_WEIGHTS[name] = TokenWeight(name, fn, params, node or name, needs_of(needs))
+        TOKEN_WEIGHTS[name] = TokenWeight(name, fn, params, node or name, needs_of(needs), share)
         return fn
 
     return enter
@@ -95,11 +97,32 @@ def weigh_tokens(
     Raises:
         MissingSignalError: if signals are missing; lists them.
     """
-    missing = [name for name in weight.needs(params) if getattr(signals, name) is None]
-    if missing:
-        raise MissingSignalError(f"weighting={weight.name!r} needs the signals {', '.join(missing)}")
+    _check_signals(weight, params, signals)
     factors = weight.weigh(signals, response_mask, equal_reward_rows, params) * signals.taught(response_mask)
     return factors, {
         "divergence/weight/mean": batch_mean(factors, response_mask),
         "divergence/weight/positive_share": batch_mean(factors > 0, response_mask),
     }
+
+
+def forward_shares(
+    weight: TokenWeight,
+    params: EstimatorParams,
+    signals: Signals,
+    *,
+    response_mask: torch.Tensor,
+    equal_reward_rows: torch.Tensor,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Shares of the forward KL (B, T) fp32 in [0, 1] where two KLs are mixed token by token, and their mean.
+
+    Args and raises: as `weigh_tokens`; `weight.share` is true.
+    """
+    _check_signals(weight, params, signals)
+    shares = weight.weigh(signals, response_mask, equal_reward_rows, params)
+    return shares, {"divergence/forward_share/mean": batch_mean(shares, response_mask)}
+
+
+def _check_signals(weight: TokenWeight, params: EstimatorParams, signals: Signals) -> None:
+    missing = [name for name in weight.needs(params) if getattr(signals, name) is None]
+    if missing:
+        raise MissingSignalError(f"token weight {weight.name!r} needs the signals {', '.join(missing)}")

@@ -5,8 +5,8 @@ micro-batches or of the closed-form gradient.  `benchmarks.engine_run` trains th
 `tests/test_full_vocabulary.py` compares both on a CPU, `python -m benchmarks.gpu_check` on a GPU.
 
 A case is a dictionary that travels as JSON: `loss` (fields of `LossParams`), `teacher` (of `TeacherWeights`),
-`micro` or `max_tokens` (micro-batches), `rollout_temperature`, `weighted`, `lora`, `perturb`, `dtype` (of the forward
-pass) and the engine's own settings, which `benchmarks.engine_run.build` reads.
+`micro` or `max_tokens` (micro-batches), `rollout_temperature`, `weighted`, `mixed`, `lora`, `perturb`, `dtype` (of the
+forward pass) and the engine's own settings, which `benchmarks.engine_run.build` reads.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ def write_sequences(folder: Path, shapes: list[tuple[int, int, int]], vocabulary
     torch.save(rows, folder / "batch.pt")
 
 
-def token_losses(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> torch.Tensor:
-    """The divergence (N,) as its formula says, from log-softmaxes (N, V), by autograd."""
+def token_losses(
+    student: torch.Tensor, teacher: torch.Tensor, loss: dict, share: torch.Tensor | float = 0.5
+) -> torch.Tensor:
+    """The divergence (N,) as its formula says, from log-softmaxes (N, V), by autograd.  share: of a mixed one."""
     kind, beta = loss["kind"], loss.get("jsd_beta", 0.5)
     if loss.get("top_k"):
         student, teacher = restricted(student, teacher, loss)
@@ -93,6 +95,8 @@ def token_losses(student: torch.Tensor, teacher: torch.Tensor, loss: dict) -> to
         entries = q * (teacher - student)
     elif kind == "reverse_kl":
         entries = p * (student - teacher)
+    elif kind == "mixed_kl":
+        entries = share * q * (teacher - student) + (1 - share) * p * (student - teacher)
     else:
         mixture = ((1 - beta) * p + beta * q).log()
         entries = beta * q * (teacher - mixture) + (1 - beta) * p * (student - mixture)
@@ -168,7 +172,8 @@ def plain(
         tempered = (logits / temperature).log_softmax(-1)
         divergence = logits.new_zeros(length)
         if loss.get("kind", "none") != "none":
-            divergence = token_losses(tempered, reference, loss)
+            share = rows["weights"][i].double()[:, None] if case.get("mixed") else loss.get("forward_share", 0.5)
+            divergence = token_losses(tempered, reference, loss, share)
         values.append(divergence.detach()[mask.bool()])
         for who, distribution in (("", tempered.detach()), ("teacher_", reference)):
             entropy = -(distribution.exp() * distribution).sum(-1)
@@ -258,6 +263,14 @@ CASES = {
             "rollout_temperature": 0.8,
             "micro": 3,
         },
+    ),
+    "mixed, weighed too, two workers": (
+        2,
+        {"loss": {"kind": "mixed_kl", "clip": 0.05, "ppo": False}, "mixed": True, "weighted": True, "micro": 1},
+    ),
+    "mixed by a constant, from logits": (
+        1,
+        {"loss": {"kind": "mixed_kl", "forward_share": 0.3, "ppo": False, "from_hidden": False}, "micro": 2},
     ),
     "sdpo": (1, {"loss": SDPO, "micro": 2, "weighted": True, "rollout_temperature": 0.8}),
     "sdpo, all at once": (1, {"loss": SDPO, "micro": 6, "weighted": True, "rollout_temperature": 0.8}),

@@ -128,6 +128,8 @@ def mini_batch(folder: Path, case: dict, rank: int, world: int) -> TensorDict:
         "old_log_probs": jagged([rows["old_log_probs"][i] for i in own]),
         "advantages": jagged([rows["advantages"][i] for i in own]),
     }
+    if case.get("mixed"):
+        fields["distill_forward_shares"] = jagged([rows["weights"][i] for i in own])
     if case.get("weighted"):
         fields["distill_weights"] = jagged([rows["weights"][i] - case.get("weights_minus", 0.0) for i in own])
     data = TensorDict(fields, batch_size=len(own))

@@ -91,7 +91,9 @@ def command_of(method: str | None, groups: dict[str, str]) -> Command:
 
 
 def main(method: str | None = None, **groups: str) -> None:
-    """Run the command line of a method; exits the process with 0, 1 (failed), 2 (refused) or 130 (stopped).
+    """Run the command line of a method, and exit with its code.
+
+    0 is done, 1 failed, 2 refused, 3 ended because it collapsed, 130 stopped.
 
     Args:
         method: the bundle for a command line that names none; None if it has to name one.
@@ -136,10 +138,12 @@ def resolve(cfg: DictConfig) -> DictConfig:
     resolved.self_distill.run_dir = str(Path(resolved.self_distill.run_dir).resolve())
     resolved.trainer.default_local_dir = f"{resolved.self_distill.run_dir}/checkpoints"
     rollout = resolved.actor_rollout_ref.rollout
-    lengths = [resolved.data.max_prompt_length, resolved.data.max_response_length]
+    teacher = resolved.self_distill.teacher
+    prompts = [resolved.data.max_prompt_length, *([teacher.max_prompt_length] if teacher.test_freq != -1 else [])]
+    lengths = [*prompts, resolved.data.max_response_length]
     # Of null verl makes the model's maximum, and vLLM then wants a cache that holds one such sequence.
     if rollout.max_model_len is None and all(isinstance(length, int) for length in lengths):
-        rollout.max_model_len = sum(lengths)
+        rollout.max_model_len = max(prompts) + resolved.data.max_response_length
     make_absolute(resolved)
     OmegaConf.set_struct(resolved, True)
     return resolved

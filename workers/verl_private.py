@@ -37,6 +37,16 @@ OVERRIDDEN_STAGES: dict[str, tuple[str, ...]] = {
     "_update_actor": ("self", "batch", "metrics"),
     "_compute_metrics": ("self", "batch", "metrics", "timing_raw", "global_steps", "epoch"),
     "_validate": ("self",),
+    "_maybe_log_val_generations": ("self", "inputs", "outputs", "scores"),
+    "_dump_generations": (
+        "self",
+        "inputs",
+        "outputs",
+        "gts",
+        "scores",
+        "reward_extra_infos_dict",
+        "dump_path",
+    ),
     "_val_metrics_update": (
         "self",
         "data_sources",
@@ -60,6 +70,7 @@ ENGINE_MEMBERS: tuple[str, ...] = (
     "forward_step",
     "infer_batch",
     "lr_scheduler_step",
+    "_build_lr_scheduler",
     "save_checkpoint",
     "load_checkpoint",
     "to",
@@ -70,6 +81,7 @@ ENGINE_ATTRIBUTES: tuple[str, ...] = (
     "_uses_fsdp2_cpu_offload_policy",
     "_autocast_dtype",
     "rank",
+    "optimizer_config",
 )
 
 

@@ -23,6 +23,7 @@ from config import CONFIG_DIR
 from recipes.common.teacher.contexts import ContextParams, context_params
 from recipes.common.teacher.decisions import ControllerConfig
 from recipes.common.teacher.exposure import ExposureParams, controller_config, exposure_params
+from workers.divergence.spec import MIXED
 from workers.training.packing import (
     ATTENTION_ENTROPY,
     CALCULATE_ATTENTION_ENTROPY,
@@ -32,6 +33,8 @@ from workers.training.packing import (
 from workers.training.params import LossParams, TeacherWeights, loss_params, teacher_weights
 
 T = TypeVar("T")
+# verl's own estimators that do not compare the rollouts of a problem with each other.
+VERLS_UNGROUPED = ("gae", "reinforce_plus_plus", "remax")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Method:
         loss: the divergence, or kind "none".
         token_weight: the factor of the divergence's tokens; None where it is uniform.
         weight_params: its parameters; None where it is uniform.
+        mixing: each token's share of the forward KL; None where it is constant, or nothing is mixed.
+        mixing_params: its parameters; None likewise.
         weights: whose weights the teacher has.
         contexts: what the teacher is shown.
         template_kwargs: options of the chat template that shows it.
@@ -87,6 +92,8 @@ class Method:
     loss: LossParams
     token_weight: TokenWeight | None
     weight_params: EstimatorParams | None
+    mixing: TokenWeight | None
+    mixing_params: EstimatorParams | None
     weights: TeacherWeights
     contexts: ContextParams
     template_kwargs: dict[str, Any]
@@ -109,7 +116,8 @@ class Method:
         """Names of the token signals that credit and token weight need (`advantage.Signals`)."""
         of_credit = self.estimator.needs(self.params) if self.estimator and self.params else ()
         of_weight = self.token_weight.needs(self.weight_params) if self.token_weight and self.weight_params else ()
-        return tuple(dict.fromkeys((*of_credit, *of_weight)))
+        of_mixing = self.mixing.needs(self.mixing_params) if self.mixing and self.mixing_params else ()
+        return tuple(dict.fromkeys((*of_credit, *of_weight, *of_mixing)))
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -141,6 +149,11 @@ class Method:
         return not {"log_prob_gap", "contrast_gap", "teacher_entropy"}.isdisjoint(self.signals)
 
     @property
+    def remembers(self) -> bool:
+        """Whether a step's credit or token weights depend on those before it."""
+        return any(params is not None and params.remembers for params in (self.params, self.weight_params))
+
+    @property
     def trains_references(self) -> bool:
         """Whether the data's solutions are trained on, and nothing is sampled but for validation."""
         return self.responses == "reference"
@@ -162,7 +175,8 @@ class Method:
     @property
     def compares_groups(self) -> bool:
         """Whether the group advantage A_G is trained with, so that a problem needs several rollouts."""
-        return self.loss.ppo and (self.estimator is None or self.estimator.uses_group)
+        grouped = self.credit not in VERLS_UNGROUPED if self.estimator is None else self.estimator.uses_group
+        return self.loss.ppo and grouped
 
     @property
     def truncates(self) -> bool:
@@ -197,7 +211,8 @@ class Method:
 
         Values stand as they were given: what is wrong with one does not change what is shown.
         """
-        own = self.estimator.shows if self.estimator else ()
+        idle = self.params.idle if self.params else frozenset()
+        own = [name for name in self.estimator.shows if name not in idle] if self.estimator else []
         shown = [f"{name}={self.given[f'algorithm.{name}']}" for name in own]
         rows = [("method", f"{self.name}  ({', '.join([f'credit {self.credit}', *shown])})")]
         if self.trains_references:
@@ -218,6 +233,9 @@ class Method:
             clipped += "" if bound is None else f", × importance ratio of at most {bound}"
             beside = f"PPO clip + {self._given('loss.coefficient')} × " if ppo else ""
             weighting, reduction = self._given("loss.weighting"), self._given("loss.reduction")
+            if kind == MIXED:
+                by = self._given("loss.mixing")
+                kind += f", forward KL's share {self._given('loss.forward_share') if by == 'constant' else f'by {by}'}"
             rows.append(("loss", f"{beside}{kind}, {self._compared()}{clipped}, {weighting} weights, {reduction}"))
         return rows
 
@@ -255,6 +273,8 @@ def read(cfg: DictConfig) -> Method:
     loss = tried(lambda: loss_params(node), LossParams())
     weight = TOKEN_WEIGHTS.get(loss.weighting)
     weight_params = None if weight is None else tried(lambda: weight.params_from(algorithm), weight.params())
+    mixing = TOKEN_WEIGHTS.get(loss.mixing) if loss.mixed else None
+    mixing_params = None if mixing is None else tried(lambda: mixing.params_from(algorithm), mixing.params())
     exposure = tried(lambda: exposure_params(node), ExposureParams())
     controller = tried(lambda: controller_config(node, exposure), None) if exposure.active else None
     teacher = node.teacher
@@ -267,6 +287,8 @@ def read(cfg: DictConfig) -> Method:
         loss=loss,
         token_weight=weight,
         weight_params=weight_params,
+        mixing=mixing,
+        mixing_params=mixing_params,
         weights=weights,
         contexts=tried(lambda: context_params(teacher), ContextParams()),
         template_kwargs=dict(teacher.template_kwargs) if OmegaConf.is_dict(teacher.template_kwargs) else {},

@@ -18,6 +18,16 @@ STEP_SECONDS, TRAINED = "timing_s/step", "training/global_step"  # a record has 
 ROLLOUTS_MISSING = "training/rollouts_missing"
 SKIPPED, SKIPPED_TOTAL = "training/skipped_updates", "training/skipped_updates_total"
 
+# Steps in a row that entropy, length or reward are outside their bands; where that is a collapse, of each of them its
+# number of steps and the level that it is measured against, the last step before and its checkpoint (-1: there is
+# none); and that the run ends for it.
+OUTSIDE, COLLAPSED, COLLAPSE_LEVEL = "collapse/steps_outside", "collapse/{}/steps_outside", "collapse/{}/level"
+LAST_GOOD, LAST_GOOD_CHECKPOINT, COLLAPSE_STOPS = (
+    "collapse/last_good_step",
+    "collapse/last_good_checkpoint",
+    "collapse/stops",
+)
+
 # What student and teacher say of the sampled tokens, nats.
 STUDENT_LOG_PROB, TEACHER_LOG_PROB = "student/log_prob/mean", "teacher/log_prob/mean"
 GAP, GAP_SIZE = "teacher/log_prob_gap/mean", "teacher/log_prob_gap/abs_mean"
@@ -35,6 +45,13 @@ PROMPT_TRUNCATED, PROMPT_TOKENS, FORCED_FULL = (
 # Share of responses that the teacher had nothing to be shown for, texts that a response is contrasted with, and what
 # the teacher read in all.
 WITHOUT_CONTEXT, CONTRASTED, TEACHER_TOKENS = "teacher/without_context", "teacher/contrasted/mean", "teacher/tokens"
+
+# The teacher's accuracy on the validation problems, and the shares and seconds that belong to it.
+TEACHER_VALIDATION = "teacher/validation"
+TEACHER_VALIDATION_WITHOUT, TEACHER_VALIDATION_SECONDS = (
+    "teacher/validation/without_context",
+    "teacher/validation/seconds",
+)
 
 # The probe: nats a token, and the mean log-prob that the exposed teacher gives.
 PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
@@ -82,6 +99,13 @@ SHARED = (
         line="share",
         percent=True,
         idle=0.0,
+    ),
+    Metric(
+        TEACHER_VALIDATION,
+        "Teacher's validation accuracy",
+        "of the policy under the teacher's prompts, mean of the sets",
+        line="accuracy",
+        percent=True,
     ),
     Metric(
         TEACHER_ENTROPY,

@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.command_line import Command, run
-from recipes.common.teacher.prompts import teacher_messages
+from recipes.common.teacher.prompts import render, teacher_messages
 from recipes.data.convert import problem_key
 from recipes.data.readers import DataError, first_line, suffix_of
 from rewards.extract import last_boxed
@@ -135,8 +135,7 @@ class Lengths:
         self._kwargs = template_kwargs
 
     def __call__(self, messages: list[dict[str, str]]) -> int:
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._kwargs)
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(render(self._tokenizer, messages, self._kwargs))
 
 
 def well_typed(row: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -6,7 +6,7 @@ changes:
     mismatch      M(α), Eq. 4: KL(p_T^α ‖ p_S) averaged over a rollout's tokens, then over rollouts   (Fig. 2B)
     disagreement  share of tokens where the two likeliest tokens differ                               (Fig. 2B)
     difficulty    the same by the student's own accuracy on the problem                               (Fig. 2C)
-    replay        a rollout under two exposures, token by token, right and wrong rollouts apart  (§5.4, Fig. 4A)
+    replay        a rollout under two exposures, token by token, right and wrong rollouts apart  (§5.3, Fig. 4A)
 
 Departures: no training, so Fig. 2A's accuracies and Fig. 2C's preferred exposures are not here.  In their place (ours)
 `separation`: whether the teacher's mean gap δ ranks a problem's right rollouts above its wrong ones (AUROC, centred

@@ -32,12 +32,10 @@ COMMAND = Command(
     ),
     examples=(
         ("preset=starter", "the embedded model on its held-out problems, without a GPU"),
-        ("model=outputs/starter/dasd/<run> preset=starter", "a training run's last checkpoint"),
         ("model=Qwen/Qwen3-1.7B data=[math_500,aime_2024]", "a model of the hub on two prepared sets"),
         ("'model={base:Qwen/Qwen3-4B,dasd:[runs/1,runs/2]}' data=aime_2024", "two methods, one with two seeds"),
         ("model=runs/dasd checkpoints=all data=[math_500,aime_2024]", "a run's checkpoints, and the best of them"),
         ("engine=openai base_url=http://localhost:8000/v1 model=<name> data=aime_2024", "a model that is served"),
-        ("model=runs/dasd data=aime_2024 compare=[outputs/evaluate/<earlier>]", "beside an earlier evaluation"),
     ),
     groups=("preset",),
     keys=(

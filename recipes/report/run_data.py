@@ -268,7 +268,8 @@ def status(run: Run) -> Status:
     if kind == files.DONE:
         return Status("done", f"finished after step {last}")
     if kind == files.STOPPED:
-        return Status("stopped", f"stopped after step {last}{of}")
+        why = run.stage.get("reason")
+        return Status("stopped", f"stopped after step {last}{of}{f': {why}' if why else ''}")
     if kind == files.FAILED:
         return Status("failed", f"failed after step {last}{of}: {run.stage.get('reason') or 'see train.log'}")
     seen = f"; last seen in {kind}, step {run.stage.get('step')}" if kind else ""

@@ -73,6 +73,42 @@ def test_yaml_defaults_are_the_estimators_defaults(compose_config, method):
         assert shown == defaults
 
 
+def test_a_ratio_is_shown_in_the_place_of_the_beta_that_it_sets(compose_config):
+    rows = dict(read(compose_config("method=dasd_ratio", "experiment=starter")).rows())
+    assert "target_ratio=0.03, gap_eps_share=0.1" in rows["method"] and "beta" not in rows["method"]
+    rows = dict(read(compose_config("method=dasd", "experiment=starter")).rows())
+    assert "(credit dasd, beta=0.02, gap_eps=1.0, entropy_eps=0.1, router_quantile=0.2)" in rows["method"]
+
+
+@pytest.mark.parametrize("credit", ["reinforce_plus_plus", "opsd_sampled", "reopold"])
+def test_one_rollout_is_enough_where_nothing_is_compared(compose_config, credit):
+    alone = "actor_rollout_ref.rollout.n=1"
+    cfg = compose_config("method=grpo", "experiment=starter", f"algorithm.adv_estimator={credit}", alone)
+    assert not [p for p in problems(cfg) if alone in p]
+    for compared in ("grpo", "rloo", "dasd", "hepo"):
+        cfg = compose_config("method=grpo", "experiment=starter", f"algorithm.adv_estimator={compared}", alone)
+        assert [p for p in problems(cfg) if alone in p]
+
+
+@pytest.mark.parametrize("credit", ["dasd", "hepo", "reopold"])
+def test_whatever_reads_entropies_needs_exact_ones(compose_config, credit):
+    key = "actor_rollout_ref.actor.entropy_from_logits_with_chunking=false"
+    cfg = compose_config("method=grpo", "experiment=starter", f"algorithm.adv_estimator={credit}", key)
+    assert [p for p in problems(cfg) if p.startswith(key)]
+
+
+def test_a_ratio_belongs_to_an_advantage(compose_config):
+    key = "algorithm.dasd.target_ratio=0.1"
+    (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", key))
+    assert found.startswith(f"{key} with self_distill.loss.weighting=dasd") and "coefficient" in found
+    assert problems(compose_config("method=attraction", "experiment=starter", key)) == []
+    learned = "algorithm.dasd.router=learned"
+    (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", learned))
+    assert found.startswith("self_distill.loss.weighting=dasd") and "adv_estimator=dasd" in found
+    (found,) = problems(compose_config("method=attraction", "experiment=starter", learned))
+    assert "direction='constant': must be tanh with router=learned" in found
+
+
 def builds_on_another(method: str) -> bool:
     bases = OmegaConf.load(CONFIG_DIR / "method" / f"{method}.yaml").get("defaults", [])
     return any(base in METHODS for base in bases)
@@ -111,6 +147,7 @@ REFUSED = {
     "engine": (["actor_rollout_ref.rollout.name=vllm"], "rollout.name=vllm", "rollout.name=transformers"),
     "strategy": (["actor_rollout_ref.actor.strategy=fsdp"], "strategy=fsdp", "fsdp2"),
     "beta": (["algorithm.dasd.beta=-1"], "algorithm.dasd.beta=-1", "0 or more"),
+    "ratio": (["algorithm.dasd.target_ratio=-1"], "algorithm.dasd.target_ratio=-1", "0 or more"),
     "router": (["algorithm.dasd.router=vibes"], "router='vibes'", "entropy"),
     "teacher weights": (["self_distill.teacher.weights=mean"], "teacher.weights='mean'", "snapshot"),
     "ema decay": (

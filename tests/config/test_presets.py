@@ -42,7 +42,9 @@ def on(cfg, hardware):
 
 
 def test_the_groups_are_what_the_papers_and_clusters_have():
-    assert MODELS == ["llama3_1_8b", "olmo3_7b", "qwen3_1_7b", "qwen3_4b", "qwen3_8b"]
+    assert MODELS == [
+        "deepseek_r1_llama_8b", "llama3_1_8b", "olmo3_7b", "olmo3_7b_instruct", "qwen3_1_7b", "qwen3_4b", "qwen3_8b"
+    ]  # fmt: skip
     assert PROBLEMS == ["dapo", "openthoughts"]
     assert HARDWARE == sorted(f"{count}x{gpu}" for count in ("1", "4", "8", "2x8") for gpu in ("h100", "h200"))
 

@@ -57,6 +57,17 @@ RUNS = {
         ["probe/counterfactual_loss", "probe/loss", "exposure/reward"],
     ),
     "sibling": ("dasd", ["self_distill.teacher.context=sibling"], ["teacher/tokens"]),
+    "a ratio, and the teacher's answers": (
+        "dasd",
+        [
+            "method=dasd_ratio",
+            "trainer.test_freq=1",
+            "self_distill.teacher.test_freq=1",
+            "actor_rollout_ref.rollout.val_kwargs.n=1",
+        ],
+        ["credit/beta", "teacher/validation", "collapse/steps_outside"],
+    ),
+    "both KLs, mixed": ("opsd", ["method=atesd_mixed"], ["divergence/mean", "divergence/forward_share/mean"]),
     "sibling in the loss": ("opsd", ["self_distill.teacher.context=sibling"], ["divergence/mean"]),
 }
 

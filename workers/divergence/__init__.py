@@ -8,7 +8,7 @@ logits already in the graph, as verl's logits hook gives them) or `hidden_diverg
 
 from workers.divergence.full import hidden_divergence, hidden_statistics, logits_divergence, token_divergence
 from workers.divergence.reduction import REDUCTIONS, reduction_count, reduction_weights
-from workers.divergence.spec import CLIP_MODES, KINDS, STATS, DivergenceSpec
+from workers.divergence.spec import CLIP_MODES, KINDS, MIXED, STATS, DivergenceSpec
 from workers.divergence.top_k import (
     sampled_token_gap,
     student_topk_divergence,
@@ -19,6 +19,7 @@ from workers.divergence.top_k import (
 __all__ = [
     "CLIP_MODES",
     "KINDS",
+    "MIXED",
     "REDUCTIONS",
     "STATS",
     "DivergenceSpec",

@@ -17,9 +17,10 @@ through log p_v, and ∂ log p_v / ∂z_u = 1[u = v] − p_u.  So with d_v = φ'
     forward_kl    q (log q − log p)                               −q
     reverse_kl    p (log p − log q)                               e_v + p
     jsd           β q (log q − log m) + (1−β) p (log p − log m)   (1−β) p (log p − log m),   m = (1−β) p + β q
+    mixed_kl      a times the first and 1−a times the second entry, and so their derivatives; a is the token's own
 
-The last: ∂log m/∂log p = (1−β)p/m, hence −βq(1−β)p/m + (1−β)p(log p − log m) + (1−β)p(1 − (1−β)p/m), whose first and
-third terms cancel because βq + (1−β)p = m.  For the forward KL this is p · M − q · 1[not clipped] with
+That of the JSD: ∂log m/∂log p = (1−β)p/m, hence −βq(1−β)p/m + (1−β)p(log p − log m) + (1−β)p(1 − (1−β)p/m), whose
+first and third terms cancel because βq + (1−β)p = m.  For the forward KL this is p · M − q · 1[not clipped] with
 M = Σ_{v not clipped} q_v, for the pointwise clip of OPSD (arXiv 2601.18734; PW-OPSD, eq. 1).  The chain through the
 temperature adds 1/τ; there is no τ² factor.
 
@@ -37,7 +38,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.divergence.spec import STATS, DivergenceSpec
+from workers.divergence.spec import MIXED, STATS, DivergenceSpec
 
 # Whether `workers.divergence.fused` does the element-wise part where it can: off until a GPU has shown that it pays.
 USE_FUSED = False
@@ -85,11 +86,12 @@ def _score_block(
     grad: bool,
     stats: Sequence[str],
     ids: Tensor | None,
+    share: Tensor | None,
 ) -> list[Tensor]:
     """Divergence of one block and its statistics, [(r,)] * (1 + len(stats)).
 
     s, t (r, V) hold student and teacher logits in the working dtype and are destroyed; with `grad`, s ends as ∂ℓ/∂z
-    (before the factor 1/τ).  work: three (r, V) buffers.
+    (before the factor 1/τ).  work: three (r, V) buffers.  share: (r,) of the forward KL, for a mixed one.
     """
     p, q, e = work
     log_zs = _log_partition_inplace(s, p, spec.temperature)
@@ -118,6 +120,8 @@ def _score_block(
     elif kind == "reverse_kl":
         torch.sub(s, t, out=e).add_(log_zt - log_zs).mul_(p)
         d = torch.add(e, p, out=q)
+    elif share is not None:
+        d = _mixed_entries_inplace(s, t, p, q, e, log_zt - log_zs, share[:, None].to(s.dtype))
     else:
         d = _jsd_entries_inplace(s, t, p, q, e, log_zt - log_zs, spec.jsd_beta)
 
@@ -131,6 +135,18 @@ def _score_block(
     if grad:
         torch.sub(d, p.mul_(d.sum(-1, keepdim=True)), out=s)
     return [value, *measured]
+
+
+def _mixed_entries_inplace(
+    s: Tensor, t: Tensor, p: Tensor, q: Tensor, e: Tensor, offset: Tensor, share: Tensor
+) -> Tensor:
+    """Entries of the mixed KL into e; returns their derivatives, in s.  t and q are destroyed.  share: (r, 1)."""
+    torch.sub(s, t, out=e).add_(offset)  # log p − log q
+    torch.mul(e, p, out=t)  # the reverse KL's entries
+    torch.add(t, p, out=s).mul_(1.0 - share)
+    q.mul_(share)
+    e.mul_(q).neg_().add_(t.mul_(1.0 - share))
+    return s.sub_(q)
 
 
 def _jsd_entries_inplace(s: Tensor, t: Tensor, p: Tensor, q: Tensor, e: Tensor, offset: Tensor, beta: float) -> Tensor:
@@ -157,6 +173,7 @@ def _score_rows(
     spec: DivergenceSpec,
     stats: Sequence[str],
     ids: Tensor | None,
+    share: Tensor | None,
 ) -> list[Tensor]:
     """Score a chunk (c, V) block by block; ∂ℓ/∂z (without 1/τ) goes into grad_out (c, V), which may be either input."""
     if not work:
@@ -170,21 +187,22 @@ def _score_rows(
         s, t, *rest = (buffer[: rows.stop - rows.start] for buffer in work)
         s.copy_(student[rows])
         t.copy_(teacher[rows])
-        parts.append(_score_block(s, t, rest, spec, grad_out is not None, stats, None if ids is None else ids[rows]))
+        own = [None if values is None else values[rows] for values in (ids, share)]
+        parts.append(_score_block(s, t, rest, spec, grad_out is not None, stats, *own))
         if grad_out is not None:
             grad_out[rows].copy_(s)
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
-def _fused(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether Triton's kernel is wanted and can do it: fp32 arithmetic, on a GPU or interpreted."""
+def _fused(dtype: torch.dtype, device: torch.device, kind: str) -> bool:
+    """Whether Triton's kernel is wanted and can do it: fp32 arithmetic, on a GPU or interpreted, no mixture of KLs."""
     where = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return USE_FUSED and dtype == torch.float32 and where
+    return USE_FUSED and dtype == torch.float32 and where and kind != MIXED
 
 
-def _buffers(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _buffers(rows: int, vocab: int, dtype: torch.dtype, device: torch.device, kind: str) -> list[Tensor]:
     """Working buffers of a block; none where the fused kernel does without."""
-    if _fused(dtype, device):
+    if _fused(dtype, device, kind):
         return []
     block = min(max(rows, 1), chunk_rows(vocab, device)[1])
     return [torch.empty(block, vocab, dtype=dtype, device=device) for _ in range(5)]
@@ -196,6 +214,16 @@ def _working_dtype(*dtypes: torch.dtype) -> torch.dtype:
     for other in dtypes:
         dtype = torch.promote_types(dtype, other)
     return dtype
+
+
+def _check_share(spec: DivergenceSpec, share: Tensor | None, rows: int) -> None:
+    if (share is not None) != (spec.kind == MIXED):
+        raise ValueError(f"kind={spec.kind!r}: forward_share belongs to kind={MIXED!r}, and to no other")
+    if share is not None and (tuple(share.shape) != (rows,) or share.requires_grad):
+        raise ValueError(
+            f"forward_share has shape {tuple(share.shape)} (requires_grad={share.requires_grad}), expected ({rows},) "
+            "constants, one per scored token"
+        )
 
 
 def _check_stats(stats: Sequence[str], token_ids: Tensor | None, rows: int) -> tuple[str, ...]:
@@ -224,6 +252,7 @@ class _LogitsDivergence(torch.autograd.Function):
         consume: bool,
         stats: tuple[str, ...],
         ids: Tensor | None,
+        share: Tensor | None,
         grad: bool,
     ) -> tuple[Tensor, ...]:
         count, vocab = (logits.shape[0] if rows is None else rows.shape[0]), logits.shape[1]
@@ -241,12 +270,13 @@ class _LogitsDivergence(torch.autograd.Function):
             if not results:
                 dtype = _working_dtype(logits.dtype, teacher.dtype)
                 results = [torch.empty(count, dtype=dtype, device=logits.device) for _ in range(1 + len(stats))]
-                work = _buffers(min(chunk, count), vocab, dtype, logits.device)
+                work = _buffers(min(chunk, count), vocab, dtype, logits.device, spec.kind)
                 if grad:
                     buffer = logits.new_empty(count, vocab) if storage is None else storage
             student = logits[i:stop] if rows is None else logits.index_select(0, rows[i:stop])
             grad_out = None if buffer is None else buffer[i:stop]
-            part = _score_rows(student, teacher, grad_out, work, spec, stats, None if ids is None else ids[i:stop])
+            own = [None if values is None else values[i:stop] for values in (ids, share)]
+            part = _score_rows(student, teacher, grad_out, work, spec, stats, *own)
             for whole, piece in zip(results, part, strict=True):
                 whole[i:stop] = piece
             del teacher  # before the next chunk is made: one at a time is alive
@@ -264,14 +294,14 @@ class _LogitsDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 10
+            return (None,) * 11
         buffer, rows = ctx.saved_tensors
         scale = (upstream / ctx.temperature)[:, None]
         # In place, the next backward over the same graph fails with autograd's own message about a modified tensor.
         grad = buffer.mul_(scale) if ctx.consume else torch.mul(buffer, scale, out=torch.empty_like(buffer))
         if rows is not None:
             grad = buffer.new_zeros(ctx.shape).index_add_(0, rows, grad)
-        return (grad, *(None,) * 9)
+        return (grad, *(None,) * 10)
 
 
 def logits_divergence(
@@ -282,6 +312,7 @@ def logits_divergence(
     rows: Tensor | None = None,
     token_ids: Tensor | None = None,
     stats: Sequence[str] = (),
+    forward_share: Tensor | None = None,
     chunk_size: int | None = None,
     consume_teacher: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -301,6 +332,7 @@ def logits_divergence(
             indexing the logits beforehand saves a copy of (N, V).
         token_ids: (N,) sampled tokens, for the log-probability statistics.
         stats: names from `STATS`; each comes back as (N,), detached.
+        forward_share: (N,) in [0, 1], each token's share of the forward KL; for kind="mixed_kl" and no other.
         chunk_size: tokens per chunk; None chooses by device and vocabulary.  The result does not depend on it.
         consume_teacher: overwrite teacher_logits (a tensor) with the gradient where dtypes agree, and scale the kept
             gradient in place in the backward pass, which can then run once.  Peak memory above the two logits: none.
@@ -315,6 +347,7 @@ def logits_divergence(
     total, vocab = student_logits.shape
     count = total if rows is None else rows.shape[0]
     stats = _check_stats(stats, token_ids, count)
+    _check_share(spec, forward_share, count)
     chunk = _check_chunk(chunk_size) or chunk_rows(vocab, student_logits.device)[0]
     grad = torch.is_grad_enabled() and student_logits.requires_grad
 
@@ -337,7 +370,17 @@ def logits_divergence(
             return teacher_logits(start, stop).detach()
 
     value, *measured = _LogitsDivergence.apply(
-        student_logits, rows, read_teacher, spec, chunk, storage, consume_teacher, stats, token_ids, grad
+        student_logits,
+        rows,
+        read_teacher,
+        spec,
+        chunk,
+        storage,
+        consume_teacher,
+        stats,
+        token_ids,
+        forward_share,
+        grad,
     )
     return value, dict(zip(stats, measured, strict=True))
 
@@ -414,6 +457,7 @@ class _HiddenDivergence(torch.autograd.Function):
         chunk: int,
         stats: tuple[str, ...],
         ids: Tensor | None,
+        share: Tensor | None,
         grads: tuple[bool, bool],
     ) -> tuple[Tensor, ...]:
         need_hidden, need_head = grads
@@ -422,7 +466,7 @@ class _HiddenDivergence(torch.autograd.Function):
         results = [torch.empty(count, dtype=dtype, device=hidden.device) for _ in range(1 + len(stats))]
         grad_hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if need_hidden else None
         grad_head = torch.zeros(head.shape, dtype=dtype, device=hidden.device) if need_head else None
-        work = _buffers(min(chunk, count), vocab, dtype, hidden.device)
+        work = _buffers(min(chunk, count), vocab, dtype, hidden.device, spec.kind)
         z_student = hidden.new_empty(min(chunk, count), vocab)
         z_teacher = teacher_hidden.new_empty(min(chunk, count), vocab)
         scale = (weights.to(dtype) / spec.temperature)[:, None]
@@ -431,7 +475,8 @@ class _HiddenDivergence(torch.autograd.Function):
             zs = torch.mm(hidden[i:stop], head.t(), out=z_student[: stop - i])
             zt = torch.mm(teacher_hidden[i:stop], teacher_head.t(), out=z_teacher[: stop - i])
             grad_out = zs if need_hidden or need_head else None
-            part = _score_rows(zs, zt, grad_out, work, spec, stats, None if ids is None else ids[i:stop])
+            own = [None if values is None else values[i:stop] for values in (ids, share)]
+            part = _score_rows(zs, zt, grad_out, work, spec, stats, *own)
             for whole, piece in zip(results, part, strict=True):
                 whole[i:stop] = piece
             # Per-token weights meet the (tokens, h) side of each product: cheaper than (tokens, V), and the unweighted
@@ -450,12 +495,12 @@ class _HiddenDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 10
+            return (None,) * 11
         grads = [
             None if grad is None else _scaled(grad, upstream, dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*grads, *(None,) * 8)
+        return (*grads, *(None,) * 9)
 
 
 def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -478,6 +523,7 @@ def hidden_divergence(
     spec: DivergenceSpec,
     token_ids: Tensor | None = None,
     stats: Sequence[str] = (),
+    forward_share: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted divergence Σ_n weights_n · ℓ_n from final hidden states, without ever holding the (N, V) logits.
@@ -489,7 +535,7 @@ def hidden_divergence(
     covered: use `logits_divergence`.
 
     Args:
-        student_hidden: (N, h) final hidden states of the scored tokens.
+            student_hidden: (N, h) final hidden states of the scored tokens.
         student_head: (V, h), of the same dtype.
         teacher_hidden: (N, h'), taken as constants.
         teacher_head: (V, h'), taken as a constant; None for the student's head.
@@ -497,7 +543,8 @@ def hidden_divergence(
         spec: which divergence.
         token_ids: (N,) sampled tokens, for the log-probability statistics.
         stats: names from `STATS`.
-        chunk_size: tokens per chunk; None chooses by device and vocabulary.
+        forward_share: (N,) in [0, 1], each token's share of the forward KL; for kind="mixed_kl" and no other.
+    chunk_size: tokens per chunk; None chooses by device and vocabulary.
 
     Returns:
         The scalar loss, to be backpropagated once, and {"divergence": (N,), **stats: (N,)}, detached.
@@ -524,6 +571,7 @@ def hidden_divergence(
             "constants; detach them"
         )
     stats = _check_stats(stats, token_ids, count)
+    _check_share(spec, forward_share, count)
     chunk = _check_chunk(chunk_size) or chunk_rows(student_head.shape[0], student_head.device)[0]
     enabled = torch.is_grad_enabled()
     grads = enabled and student_hidden.requires_grad, enabled and student_head.requires_grad
@@ -538,6 +586,7 @@ def hidden_divergence(
             chunk,
             stats,
             token_ids,
+            forward_share,
             grads,
         )
     return loss, {"divergence": value, **dict(zip(stats, measured, strict=True))}

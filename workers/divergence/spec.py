@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 KINDS = ("forward_kl", "reverse_kl", "jsd")
+MIXED = "mixed_kl"  # needs the tokens' shares of the forward KL beside the logits
 CLIP_MODES = ("upper", "symmetric", "none")
 # What can be measured in the same pass; the last two need `token_ids`.
 STATS = ("top1_disagreement", "student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob")
@@ -22,9 +23,10 @@ STATS = ("top1_disagreement", "student_entropy", "teacher_entropy", "student_log
 class DivergenceSpec:
     """Which divergence, clipped and tempered how.  Checked when made, so that a bad setting stops a run early.
 
-    Attributes:
-        kind: "forward_kl" KL(p_T ‖ p_S) (OPSD's default), "reverse_kl" KL(p_S ‖ p_T), or "jsd", the generalised
-            Jensen-Shannon divergence β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m), m = (1−β) p_S + β p_T (arXiv 2306.13649).
+        Attributes:
+        kind: "forward_kl" KL(p_T ‖ p_S) (OPSD's default), "reverse_kl" KL(p_S ‖ p_T), "jsd", the generalised
+            Jensen-Shannon divergence β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m), m = (1−β) p_S + β p_T (arXiv 2306.13649), or
+        "mixed_kl", a_t KL(p_T ‖ p_S) + (1−a_t) KL(p_S ‖ p_T) with a share a_t in [0, 1] of each token (ours).
         jsd_beta: β in [0, 1].  At β = 0 and 1 that formula is identically zero; by the usual convention (and as in
             OPSD's own settings) 0 means the forward and 1 the reverse KL, to which JSD/β and JSD/(1−β) tend.
         clip: bound c of each vocabulary entry before the sum; None or inf is no clip.  OPSD uses 0.05.
@@ -44,8 +46,8 @@ class DivergenceSpec:
     teacher_temperature: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} is not a divergence; use one of {', '.join(KINDS)}")
+        if self.kind not in (*KINDS, MIXED):
+            raise ValueError(f"kind={self.kind!r} is not a divergence; use one of {', '.join((*KINDS, MIXED))}")
         if self.clip_mode not in CLIP_MODES:
             raise ValueError(f"clip_mode={self.clip_mode!r} is unknown; use one of {', '.join(CLIP_MODES)}")
         if not 0.0 <= self.jsd_beta <= 1.0:

@@ -16,13 +16,24 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.workers.rollout.replica import TokenOutput
 
 from workers.rollout.generation import response_seed
+from workers.rollout.thinking import with_thinking_closed
 
 NAME = "seeded_single_turn"  # the value of actor_rollout_ref.rollout.agent.default_agent_loop
 REFERENCE = "reference"  # of training rows where self_distill.responses=reference
 
 
+class ClosedThinkingAgentLoop(SingleTurnAgentLoop):
+    """verl's single turn, whose prompts end outside of a thinking block where thinking is off."""
+
+    def close_thinking(self, prompt_ids: Sequence[int]) -> list[int]:
+        return with_thinking_closed(self.tokenizer, prompt_ids, self.apply_chat_template_kwargs)
+
+    async def ct_build_initial_tokens(self, *args: Any, **kwargs: Any) -> list[int]:
+        return self.close_thinking(await super().ct_build_initial_tokens(*args, **kwargs))
+
+
 @register(NAME)
-class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
+class SeededSingleTurnAgentLoop(ClosedThinkingAgentLoop):
     """One prompt, one response, one seed.
 
     `run` is verl's, for its own worker.  `workers.rollout.bursts` takes many at a time and calls the parts of it that
@@ -57,7 +68,8 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of the prompt, cut to the rollout's prompt length as verl cuts them."""
-        return self._cap_text_prompt_length(self.continuous_token_builder.build_initial_tokens(list(messages)))
+        ids = self.continuous_token_builder.build_initial_tokens(list(messages))
+        return self.close_thinking(self._cap_text_prompt_length(ids))
 
     def output(self, prompt_ids: Sequence[int], answer: TokenOutput, seconds: float) -> AgentLoopOutput:
         """The output that `run` makes of a server's answer.
@@ -94,7 +106,7 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
 
 
 @register(REFERENCE)
-class ReferenceAgentLoop(SingleTurnAgentLoop):
+class ReferenceAgentLoop(ClosedThinkingAgentLoop):
     """The row's ``solution`` in the place of a sampled response: what supervised fine-tuning trains on."""
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:

@@ -42,6 +42,9 @@ from workers.verl_private import agent_loop_worker
 
 logger = logging.getLogger(__name__)
 
+# A column of token ids that are a row's prompt in the place of its chat; they may be longer than the rollout's prompts.
+PROMPT_IDS = "prompt_token_ids"
+
 
 @dataclass
 class Rollout:
@@ -102,6 +105,8 @@ class BurstAgentLoopWorker(AgentLoopWorkerTQ):
         validate = "validate" in batch and bool(batch["validate"])
         rows = rows_of(batch.exclude("validate"))
         if not self._are_single_turns(rows):
+            if any(PROMPT_IDS in row for row in rows):
+                raise ValueError(f"verl's agent-loop worker renders prompts itself and would not read {PROMPT_IDS}")
             await super().generate_sequences(batch)
             return
         task = asyncio.create_task(self._burst(rows, validate))
@@ -164,7 +169,10 @@ class BurstAgentLoopWorker(AgentLoopWorkerTQ):
         count = int(row.pop("__rollout_n__", count))
         if not row.pop("__do_sample__", True) and not validate:
             apply_greedy_sampling_params(params)
-        prompt_ids = self.agent_loop.prompt_ids(row["raw_prompt"])
+        given = row.pop(PROMPT_IDS, None)
+        prompt_ids = self.agent_loop.prompt_ids(row["raw_prompt"]) if given is None else [int(i) for i in given]
+        if given is not None:  # servers would take what is longer than the rollout's prompts off the response
+            params["max_tokens"] = config.response_length
         return [
             Rollout(row, session, prompt_ids, {**params, "seed": self.agent_loop.seed({**row, "session_id": session})})
             for session in range(count)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.utils.fsdp_utils import load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
@@ -81,6 +82,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         super().__init__(model_config, *args, **kwargs)
         self.loss_settings = LossParams()
         self.teacher_settings = TeacherWeights()
+        self.linear_decay_steps: int | None = None  # None: verl's schedule
         self.teacher: TeacherCopy | None = None
         self._mixed: list[Voice] = []  # of whom a mixed teacher's scores are made, within `as_teacher`
         self.needs_logits: str | None = None  # why the divergence is computed from logits; None: from hidden states
@@ -90,14 +92,22 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self._kept: TrainingState | None = None
         self._noise: float | None = None  # of log-probs, in nats; None until it is measured, and when it was told
 
-    def configure(self, loss: LossParams, teacher: TeacherWeights) -> None:
+    def configure(self, loss: LossParams, teacher: TeacherWeights, linear_decay_steps: int | None = None) -> None:
         """Say what to train, and whose weights the teacher has.
 
         Args:
             loss: `self_distill.loss`.
             teacher: the weights' part of `self_distill.teacher`.
+            linear_decay_steps: in how many steps the learning rate falls linearly to 0; None takes verl's schedule.
         """
         self.loss_settings, self.teacher_settings = loss, teacher
+        self.linear_decay_steps = linear_decay_steps
+
+    def _build_lr_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        if self.linear_decay_steps is None:
+            return super()._build_lr_scheduler(optimizer)
+        warmup = max(self.optimizer_config.lr_warmup_steps, 0)
+        return get_linear_schedule_with_warmup(optimizer, warmup, self.linear_decay_steps)
 
     # ------------------------------------------------------------------ the teacher's weights
 
@@ -381,6 +391,7 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
                 rollout_temperature=rollout_temperature,
                 divided_by=rollout_temperature if verls_own else 1.0,
                 token_ids=token_ids,
+                forward_share=loss.forward_share(micro_batch),
             )
             self._keep({"divergence": value.detach(), **stats})
             outputs = {DIVERGENCE: scatter_tokens(value, rows, student_logits.shape[-2])}

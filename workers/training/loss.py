@@ -1,13 +1,14 @@
 """The loss that verl's engine trains: a full-vocabulary divergence from the teacher, alone or beside the PPO clip.
 
-    L = [ppo] · PPO + coefficient · mean_t( w_t · r_t · D(p_T, p_S)_t )
+    L = [ppo] · PPO + coefficient · mean_t( w_t · r_t · D_t(p_T, p_S) )
 
 OPSD (arXiv 2601.18734): D the clipped forward KL, w = 1, token mean, no PPO.  PW-OPSD (§3.4): w(u), mean over
 sequences.  DASD's distribution-level loss (arXiv 2605.22263, Eq. 5): D = KL(p_S ‖ p_T), w the signed ω, beside PPO.
 SDPO (arXiv 2601.20802): D the JSD over the student's top tokens and a bucket, r = min(p_S(o_t) / p_old(o_t), 2), which
 is 1 elsewhere.  SRPO and EOPD: such divergences beside PPO, w of the teacher's entropy.
-Token weights come from the driver, which sees the global batch; both means are over the global mini-batch, whatever its
-micro-batches and workers.  The PPO part keeps verl's own reduction (`actor.loss_agg_mode`).
+Token weights, and the shares in which D may mix the two KLs, come from the driver, which sees the global batch; both
+means are over the global mini-batch, whatever its micro-batches and workers.  The PPO part keeps verl's own reduction
+(`actor.loss_agg_mode`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from workers.divergence import (
     teacher_topk_divergence,
 )
 from workers.training.metrics import IMPORTANCE_CLIPPED, LOSS
-from workers.training.packing import WEIGHTS, scored_rows
+from workers.training.packing import FORWARD_SHARES, WEIGHTS, scored_rows
 from workers.training.params import LossParams
 
 DIVERGENCE = "divergence"  # per-token divergences among verl's model outputs
@@ -64,6 +65,7 @@ class SelfDistillLoss:
         rollout_temperature: float,
         divided_by: float = 1.0,
         token_ids: Tensor | None = None,
+        forward_share: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Divergence (N,) in the student's graph, and the statistics named in `stats`, (N,) each, detached.
 
@@ -74,6 +76,7 @@ class SelfDistillLoss:
             rollout_temperature: divides both sides' logits, where `params.temperature` is None.
             divided_by: what verl has divided the student's logits by already.
             token_ids: (N,) the response's own tokens, for the log-probs among `stats`.
+            forward_share: (N,) as `forward_share` makes it.
         """
         if self.params.top_k is not None:
             return self._score_top_k(student_logits, teacher_logits, rows, rollout_temperature, divided_by)
@@ -84,6 +87,7 @@ class SelfDistillLoss:
             rows=rows,
             token_ids=token_ids,
             stats=self.stats if token_ids is not None else self.stats[:1],
+            forward_share=forward_share,
             consume_teacher=True,
         )
 
@@ -144,7 +148,17 @@ class SelfDistillLoss:
             spec=self.params.spec(rollout_temperature=rollout_temperature),
             token_ids=token_ids,
             stats=self.stats,
+            forward_share=self.forward_share(data),
         )
+
+    def forward_share(self, data: Any) -> Tensor | None:
+        """Share of the forward KL of each valid token of the micro-batch, (N,) fp32, in row order; None: not mixed."""
+        if not self.params.mixed:
+            return None
+        mask = data["response_mask"].to_padded_tensor(0).bool()
+        if FORWARD_SHARES in data:
+            return data[FORWARD_SHARES].to_padded_tensor(0.0)[mask].float()
+        return torch.full((int(mask.sum()),), self.params.forward_share, device=mask.device)
 
     def weights(self, data: Any, *, plain: bool = False) -> Tensor:
         """Factor of each valid token's divergence in the micro-batch's share of the mean, (N,) fp32, in row order.
@@ -180,7 +194,8 @@ class SelfDistillLoss:
             model_output: jagged (B, prompt_i + response_i), with zeros outside the scored rows: `DIVERGENCE`, the
                 tokens' divergences, or `SHARE`, whose sum is `share`'s result; `log_probs` with PPO or an importance
                 ratio.
-            data: `response_mask`, optionally `WEIGHTS` and `old_log_probs`, jagged; non-tensors `COUNT` and `dp_size`.
+            data: `response_mask`, optionally `WEIGHTS`, `FORWARD_SHARES` and `old_log_probs`, jagged; non-tensors
+                `COUNT` and `dp_size`.
             dp_group: the data-parallel group, for verl's policy loss.
 
         Raises:

@@ -12,6 +12,8 @@ from torch import Tensor
 TEACHER_IDS, TEACHER_POSITIONS = "teacher_input_ids", "teacher_position_ids"
 # Factors of the tokens' divergences, jagged (B, response_i); absent means one everywhere.
 WEIGHTS = "distill_weights"
+# Shares of the forward KL where the two KLs are mixed, jagged (B, response_i); absent means `loss.forward_share`.
+FORWARD_SHARES = "distill_forward_shares"
 
 # What a pass that scores tokens measures beside log-probs and entropies where its batch says so: the fields, jagged
 # (B, prompt_i + response_i) fp32, and the options that ask for them: true, and one of `ATTENTION_LAYERS`.

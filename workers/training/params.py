@@ -13,7 +13,7 @@ from typing import Any
 
 from advantage.params import load_params, require
 from advantage.token_weights import TOKEN_WEIGHTS
-from workers.divergence import CLIP_MODES, KINDS, REDUCTIONS, DivergenceSpec
+from workers.divergence import CLIP_MODES, KINDS, MIXED, REDUCTIONS, DivergenceSpec
 
 TOP_K_BY = ("teacher", "student")
 STUDENT_NORMS = ("renormalised", "full")
@@ -31,6 +31,9 @@ class LossParams:
         jsd_beta: β of kind "jsd", see `DivergenceSpec`.
         clip: bound of each vocabulary entry, see `DivergenceSpec`; None is no clip.
         clip_mode: "upper", "symmetric" or "none".
+        mixing: with kind="mixed_kl", each token's share of the forward KL: "constant" is `forward_share`, every other
+            name one of `advantage.token_weights` whose values are shares.
+        forward_share: only with mixing="constant".
         temperature: divides both sides' logits; None takes the rollout's.
         top_k: compare that many tokens only instead of the vocabulary; None: all.
         top_k_by: whose likeliest tokens: "teacher" (renormalised over them) or "student" (all others in one bucket).
@@ -48,6 +51,8 @@ class LossParams:
 
     kind: str = "none"
     jsd_beta: float = 0.5
+    mixing: str = "constant"
+    forward_share: float = 0.5
     clip: float | None = None
     clip_mode: str = "upper"
     temperature: float | None = None
@@ -60,6 +65,11 @@ class LossParams:
     importance_clip: float | None = None
     ppo: bool = True
     from_hidden: bool = True
+
+    @property
+    def mixed(self) -> bool:
+        """Whether both KLs are mixed token by token."""
+        return self.kind == MIXED
 
     @property
     def active(self) -> bool:
@@ -83,7 +93,12 @@ class LossParams:
         Raises:
             ValueError: if one of them, or a combination, is not usable; states value and rule.
         """
-        require(self.kind in ("none", *KINDS), "kind", self.kind, f"one of none, {', '.join(KINDS)}")
+        kinds = ("none", *KINDS, MIXED)
+        require(self.kind in kinds, "kind", self.kind, f"one of {', '.join(kinds)}")
+        mixings = ("constant", *(name for name, weight in TOKEN_WEIGHTS.items() if weight.share))
+        require(self.mixing in mixings, "mixing", self.mixing, f"one of {', '.join(mixings)}")
+        require(self.mixed or self.mixing == "constant", "mixing", self.mixing, f"constant, unless kind={MIXED}")
+        require(0.0 <= self.forward_share <= 1.0, "forward_share", self.forward_share, "in [0, 1]")
         require(self.clip_mode in CLIP_MODES, "clip_mode", self.clip_mode, f"one of {', '.join(CLIP_MODES)}")
         weightings = ("uniform", *TOKEN_WEIGHTS)
         require(self.weighting in weightings, "weighting", self.weighting, f"one of {', '.join(weightings)}")
@@ -108,6 +123,7 @@ class LossParams:
             self.student_norm in STUDENT_NORMS, "student_norm", self.student_norm, f"one of {', '.join(STUDENT_NORMS)}"
         )
         if self.top_k is not None:
+            require(not self.mixed, "top_k", self.top_k, f"null where kind={MIXED}, which is over the full vocabulary")
             require(self.top_k >= 1, "top_k", self.top_k, "1 or more, or null for the full vocabulary")
             require(
                 self.active,

@@ -38,9 +38,15 @@ class SelfDistillTrainingWorker(TrainingWorker):
         teacher: the weights' part of `self_distill.teacher`.
     """
 
-    def __init__(self, config: TrainingWorkerConfig, loss: LossParams, teacher: TeacherWeights):
+    def __init__(
+        self,
+        config: TrainingWorkerConfig,
+        loss: LossParams,
+        teacher: TeacherWeights,
+        linear_decay_steps: int | None = None,
+    ):
         super().__init__(dataclasses.replace(config, model_type=MODEL_TYPE))
-        self.engine.configure(loss, teacher)
+        self.engine.configure(loss, teacher, linear_decay_steps)
 
     def _postprocess_output(self, output: Any, *, delta_time: float, **options: Any) -> TensorDict:
         final = super()._postprocess_output(output, delta_time=delta_time, **options)
@@ -71,12 +77,15 @@ class SelfDistillWorker(ActorRolloutRefWorker):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
-        self.self_distill_loss, teacher = LossParams(), TeacherWeights()
+        self.self_distill_loss, teacher, linear = LossParams(), TeacherWeights(), None
         if config.get("self_distill") is not None:
             self.self_distill_loss = loss_params(config.self_distill)
             teacher = teacher_weights(config.self_distill)
+            linear = config.self_distill.get("linear_decay_steps")
         if config.actor.strategy == "fsdp2":
-            self.actor_worker_cls = partial(SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher)
+            self.actor_worker_cls = partial(
+                SelfDistillTrainingWorker, loss=self.self_distill_loss, teacher=teacher, linear_decay_steps=linear
+            )
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(
                 backend="gloo",

@@ -14,12 +14,15 @@ from recipes.common.method import Method
 
 CHECKS = (
     learning.parameters,
+    learning.collapse,
     learning.teacher,
+    learning.teacher_validation,
     learning.groups,
     learning.responses,
     learning.distillation,
     learning.exposure,
     learning.precision,
+    learning.schedule,
     measured.measured,
     batch.batches,
     batch.lengths,

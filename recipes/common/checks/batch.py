@@ -46,6 +46,17 @@ def lengths(cfg: DictConfig, method: Method) -> Iterator[str]:
     what = "data.max_prompt_length + data.max_response_length"
     if rollout.max_model_len is not None and rollout.max_model_len < longest:
         yield f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is less than {what} = {longest}"
+    answered = cfg.self_distill.teacher.max_prompt_length + data.max_response_length
+    if (
+        cfg.self_distill.teacher.test_freq > 0
+        and rollout.max_model_len is not None
+        and rollout.max_model_len < answered
+    ):
+        yield (
+            f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is less than self_distill.teacher."
+            f"max_prompt_length + data.max_response_length = {answered}, which the teacher's validation needs "
+            "(self_distill.teacher.test_freq)"
+        )
     if method.uses_teacher:
         with_teacher = cfg.self_distill.teacher.max_prompt_length + data.max_response_length
         if with_teacher > longest:

@@ -46,6 +46,7 @@ def data(cfg: DictConfig, method: Method) -> Iterator[str]:
         here = [file for file in listed if "://" not in file]  # hdfs:// is verl's to read
         yield from _file_problems(cfg, method, key, here)
     yield from _probe_problems(cfg)
+    yield from _teacher_validation_problems(cfg, method)
 
 
 def _file_problems(cfg: DictConfig, method: Method, key: str, files: list[str]) -> Iterator[str]:
@@ -231,6 +232,29 @@ def _probe_problems(cfg: DictConfig) -> Iterator[str]:
         empty, total = _rows_without(path, "solution", schema)
         if len(empty) == total:
             yield f"{key}: none of the {total} rows of {path} has a solution to score; use data with worked solutions"
+
+
+def _teacher_validation_problems(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """Validation problems of which none has what the teacher is shown; rows without it are left out and counted."""
+    every, shown = cfg.self_distill.teacher.test_freq, method.contexts
+    columns = {kind for kind in (shown.kinds[0], shown.fallback) if kind in ("solution", "answer", "hint")}
+    if not method.uses_teacher or every <= 0 or not columns or cfg.data.custom_cls.path is not None:
+        return
+    files = [cfg.data.val_files] if isinstance(cfg.data.val_files, str) else list(cfg.data.val_files or [])
+    paths = [Path(file).expanduser() for file in files if "://" not in file]
+    if len(paths) < len(files) or any(unreadable(path) for path in paths):
+        return  # said of the files themselves, or verl's to read
+    for path in paths:
+        schema = pq.read_schema(path)
+        for kind in columns:
+            if kind in schema.names or (kind == "answer" and "reward_model" in schema.names):
+                empty, total = _rows_without(path, kind, schema)
+                if len(empty) < total:
+                    return
+    yield (
+        f"self_distill.teacher.test_freq={every}: no row of data.val_files has a {' or '.join(sorted(columns))} to "
+        "show the teacher; validate on data that have it, or set test_freq to -1"
+    )
 
 
 # --- lengths ---

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from advantage.estimators import ESTIMATORS
+from advantage.estimators import ESTIMATORS, AdditiveParams
 from recipes.common.checks.errors import closest
 from recipes.common.method import Method
-from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP
+from recipes.common.record.collapse import collapse_params
+from recipes.common.teacher.contexts import CONTEXTS, FROM_GROUP, OF_RESPONSES
 
 TEACHER_CONTEXTS = CONTEXTS
 
@@ -36,6 +37,14 @@ def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
             f"algorithm.adv_estimator={method.credit}: there is no such estimator; one of {', '.join(known)}"
             + closest(method.credit, known)
         )
+
+
+def collapse(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """The bands that a run is watched by."""
+    try:
+        collapse_params(cfg.self_distill)
+    except ValueError as error:
+        yield str(error)
 
 
 def _verls_estimators() -> set[str]:
@@ -94,6 +103,31 @@ def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
 
 
+def teacher_validation(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """The teacher's own validation: a teacher, a validation that it is a part of, and prompts that a problem has."""
+    every, usual = cfg.self_distill.teacher.test_freq, cfg.trainer.test_freq
+    if every <= 0:
+        return
+    key = f"self_distill.teacher.test_freq={every}"
+    if not method.uses_teacher:
+        yield f"{key}: {method.name} has no teacher; set it to -1"
+        return
+    if usual <= 0 or every % usual:
+        yield f"{key}: must be a multiple of trainer.test_freq={usual}, whose validations it is a part of"
+    if method.context in OF_RESPONSES:
+        yield (
+            f"{key} with self_distill.teacher.context={method.context}: that belongs to responses of a step, and a "
+            "validation problem has none; set test_freq to -1"
+        )
+    loops = cfg.actor_rollout_ref.rollout.agent
+    if loops.agent_loop_manager_class is None or loops.default_agent_loop != "seeded_single_turn":
+        yield (
+            f"{key}: other agent loops than ours render prompts themselves; set actor_rollout_ref.rollout.agent."
+            "agent_loop_manager_class=workers.rollout.bursts.BurstAgentLoopManager and default_agent_loop="
+            "seeded_single_turn"
+        )
+
+
 def responses(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Refuse references in the place of responses with a credit of another kind, or with what only sampled ones have.
 
@@ -142,6 +176,20 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
         yield (
             f"self_distill.loss.weighting={loss.weighting} with self_distill.loss.kind=none: there is no "
             "divergence to weigh; choose a kind, or weighting=uniform"
+        )
+    weighed, weight = method.weight_params, method.token_weight
+    elsewhere = weight is not None and weight.node != method.credit  # so that no advantage is made by these parameters
+    if elsewhere and isinstance(weighed, AdditiveParams) and weighed.target_ratio is not None:
+        yield (
+            f"algorithm.{loss.weighting}.target_ratio={weighed.target_ratio} with self_distill.loss.weighting="
+            f"{loss.weighting}: a divergence is no share of A_G, its factor is self_distill.loss.coefficient; set "
+            "target_ratio to null"
+        )
+    elif elsewhere and weighed is not None and weighed.remembers:
+        yield (
+            f"self_distill.loss.weighting={loss.weighting}: under these parameters the weights follow the advantages "
+            f"of the steps before, and only algorithm.adv_estimator={loss.weighting} takes those in; choose a router "
+            "that does not learn"
         )
     rollouts = cfg.actor_rollout_ref.rollout.temperature
     if "teacher_entropy" in method.signals and loss.temperature not in (None, rollouts):
@@ -224,6 +272,25 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
                 "an update is tried at another exposure with the same advantages, so the exposure must act through the "
                 "divergence alone; set a loss.kind and adv_estimator=grpo, or another credit"
             )
+
+
+def schedule(cfg: DictConfig, method: Method) -> Iterator[str]:
+    """A learning rate that falls linearly: by our engine, and not to 0 before the end."""
+    linear, steps, strategy = (
+        cfg.self_distill.linear_decay_steps,
+        cfg.trainer.total_training_steps,
+        cfg.actor_rollout_ref.actor.strategy,
+    )
+    if linear is None:
+        return
+    if strategy != "fsdp2":
+        key = f"self_distill.linear_decay_steps={linear}"
+        yield f"{key} with actor_rollout_ref.actor.strategy={strategy}: set it to fsdp2"
+    if steps is not None and steps > linear:
+        yield (
+            f"self_distill.linear_decay_steps={linear} with trainer.total_training_steps={steps}: the learning rate "
+            f"would be 0 from step {linear + 1} on; train at most {linear} steps"
+        )
 
 
 def too_short_to_learn(cfg: DictConfig, method: Method) -> Iterator[str]:

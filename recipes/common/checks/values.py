@@ -185,15 +185,17 @@ RULES: dict[str, Rule] = {
     _T + "v1.trainer_mode": one_of("self_distill"),
     "self_distill.keep_checkpoints": whole(1),
     "self_distill.max_skipped_updates": whole(0, meaning=" (0: the first ends the run)"),
+    "self_distill.linear_decay_steps": whole(1, null=True),
     "self_distill.stall_minutes": number(0, above=True),
     "self_distill.poll_seconds": number(0, above=True),
     "self_distill.teacher.max_prompt_length": whole(1),
+    "self_distill.teacher.test_freq": whole(-1, meaning=OFF),
     "ray_kwargs.ray_init.num_cpus": whole(1, null=True),
 }  # fmt: skip
 # Not used by what this package trains, or said by checks that know more.
 _ELSEWHERE = (
     *("critic.", "reward.reward_model.", "distillation.", "global_profiler."),
-    *("self_distill.about.", "self_distill.loss.", "self_distill.exposure."),
+    *("self_distill.about.", "self_distill.loss.", "self_distill.exposure.", "self_distill.collapse."),
 )
 
 

@@ -111,6 +111,7 @@ KNOWN = {
     "Qwen/Qwen3-4B": Architecture("qwen3", 2560, 36, 32, 8, 128, 9728, 151936, True),
     "Qwen/Qwen3-8B": Architecture("qwen3", 4096, 36, 32, 8, 128, 12288, 151936, False),
     "allenai/Olmo-3-7B-Think": Architecture("olmo3", 4096, 32, 32, 32, 128, 11008, 100278, False),
+    "allenai/Olmo-3-7B-Instruct": Architecture("olmo3", 4096, 32, 32, 32, 128, 11008, 100278, False),
     "meta-llama/Llama-3.1-8B-Instruct": Architecture("llama", 4096, 32, 32, 8, 128, 14336, 128256, False),
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": Architecture("llama", 4096, 32, 32, 8, 128, 14336, 128256, False),
 }

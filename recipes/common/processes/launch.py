@@ -35,6 +35,8 @@ PASSED_ON = (
 )
 PASSED_ON_PREFIXES = ("NCCL_", "VLLM_")
 
+COLLAPSED = 3  # exit code of a run that `self_distill.collapse.stop` ended
+
 
 def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | None]) -> int:
     """Train as configured.
@@ -45,7 +47,7 @@ def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | No
         report: writes the run's report when it is over; returns where it is, or None where there is nothing to report.
 
     Returns:
-        The process's exit code: 0 done, 1 failed, 2 refused by verl, 130 stopped at once.
+        The process's exit code: 0 done, 1 failed, 2 refused by verl, 3 ended because it collapsed, 130 stopped at once.
     """
     run_dir = Path(cfg.self_distill.run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,8 @@ def launch(cfg: DictConfig, method: Method, *, report: Callable[[Path], str | No
                 console.failed(reason)
         if code == 0:
             console.summary()
+            if collapsed := console.collapse():
+                code, ending, reason = COLLAPSED, files.STOPPED, collapsed
         files.set_stage(run_dir, ending, files.read_stage(run_dir).get("step", 0), reason)
         _report(report, run_dir, console)
     return code

@@ -44,6 +44,7 @@ BOUND_TO = (
 )
 FINGERPRINT, RECORD, STATE = "self_distill.json", "record.json", "state.json"
 SHARD, MODEL_SHARDS = "{kind}_world_size_{world}_rank_{rank}.pt", "model_world_size_*_rank_*.pt"
+CREDIT_MEMORY = "credit_memory.safetensors"  # written by the trainer, of credit that follows the steps before
 TEACHER_SHARD = "teacher_rank_{rank}_of_{world}.safetensors"  # written by workers.training.teacher_copy
 KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}  # verl's contents -> its files
 
@@ -80,18 +81,18 @@ def saved_record(folder: Path) -> dict[str, Any] | None:
     return {key: math.nan if value is None else value for key, value in record.items()}
 
 
-def save_state(folder: Path, state: dict[str, int]) -> None:
+def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Keep what the trainer counts over a run.
 
     Args:
         folder: the step's checkpoint folder.
-        state: the counts by name.
+        state: what it counts and remembers, by name; plain values.
     """
     write_atomically(folder / STATE, json.dumps(state) + "\n")
 
 
-def saved_state(folder: Path) -> dict[str, int]:
-    """The counts that `save_state` kept; empty in a checkpoint of a version that kept nothing."""
+def saved_state(folder: Path) -> dict[str, Any]:
+    """What `save_state` kept; empty in a checkpoint of a version that kept nothing."""
     path = folder / STATE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -200,7 +201,7 @@ def required(cfg: DictConfig, method: Method) -> list[str]:
     shards = [f"actor/{SHARD.format(kind=k, world=world, rank=r)}" for k in kinds for r in range(world)]
     if method.uses_teacher and method.weights.weights in TRAILING_WEIGHTS:
         shards += [f"actor/{TEACHER_SHARD.format(world=world, rank=r)}" for r in range(world)]
-    return [*shards, "data.pt"]
+    return [*shards, *([CREDIT_MEMORY] if method.remembers else []), "data.pt"]
 
 
 def damage(folder: Path, needed: list[str]) -> list[str]:
@@ -260,8 +261,20 @@ def whole_steps(checkpoints: Path, needed: list[str]) -> list[int]:
     return [step for step in steps_of(checkpoints) if not damage(checkpoints / f"global_step_{step}", needed)]
 
 
-def prune(checkpoints: Path, step: int, keep: int) -> None:
-    """Delete the oldest checkpoints up to a step, and keep the last few.
+def last_until(checkpoints: Path, step: int) -> int | None:
+    """The last complete checkpoint of a step or one before it; None where there is none.
+
+    Args:
+        checkpoints: the folder of all checkpoints.
+        step: the last step that may be taken.
+    """
+    complete = checkpointed_step(checkpoints.parent)
+    found = [s for s in steps_of(checkpoints) if s <= step and complete is not None and s <= complete]
+    return found[-1] if found else None
+
+
+def prune(checkpoints: Path, step: int, keep: int, spare: int | None = None) -> None:
+    """Delete the oldest checkpoints up to a step, and keep the last few, and the one of the step `spare`.
 
     Folders of later steps are what an interrupted save left: not counted, or a complete one would lose its place.
 
@@ -271,6 +284,8 @@ def prune(checkpoints: Path, step: int, keep: int) -> None:
         keep: number to keep, that step's included; 1 or more.
     """
     for old in [s for s in steps_of(checkpoints) if s <= step][:-keep]:
+        if old == spare:
+            continue
         shutil.rmtree(checkpoints / f"global_step_{old}", ignore_errors=True)
 
 

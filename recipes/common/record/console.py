@@ -24,6 +24,7 @@ from advantage.labels import Metric
 from recipes.common import metric_names as names
 from recipes.common.method import Method
 from recipes.common.record import run_dir as files
+from recipes.common.record.collapse import SIGNS
 from rewards.metrics import reward_warnings
 
 WIDE = 110  # columns of a terminal from which the progress line has a bar
@@ -190,6 +191,10 @@ class RunConsole:
         accuracy = validation_accuracy(record)
         if accuracy is not None:
             self.console.print(f"step {step:>4}  validation {accuracy[0]} [bold]{accuracy[1]:.3f}[/]")
+        if record.get(names.TEACHER_VALIDATION) is not None:
+            self.console.print(
+                f"step {step:>4}  validation of the teacher [bold]{record[names.TEACHER_VALIDATION]:.3f}[/]"
+            )
         for kind, text in warnings_of(record):
             if kind not in self._warned:  # once a run: the metrics have every step
                 self._warned.add(kind)
@@ -228,7 +233,9 @@ class RunConsole:
         steps = [r for r in records if names.TRAINED in r]
         scored = [(r["step"], *a) for r in records if (a := validation_accuracy(r)) is not None]
         self.console.print()
-        if self.ended_early:
+        if collapse := self.collapse():
+            self.console.print(f"[bold red]collapsed[/] {escape(collapse)}")
+        if self.ended_early or collapse:
             self.console.print(
                 f"[bold yellow]stopped[/] after step {steps[-1]['step'] if steps else 0}; {self._how_to_resume()}"
             )
@@ -250,6 +257,16 @@ class RunConsole:
             seconds = [r[names.STEP_SECONDS] for r in steps if r.get(names.STEP_SECONDS) is not None]
             self.console.print(f"{sum(seconds) / max(len(seconds), 1):.2f} s a step over {len(seconds)} steps")
         self.console.print(f"metrics, configuration and checkpoints: {escape(str(self.run_dir))}")
+
+    def collapse(self) -> str | None:
+        """Why the run ended before its last step, if it did because it fell apart, and how to go on."""
+        if not self._last.get(names.COLLAPSE_STOPS):
+            return None
+        why = "; ".join(collapse_warning(self._last, sign) for sign in _collapsed(self._last))
+        good = self._last[names.LAST_GOOD_CHECKPOINT]
+        tracker = self.run_dir / files.CHECKPOINTS / files.TRACKER
+        back = f". To go back to it: echo {good} > {tracker}, and start again with hydra.run.dir={self.run_dir}"
+        return f"self_distill.collapse.stop=true: {why}{back if good >= 0 else ''}"
 
     def report(self, text: str) -> None:
         """Say where the run's report is, or why there is none."""
@@ -289,6 +306,7 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
     if correction:
         found.append(("correction", correction))
     found += reward_warnings(record)
+    found += [(f"collapse {sign}", collapse_warning(record, sign)) for sign in _collapsed(record)]
     if record.get(names.ROLLOUTS_MISSING):
         found.append(
             ("missing", f"{record[names.ROLLOUTS_MISSING]:.0f} rollouts failed and were left out; see train.log")
@@ -319,6 +337,19 @@ def warnings_of(record: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _collapsed(record: dict[str, Any]) -> list[str]:
+    return [sign for sign in SIGNS if record.get(names.COLLAPSED.format(sign))]
+
+
+def collapse_warning(record: dict[str, Any], sign: str) -> str:
+    """A sentence about one of `SIGNS` that has left its band: since when, from where, and what was saved before."""
+    steps, level = record[names.COLLAPSED.format(sign)], record[names.COLLAPSE_LEVEL.format(sign)]
+    value, checkpoint = record.get(SIGNS[sign]), record[names.LAST_GOOD_CHECKPOINT]
+    saved = f"the last checkpoint from before is of step {checkpoint}" if checkpoint >= 0 else "no checkpoint is older"
+    now = "" if value is None else f" {value:.3g}"
+    return f"{sign}{now} has been outside its band around {level:.3g} for {steps} steps; {saved}"
 
 
 def duration(seconds: float) -> str:

@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from recipes.common import metric_names as names
 from recipes.common.record import checkpoints
 from recipes.common.record import run_dir as files
+from recipes.common.record.collapse import Watch, collapse_params, watch
 from recipes.common.step.update import SkipBudget
 from recipes.common.step.validation import validation_metrics
 
@@ -29,6 +31,8 @@ class RecordedTrainer(PPOTrainerSync):
         self.run_dir = Path(self.settings.run_dir)
         self.replay_buffer.poll_interval = self.settings.poll_seconds
         self.skips = SkipBudget(self.settings.max_skipped_updates)
+        self.collapse, self.watch = collapse_params(self.settings), Watch()
+        self._ends = False  # after this step, because of a collapse
         self._done: tuple[KVBatchMeta, dict] | None = None  # batch and metrics of the step that is to be saved
         self._unrecorded: dict[str, Any] | None = None
         self.stage("starting workers")
@@ -81,8 +85,35 @@ class RecordedTrainer(PPOTrainerSync):
         self._done = batch, metrics
         return batch
 
+    def watch_for_collapse(self, values: dict[str, float | None]) -> dict[str, float]:
+        """Take in a step's entropy, length and reward (`collapse.SIGNS`), and decide whether the run ends after it.
+
+        Returns:
+            The metrics that say so.
+        """
+        if self.collapse.patience is None:
+            return {}
+        self.watch = watch(self.watch, values, self.collapse)
+        metrics: dict[str, float] = {names.OUTSIDE: self.watch.steps_outside}
+        collapsed = self.watch.collapsed(self.collapse)
+        if collapsed:
+            good = self._last_good_checkpoint()
+            metrics[names.LAST_GOOD] = self.global_steps - self.watch.steps_outside
+            metrics[names.LAST_GOOD_CHECKPOINT] = -1 if good is None else good
+            for name in collapsed:
+                metrics[names.COLLAPSED.format(name)] = self.watch.signs[name].outside
+                metrics[names.COLLAPSE_LEVEL.format(name)] = self.watch.level(name)
+        self._ends = bool(collapsed) and self.collapse.stop and self.global_steps < self.total_training_steps
+        return {**metrics, names.COLLAPSE_STOPS: 1} if self._ends else metrics
+
+    def _last_good_checkpoint(self) -> int | None:
+        """Step of the last checkpoint from before entropy, length or reward left their bands."""
+        folder = Path(self.config.trainer.default_local_dir)
+        return checkpoints.last_until(folder, self.global_steps - self.watch.steps_outside)
+
     def on_step_end(self) -> None:
-        if (self.run_dir / files.STOP).exists() and self.global_steps < self.total_training_steps:
+        asked = self._ends or (self.run_dir / files.STOP).exists()
+        if asked and self.global_steps < self.total_training_steps:
             if files.checkpointed_step(self.run_dir) != self.global_steps:
                 self._save_checkpoint()
             self.total_training_steps = self.global_steps  # verl's loop ends after this step's metrics are written
@@ -113,7 +144,9 @@ class RecordedTrainer(PPOTrainerSync):
             return
         folder = checkpoints.resumed_folder(self.config)
         self.load_own(folder)
-        self.skips.total = checkpoints.saved_state(folder).get("skipped_updates", 0)
+        state = checkpoints.saved_state(folder)
+        self.skips.total = state.get("skipped_updates", 0)
+        self.watch = Watch.from_json(state.get("collapse", {}))
         files.forget_metrics_after(self.run_dir, step)
         # A run that ended between its checkpoint and the end of that step has neither its record nor its validation.
         if not files.has_step(self.run_dir, step):
@@ -139,7 +172,7 @@ class RecordedTrainer(PPOTrainerSync):
             # First: verl's tracker, written last, is what makes a checkpoint complete.
             checkpoints.write_fingerprint(folder, self.config)
             checkpoints.save_record(folder, self._record_so_far())
-            checkpoints.save_state(folder, {"skipped_updates": self.skips.total})
+            checkpoints.save_state(folder, {"skipped_updates": self.skips.total, "collapse": self.watch.to_json()})
             self.save_own(folder)
             super()._save_checkpoint()
         except Exception as error:
@@ -149,4 +182,5 @@ class RecordedTrainer(PPOTrainerSync):
                 f"({checkpoints.reason(error)}). {self.safe_ground()}"
             ) from error
         # After the tracker names the new checkpoint, and not before, old ones may go.
-        checkpoints.prune(folder.parent, self.global_steps, self.settings.keep_checkpoints)
+        spare = self._last_good_checkpoint() if self.watch.steps_outside else None
+        checkpoints.prune(folder.parent, self.global_steps, self.settings.keep_checkpoints, spare)

@@ -24,10 +24,10 @@ from recipes.common.method import Method
 from recipes.common.metric_names import PROBE_COUNTERFACTUAL, TEACHER_TOKENS
 from recipes.common.step.signals import Rewards
 from recipes.common.teacher import probe
-from recipes.common.teacher.contexts import PrivilegedPrompts
+from recipes.common.teacher.contexts import PrivilegedPrompts, Response, has_context, shown_texts
 from recipes.common.teacher.decisions import Observation
 from recipes.common.teacher.exposure import ExposureLoop
-from recipes.common.teacher.sequences import TeacherBatch, TeacherLogProbs, teacher_batch, teacher_log_probs
+from recipes.common.teacher.sequences import TeacherBatch, TeacherLogProbs, plain, teacher_batch, teacher_log_probs
 from workers.training.packing import TEACHER_IDS, TEACHER_POSITIONS
 
 if TYPE_CHECKING:
@@ -113,6 +113,32 @@ class TeacherStage:
             entropy="teacher_entropy" in method.signals,
         )
         return Scored(scored, has_teacher, {**teacher.metrics, TEACHER_TOKENS: scored.tokens})
+
+    def validation_prompts(self, rows: Sequence[dict[str, Any]], *, step: int) -> list[list[int] | None]:
+        """Token ids of the teacher's prompt for each validation problem; None where there is nothing to show it.
+
+        The exposure is the one in force; where it follows the difficulty of a batch's problems, that of the middle.
+
+        Args:
+            rows: of the data set, by column.
+            step: the training step, for contexts that are drawn.
+        """
+        exposure = 1.0 if self.exposure is None else self.exposure.current()
+        responses = [Response({name: plain(value) for name, value in row.items()}, group=None) for row in rows]
+        contexts = self.method.contexts
+        texts: list[tuple[str, str] | None] = [None] * len(rows)
+        for kind in (contexts.kinds[0], *([contexts.fallback] if contexts.fallback else [])):
+            missing = [i for i, text in enumerate(texts) if text is None]
+            usable = [i for i in missing if has_context(kind, responses[i].row)]
+            of_kind = shown_texts(kind, [responses[i] for i in usable], contexts, step=step)
+            for i, found in zip(usable, of_kind, strict=True):
+                texts[i] = (kind, found[0]) if found else None
+        shown = [
+            None if text is None else self.prompts.showing(text[0], response.row, text[1], exposure).token_ids
+            for text, response in zip(texts, responses, strict=True)
+        ]
+        self.prompts.clear()
+        return shown
 
     def _batch(
         self, batch: KVBatchMeta, rewards: Rewards, step: int, exposures: Sequence[float] | None

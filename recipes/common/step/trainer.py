@@ -8,7 +8,8 @@ run before numbers go bad.  All methods run on this one class; what differs betw
 
 from __future__ import annotations
 
-from functools import cached_property
+import time
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,30 @@ import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
+from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 from verl.utils.tensordict_utils import assign_non_tensor_data
 from verl.workers.utils.padding import response_to_nested
 
 from advantage import TokenSignals, token_signals
-from advantage.token_weights import weigh_tokens
+from advantage.token_weights import forward_shares, weigh_tokens
 from recipes.common.method import read
 from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_PROB
 from recipes.common.record import samples
+from recipes.common.record.checkpoints import CREDIT_MEMORY
 from recipes.common.step.recorded import RecordedTrainer
 from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
 from recipes.common.step.teacher_stage import Scored, TeacherStage
+from recipes.common.step.teacher_validation import PrivilegedProblems, teacher_metrics
 from recipes.common.step.update import Update, observation, take_update
 from rewards.metrics import reward_metrics
 from workers.rollout.agent_loop import REFERENCE
-from workers.training.packing import WEIGHTS
+from workers.training.packing import FORWARD_SHARES, WEIGHTS
 from workers.training.worker import SelfDistillWorker
 
 TRAINER_MODE = "self_distill"
@@ -56,9 +61,13 @@ class SelfDistillTrainer(RecordedTrainer):
             if self.method.uses_teacher:
                 # Of the whole configuration workers see this node only.
                 config.actor_rollout_ref.self_distill = config.self_distill
+            elif (linear := config.self_distill.linear_decay_steps) is not None:
+                config.actor_rollout_ref.self_distill = {"linear_decay_steps": linear}
         super().__init__(config)
         self.update: Update | None = None  # of the step
         self._scored: Scored | None = None  # by the teacher, of the step's batch
+        self._teacher_answers = False  # the validation that goes on is the teacher's
+        self._memory: dict[str, torch.Tensor] = {}  # what the credit of the next step must know of those before it
 
     # ------------------------------------------------------------------ set-up
 
@@ -84,10 +93,14 @@ class SelfDistillTrainer(RecordedTrainer):
         )
 
     def save_own(self, folder: Path) -> None:
+        if self.method.remembers:
+            save_file(self._memory, folder / CREDIT_MEMORY)
         if self.method.uses_teacher:
             self.teacher.save(folder)
 
     def load_own(self, folder: Path) -> None:
+        if self.method.remembers:  # that the file is there was checked before anything started
+            self._memory = load_file(folder / CREDIT_MEMORY)
         if self.method.uses_teacher:
             self.teacher.load(folder)
 
@@ -97,6 +110,32 @@ class SelfDistillTrainer(RecordedTrainer):
         if self.method.trains_references:  # validation still samples: it does not pass here
             assign_non_tensor_data(batch, "agent_name", REFERENCE)
         return super()._submit_batch_to_rollout(batch)
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        every = self.settings.teacher.test_freq
+        due = every > 0 and (self.global_steps % every == 0 or self.global_steps >= self.total_training_steps)
+        return {**metrics, **self._validate_teacher()} if due else metrics
+
+    def _validate_teacher(self) -> dict[str, float]:
+        """verl's validation pass once more, with the teacher's prompts."""
+        self.stage("teacher's validation")
+        usual, began = self.val_dataloader, time.perf_counter()
+        problems = PrivilegedProblems(usual, partial(self.teacher.validation_prompts, step=self.global_steps))
+        self.val_dataloader, self._teacher_answers = problems, True
+        try:
+            found = PPOTrainerSync._validate(self)
+        finally:
+            self.val_dataloader, self._teacher_answers = usual, False
+        return teacher_metrics(found, problems, time.perf_counter() - began)
+
+    def _maybe_log_val_generations(self, inputs: list[str], outputs: list[str], scores: list[float]) -> None:
+        if not self._teacher_answers:
+            super()._maybe_log_val_generations(inputs, outputs, scores)
+
+    def _dump_generations(self, *args: Any, **kwargs: Any) -> None:
+        if not self._teacher_answers:  # both would be one file, which is the student's
+            super()._dump_generations(*args, **kwargs)
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         if len(batch) == 0:
@@ -162,12 +201,16 @@ class SelfDistillTrainer(RecordedTrainer):
             token_counts=self._token_counts if "token_counts" in self.method.signals else None,
             step=self.global_steps,
             total_steps=self.total_training_steps,
+            memory=self._memory,
         ) as signals:
             # Where responses may lack a teacher they always carry weights, so that every step's batch looks alike.
             if self.method.token_weight or (self.method.loss.active and scores.has_teacher is not None):
                 fields["divergence_weight"] = self._weigh(batch, metrics, signals)
+            if self.method.mixing is not None:
+                fields["forward_share"] = self._mix(batch, metrics, signals)
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(signals.diagnostics)
+        self._memory |= signals.remembered
         if self._samples_due():
             known = {"entropy": scores.entropy, "teacher_entropy": scores.teacher_entropy, "delta": scores.gap}
             fields |= {name: values for name, values in known.items() if values is not None}
@@ -200,10 +243,27 @@ class SelfDistillTrainer(RecordedTrainer):
                 equal_reward_rows=self.rewards.equal_rows,
             )
             metrics.update(numbers)
-        nested = {WEIGHTS: response_to_nested(factors, self.scores.nested_mask)}
+        self._put(batch, WEIGHTS, factors)
+        return factors
+
+    def _mix(self, batch: KVBatchMeta, metrics: dict, signals: TokenSignals) -> torch.Tensor:
+        """The tokens' shares of the forward KL, (B, T), also into the batch."""
+        shares, numbers = forward_shares(
+            self.method.mixing,
+            self.method.mixing_params,
+            signals,
+            response_mask=self.scores.mask,
+            equal_reward_rows=self.rewards.equal_rows,
+        )
+        metrics.update(numbers)
+        self._put(batch, FORWARD_SHARES, shares)
+        return shares
+
+    def _put(self, batch: KVBatchMeta, name: str, values: torch.Tensor) -> None:
+        """A field of the tokens, (B, T), beside the batch's others."""
+        nested = {name: response_to_nested(values, self.scores.nested_mask)}
         fields = TensorDict(nested, batch_size=len(batch.keys))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        return factors
 
     @cached_property
     def _token_counts(self) -> torch.Tensor:
@@ -230,6 +290,11 @@ class SelfDistillTrainer(RecordedTrainer):
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         batch = super().step(metrics, timing_raw)
+        sampled = [not tag.get("is_padding", False) for tag in batch.tags]
+        length = self.scores.mask.sum(-1)[sampled].double().mean().item()
+        reward = self.rewards.scores[sampled].double().mean().item()
+        signs = {"entropy": metrics.get(ENTROPY), "length": length, "reward": reward}
+        metrics.update(self.watch_for_collapse(signs))
         # Where every update was skipped there is nothing to observe.
         if self.method.truncates and self.update is not None and self.update.made:
             with marked_timer("probe", timing_raw):

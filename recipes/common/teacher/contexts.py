@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CONTEXTS = tuple(TEMPLATES)
 FROM_GROUP = ("sibling", "wrong_sibling")  # need several rollouts of a problem
+OF_RESPONSES = (*FROM_GROUP, "feedback")  # belong to responses of the step, so that a problem alone has none
 TEACHES = ("all", "failed")
 ALWAYS_THERE = ("solution", "answer", "none")  # refused or raised where they are missing, so that no row is masked
 
@@ -255,6 +256,16 @@ def answer_of(row: dict[str, Any]) -> str:
     """The answer's text: the ``answer`` column, else the verifier's ground truth, else empty."""
     answer = row.get("answer") or (row.get("reward_model") or {}).get("ground_truth")
     return "" if answer is None else str(answer)
+
+
+def has_context(kind: str, row: dict[str, Any]) -> bool:
+    """Whether `shown_texts` may be asked for a row: of solutions and answers it raises where there is none."""
+    if kind not in ("solution", "answer"):
+        return True
+    try:
+        return bool(reference_of(row, kind))
+    except MissingReference:
+        return False
 
 
 def reference_of(row: dict[str, Any], context: str) -> str:

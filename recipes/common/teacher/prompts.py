@@ -10,13 +10,16 @@ to the style then cancels).
 
 Two rules keep the comparison fair.  Token in, token out: a response is never re-tokenised, the teacher reads the
 rendered prompt's ids followed by the response's ids.  Same start: both prompts end in the same state of the chat
-template (thinking closed or open), so the first response token means the same to both.
+template (thinking closed or open), so the first response token means the same to both; a template that opens thinking
+although it should be off has it closed (`workers.rollout.thinking`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from workers.rollout.thinking import with_thinking_closed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,10 +109,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], t
     ``template_kwargs`` are verl's ``data.apply_chat_template_kwargs``; the student's prompt is rendered with the same
     ones, which is what makes both prompts end in the same state.
     """
-    ids = tokenizer.apply_chat_template(
+    ids: Any = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
     )
-    return list(ids)
+    return with_thinking_closed(tokenizer, list(ids), template_kwargs)
 
 
 @dataclass(frozen=True)

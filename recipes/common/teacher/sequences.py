@@ -32,6 +32,7 @@ from recipes.common.teacher.contexts import (
     taught,
 )
 from recipes.common.teacher.prompts import PrivilegedPrompt
+from workers.rollout.thinking import thinking_is_open
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,7 +179,7 @@ def response_text(
     thinking = {"<think>", "</think>"}
     special = {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in thinking}
     ids = [i for i, valid in zip(response.tolist(), mask.tolist(), strict=True) if valid and i not in special]
-    opened = str(tokenizer.decode(prompt[-8:].tolist())).rstrip().endswith("<think>")
+    opened = thinking_is_open(tokenizer, prompt.tolist())
     return strip_thinking(str(tokenizer.decode(ids, skip_special_tokens=False)), opened=opened)
 
 

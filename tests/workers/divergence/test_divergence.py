@@ -13,6 +13,7 @@ from torch.autograd import gradcheck
 
 from workers.divergence import (
     KINDS,
+    MIXED,
     DivergenceSpec,
     full,
     hidden_divergence,
@@ -707,3 +708,72 @@ def test_top_k_survives_extreme_logits():
             value = function(z, teacher, k=3, kind=kind, clip=0.05)
             value.sum().backward()
             assert value.isfinite().all() and z.grad.isfinite().all()
+
+
+# --- both KLs, mixed token by token -----------------------------------------------------------------------------------
+
+
+def mixed(student, teacher, share, **options):
+    """The mixed divergence of every token, from logits."""
+    return logits_divergence(student, teacher, DivergenceSpec(MIXED, **options), forward_share=share)[0]
+
+
+@pytest.mark.parametrize(("clip", "mode"), CLIPS)
+@pytest.mark.parametrize("temperature", [1.0, 1.1])
+def test_a_mixture_matches_naive_fp64_value_and_gradient(clip, mode, temperature):
+    student, teacher = pair()
+    share = torch.rand(24, generator=torch.Generator().manual_seed(2))
+    weights = torch.rand(24, generator=torch.Generator().manual_seed(1))
+    student.requires_grad_()
+    value = mixed(student, teacher, share, clip=clip, clip_mode=mode, temperature=temperature)
+    (grad,) = torch.autograd.grad((value * weights).sum(), student)
+    exact = student.detach().double().requires_grad_()
+    p, q = (torch.softmax(z / temperature, -1) for z in (exact, teacher.double()))
+    entries = share.double()[:, None] * q * (q / p).log() + (1 - share.double()[:, None]) * p * (p / q).log()
+    if clip is not None:
+        entries = entries.clamp(max=clip, min=-clip if mode == "symmetric" else None)
+    expected = entries.sum(-1)
+    (expected_grad,) = torch.autograd.grad((expected * weights.double()).sum(), exact)
+    assert relative(value.detach(), expected.detach()) < 1e-5 and relative(grad, expected_grad) < 1e-5
+
+
+@pytest.mark.parametrize(("clip", "mode"), CLIPS)
+@pytest.mark.parametrize(("share", "kind"), [(1.0, "forward_kl"), (0.0, "reverse_kl")])
+def test_at_its_ends_a_mixture_is_one_of_the_two(share, kind, clip, mode):
+    student, teacher = pair()
+    student.requires_grad_()
+    value = mixed(student, teacher, torch.full((24,), share), clip=clip, clip_mode=mode)
+    wanted = token_divergence(student, teacher, kind=kind, clip=clip, clip_mode=mode)
+    torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-7)
+    grads = [torch.autograd.grad(v.sum(), student)[0] for v in (value, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
+
+
+def test_every_token_has_its_own_share_whatever_the_chunks():
+    student, teacher = pair(rows=9)
+    share = torch.linspace(0, 1, 9)
+    whole = mixed(student, teacher, share)
+    for chunk in (1, 2, 4):
+        spec = DivergenceSpec(MIXED)
+        again = logits_divergence(student, teacher, spec, forward_share=share, chunk_size=chunk)[0]
+        assert torch.equal(again, whole)
+    alone = [mixed(student[i : i + 1], teacher[i : i + 1], share[i : i + 1]) for i in range(9)]
+    assert torch.equal(torch.cat(alone), whole)
+    head = torch.randn(31, 8, generator=torch.Generator().manual_seed(3))
+    hidden = [torch.randn(9, 8, generator=torch.Generator().manual_seed(i)) for i in (4, 5)]
+    spec, weights = DivergenceSpec(MIXED), torch.rand(9, generator=torch.Generator().manual_seed(6))
+    of_hidden = hidden_divergence(hidden[0], head, hidden[1], weights=weights, spec=spec, forward_share=share)
+    of_logits = mixed(hidden[0] @ head.t(), hidden[1] @ head.t(), share)
+    torch.testing.assert_close(of_hidden[0], (of_logits * weights).sum())
+
+
+def test_shares_belong_to_a_mixture_and_are_one_a_token():
+    student, teacher = pair(rows=3)
+    for kind, share, said in (
+        (MIXED, None, "belongs to kind='mixed_kl'"),
+        ("forward_kl", torch.ones(3), "belongs to kind='mixed_kl'"),
+        (MIXED, torch.ones(2), r"shape \(2,\)"),
+        (MIXED, torch.ones(3, requires_grad=True), "constants"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            logits_divergence(student, teacher, DivergenceSpec(kind), forward_share=share)

@@ -24,7 +24,15 @@ from rewards.manager import LengthRewardManager
 from tests.builders.configs import composed
 from workers.rollout import bursts
 from workers.rollout.agent_loop import NAME, SeededSingleTurnAgentLoop
-from workers.rollout.bursts import BurstAgentLoopWorker, Rollout, reward_data, rows_of, stored_fields
+from workers.rollout.bursts import (
+    PROMPT_IDS,
+    BurstAgentLoopWorker,
+    Rollout,
+    _object_array,
+    reward_data,
+    rows_of,
+    stored_fields,
+)
 
 
 class Server:
@@ -109,6 +117,26 @@ def test_a_prompt_that_is_too_long_is_cut_from_the_left_as_verl_cuts_it(config):
     long = loop.prompt_ids([{"role": "user", "content": "1+2*" * 100}])
     assert len(long) == config.data.max_prompt_length
     assert long == loop.continuous_token_builder.build_initial_tokens([{"role": "user", "content": "1+2*" * 100}])[-64:]
+
+
+def test_a_row_may_bring_its_prompt_as_tokens_of_any_length(config):
+    worker = object.__new__(BurstAgentLoopWorker)
+    worker.agent_loop, worker.rollout_config = agent_loop(config), config.actor_rollout_ref.rollout
+    batch = tu.get_tensordict(
+        {
+            "raw_prompt": _object_array([dataset_row(i)["raw_prompt"] for i in range(2)]),
+            "uid": _object_array(["uid-0", "uid-1"]),
+            PROMPT_IDS: [[7] * 200, [8]],
+        }
+    )
+    tu.assign_non_tensor_data(batch, "global_steps", 7)
+    first, second = rows_of(batch)
+    for row, ids in ((first, [7] * 200), (second, [8])):
+        made = worker._rollouts(dict(row), validate=True)
+        assert len(made) == config.actor_rollout_ref.rollout.val_kwargs.n
+        assert all(each.prompt_ids == ids and each.sampling_params["max_tokens"] == 96 for each in made)
+        assert PROMPT_IDS not in made[0].row
+    assert "max_tokens" not in worker._rollouts(dataset_row(0), validate=True)[0].sampling_params
 
 
 def rollouts(config, count: int = 5) -> list[Rollout]:

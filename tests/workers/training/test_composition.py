@@ -23,7 +23,7 @@ from verl.trainer.ppo import core_algos
 import advantage
 import advantage.register  # enters the estimators into verl's registry
 from advantage.estimators import equal_reward_rows
-from advantage.token_weights import TOKEN_WEIGHTS, weigh_tokens
+from advantage.token_weights import TOKEN_WEIGHTS, forward_shares, weigh_tokens
 from config import STARTER
 from recipes.common.checks import check
 from recipes.common.checks.errors import SettingsError
@@ -34,7 +34,7 @@ from recipes.common.teacher.exposure import ExposureLoop, controller_config, exp
 from recipes.common.teacher.prompts import render, student_messages
 from tests.builders.configs import composed
 from workers.training.loss import COUNT, DIVERGENCE, SelfDistillLoss
-from workers.training.packing import WEIGHTS
+from workers.training.packing import FORWARD_SHARES, WEIGHTS
 from workers.training.params import LossParams, loss_params
 
 EXPOSURES = {
@@ -50,6 +50,7 @@ DIVERGENCES = {
     "symmetric": {"kind": "forward_kl", "clip": 0.01, "clip_mode": "symmetric"},
     "reverse": {"kind": "reverse_kl"},
     "jsd": {"kind": "jsd", "jsd_beta": 0.3},
+    "mixed": {"kind": "mixed_kl", "mixing": "position"},
     "teacher top-k": {"kind": "forward_kl", "top_k": 3},
     "student top-k": {"kind": "jsd", "top_k": 3, "top_k_by": "student"},
 }
@@ -196,9 +197,28 @@ class Bench:
         loss_function = SelfDistillLoss(params, policy_loss=policy_loss)
         if not params.active:
             return policy_loss(None, None)[0], 0.0
-        value, stats = loss_function.score(torch.cat(student), torch.cat(teacher), rows, rollout_temperature=1.0)
+        data = {"response_mask": mask, "dp_size": 1}
+        if params.mixing != "constant":
+            share = TOKEN_WEIGHTS[params.mixing]
+            shares, _ = forward_shares(
+                share,
+                share.params(),
+                advantage.Signals(),
+                response_mask=padded,
+                equal_reward_rows=equal_reward_rows(REWARDS, GROUPS),
+            )
+            data[FORWARD_SHARES] = torch.nested.as_nested_tensor(
+                [s[m] for s, m in zip(shares, padded, strict=True)], layout=torch.jagged
+            )
+        value, stats = loss_function.score(
+            torch.cat(student),
+            torch.cat(teacher),
+            rows,
+            rollout_temperature=1.0,
+            forward_share=loss_function.forward_share(data),
+        )
         count = padded.sum() if params.reduction == "token_mean" else len(padded)
-        data = {"response_mask": mask, COUNT: int(count), "dp_size": 1}
+        data[COUNT] = int(count)
         if weights is not None:
             data[WEIGHTS] = torch.nested.as_nested_tensor(
                 [w[m] for w, m in zip(weights, padded, strict=True)], layout=torch.jagged

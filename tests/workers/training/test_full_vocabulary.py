@@ -121,6 +121,7 @@ def test_the_cases_exercise_what_they_name(material, engine_results):
         ("opsd", {"loss": {**OPSD, "clip": None}}),
         ("jsd, checkpointing, rollout temperature", {"rollout_temperature": 1.0}),
         ("pw-opsd, micro 3", {"weighted": False}),
+        ("mixed, weighed too, two workers", {"mixed": False}),
         ("pw-opsd, two workers", {"loss": {**PW_OPSD, "reduction": "token_mean"}}),
     ):
         case = CASES[name][1]
