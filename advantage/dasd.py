@@ -351,10 +351,12 @@ class DasdParams(AdditiveParams):
 
     @property
     def remembers(self) -> bool:
+        """Whether beta follows a ratio, or the router learns."""
         return super().remembers or self.router == "learned"
 
     @property
     def idle(self) -> frozenset[str]:
+        """Those of every correction, and the floor that is not in force."""
         return super().idle | {"gap_eps_share" if self.gap_eps_share is None else "gap_eps"}
 
 
@@ -377,6 +379,7 @@ def gap_floor(gap: torch.Tensor, taught: torch.Tensor, params: DasdParams) -> fl
     Args:
         gap: (B, T) nats, of the global batch.
         taught: (B, T) bool, valid tokens of responses that have a teacher.
+        params: of DASD, with the floor or the share.
     """
     return params.gap_eps if params.gap_eps_share is None else params.gap_eps_share * batch_abs_mean(gap, taught)
 
@@ -430,7 +433,13 @@ def _taught_gap(signals: Signals) -> torch.Tensor:
 
 
 def routed_by_entropy(signals: Signals, response_mask: torch.Tensor, params: DasdParams) -> Routed:
-    """What a learned router starts from: the entropy router's argument, and gate and gap without any direction."""
+    """What a learned router starts from: the entropy router's argument, and gate and gap without any direction.
+
+    Args:
+        signals: the gap and the student's entropy, (B, T) in nats.
+        response_mask: (B, T) bool.
+        params: of DASD.
+    """
     gap, entropy = _taught_gap(signals), signals.signal("entropy")
     check_shape("entropy", entropy, response_mask)
     check_finite("entropy", entropy, response_mask)

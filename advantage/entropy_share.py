@@ -38,6 +38,7 @@ class EntropyShareParams(EstimatorParams):
     of: str = "uncertain"
 
     def validate(self) -> None:
+        """Refuse a quantile, a floor or a side that is out of its range."""
         require(0.0 <= self.quantile <= 1.0, "quantile", self.quantile, "in [0, 1]")
         require(0.0 < self.entropy_eps < math.inf, "entropy_eps", self.entropy_eps, "positive and finite")
         require(self.of in ("uncertain", "certain"), "of", self.of, "uncertain or certain")
@@ -47,7 +48,14 @@ class EntropyShareParams(EstimatorParams):
 def entropy_share(
     signals: Signals, response_mask: torch.Tensor, equal_reward_rows: torch.Tensor, params: EntropyShareParams
 ) -> torch.Tensor:
-    """a_t, (B, T) fp32; the rewards have no part in it."""
+    """a_t, (B, T) fp32; the rewards have no part in it.
+
+    Args:
+        signals: the student's entropy, (B, T) in nats.
+        response_mask: (B, T) bool.
+        equal_reward_rows: (B,) bool, not used.
+        params: the quantile, the floor in nats, and which side is high.
+    """
     entropy = signals.signal("entropy")
     check_shape("entropy", entropy, response_mask)
     check_finite("entropy", entropy, response_mask)

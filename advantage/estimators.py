@@ -142,10 +142,12 @@ class AdditiveParams(EstimatorParams):
 
     @property
     def remembers(self) -> bool:
+        """Whether beta follows a ratio."""
         return self.target_ratio is not None
 
     @property
     def idle(self) -> frozenset[str]:
+        """The fixed beta or the parameters of the ratio, whichever is not in force."""
         return frozenset({"target_ratio", "ratio_decay"} if self.target_ratio is None else {"beta"})
 
 

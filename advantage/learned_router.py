@@ -71,7 +71,12 @@ def head_in(memory: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
 
 
 def router_shift(head: Mapping[str, Tensor], routed: Routed) -> Tensor:
-    """g(f_t), (B, T) fp32, zero outside the mask."""
+    """g(f_t), (B, T) fp32, zero outside the mask.
+
+    Args:
+        head: the weights of g, by the names of `initial_head`.
+        routed: what the head sees of the batch.
+    """
     shift = torch.zeros_like(routed.argument)
     shift[routed.mask] = _outputs(head, routed.features()).to(shift)
     return shift
@@ -86,6 +91,8 @@ def agreement(head: Mapping[str, Tensor], routed: Routed, advantage: Tensor) -> 
     """J of a head on a batch, a scalar in [-1, 1]; 0 where nothing is pulled or every A_G is zero.
 
     Args:
+        head: the weights of g, by the names of `initial_head`.
+        routed: what the head sees of the batch.
         advantage: (B, T) A_G.
     """
     mask = routed.mask
@@ -103,7 +110,9 @@ def trained_head(
     """The head after one step of Adam on a batch, with Adam's moments beside it, and J before that step.
 
     Args:
-        head: as this returned it, or `initial_head`.  advantage: (B, T) A_G.
+        head: as this returned it, or `initial_head`.
+        routed: what the head sees of the batch.
+        advantage: (B, T) A_G.
         learning_rate, decay: of Adam, and of the last layer's weights.
     """
     names = (*_HIDDEN, *_OUTPUT)

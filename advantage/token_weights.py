@@ -65,6 +65,7 @@ def token_weight(
         params: its parameters' dataclass.
         node: the key under `algorithm` that its parameters stand at; None for `name`.
         needs: the signals it requires, or a function of the parameters that returns them.
+        share: whether its values lie in [0, 1], so that it can also mix two divergences.
 
     Returns:
         A decorator that returns the function as it is.
@@ -115,7 +116,15 @@ def forward_shares(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Shares of the forward KL (B, T) fp32 in [0, 1] where two KLs are mixed token by token, and their mean.
 
-    Args and raises: as `weigh_tokens`; `weight.share` is true.
+    Args:
+        weight: the entry of `TOKEN_WEIGHTS`; its `share` is true.
+        params: its parameters.
+        signals: those that `weight.needs(params)` names, (B, T) each.
+        response_mask: (B, T) bool.
+        equal_reward_rows: (B,) bool, rows of groups whose rewards are all equal.
+
+    Raises:
+        MissingSignalError: if signals are missing; lists them.
     """
     _check_signals(weight, params, signals)
     shares = weight.weigh(signals, response_mask, equal_reward_rows, params)

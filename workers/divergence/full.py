@@ -535,7 +535,7 @@ def hidden_divergence(
     covered: use `logits_divergence`.
 
     Args:
-            student_hidden: (N, h) final hidden states of the scored tokens.
+        student_hidden: (N, h) final hidden states of the scored tokens.
         student_head: (V, h), of the same dtype.
         teacher_hidden: (N, h'), taken as constants.
         teacher_head: (V, h'), taken as a constant; None for the student's head.
@@ -544,7 +544,7 @@ def hidden_divergence(
         token_ids: (N,) sampled tokens, for the log-probability statistics.
         stats: names from `STATS`.
         forward_share: (N,) in [0, 1], each token's share of the forward KL; for kind="mixed_kl" and no other.
-    chunk_size: tokens per chunk; None chooses by device and vocabulary.
+        chunk_size: tokens per chunk; None chooses by device and vocabulary.
 
     Returns:
         The scalar loss, to be backpropagated once, and {"divergence": (N,), **stats: (N,)}, detached.

@@ -26,9 +26,11 @@ class ClosedThinkingAgentLoop(SingleTurnAgentLoop):
     """verl's single turn, whose prompts end outside of a thinking block where thinking is off."""
 
     def close_thinking(self, prompt_ids: Sequence[int]) -> list[int]:
+        """A prompt's ids, with the thinking closed where it should be off."""
         return with_thinking_closed(self.tokenizer, prompt_ids, self.apply_chat_template_kwargs)
 
     async def ct_build_initial_tokens(self, *args: Any, **kwargs: Any) -> list[int]:
+        """verl's, with the thinking closed where it should be off."""
         return self.close_thinking(await super().ct_build_initial_tokens(*args, **kwargs))
 
 

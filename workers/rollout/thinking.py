@@ -17,7 +17,12 @@ OPEN, CLOSING = "<think>", "</think>\n\n"
 
 
 def thinking_is_open(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) -> bool:
-    """Whether a prompt's text ends in `<think>`, white space aside."""
+    """Whether a prompt's text ends in `<think>`, white space aside.
+
+    Args:
+        tokenizer: the prompt's.
+        prompt_ids: token ids.
+    """
     return str(tokenizer.decode(list(prompt_ids[-8:]))).rstrip().endswith(OPEN)
 
 
@@ -27,6 +32,8 @@ def with_thinking_closed(
     """A rendered prompt's ids, with the thinking closed where it should be off and the template left it open.
 
     Args:
+        tokenizer: the prompt's.
+        prompt_ids: token ids of the prompt.
         template_kwargs: those of the chat template; only `enable_thinking=False` closes anything.
     """
     ids = list(prompt_ids)

@@ -163,7 +163,9 @@ class SelfDistillLoss:
     def weights(self, data: Any, *, plain: bool = False) -> Tensor:
         """Factor of each valid token's divergence in the micro-batch's share of the mean, (N,) fp32, in row order.
 
-        plain: without the batch's token weights.
+        Args:
+            data: the micro-batch.
+            plain: whether the batch's token weights are left out.
         """
         padded = data["response_mask"].to_padded_tensor(0)
         return reduction_weights(

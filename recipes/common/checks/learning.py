@@ -40,7 +40,15 @@ def parameters(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def collapse(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """The bands that a run is watched by."""
+    """Check the bands that a run is watched by.
+
+    Args:
+        cfg: the resolved configuration.
+        method: read from it.
+
+    Yields:
+        A sentence for each mistake.
+    """
     try:
         collapse_params(cfg.self_distill)
     except ValueError as error:
@@ -104,7 +112,15 @@ def teacher(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def teacher_validation(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """The teacher's own validation: a teacher, a validation that it is a part of, and prompts that a problem has."""
+    """Check that the teacher's own validation has a teacher, a validation that it is a part of, and something to show.
+
+    Args:
+        cfg: the resolved configuration.
+        method: read from it.
+
+    Yields:
+        A sentence for each mistake.
+    """
     every, usual = cfg.self_distill.teacher.test_freq, cfg.trainer.test_freq
     if every <= 0:
         return
@@ -275,7 +291,15 @@ def exposure(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def schedule(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """A learning rate that falls linearly: by our engine, and not to 0 before the end."""
+    """Check that a learning rate that falls linearly has our engine, and is not 0 before the end.
+
+    Args:
+        cfg: the resolved configuration.
+        method: read from it.
+
+    Yields:
+        A sentence for each mistake.
+    """
     linear, steps, strategy = (
         cfg.self_distill.linear_decay_steps,
         cfg.trainer.total_training_steps,
@@ -317,7 +341,15 @@ SAME_MEAN = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean"}
 
 
 def two_denominators(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """A warning: a divergence that is averaged otherwise than the PPO clip beside it."""
+    """Warn of a divergence that is averaged otherwise than the PPO clip beside it.
+
+    Args:
+        cfg: the resolved configuration.
+        method: read from it.
+
+    Yields:
+        The warning, where there is cause.
+    """
     mode, reduction = cfg.actor_rollout_ref.actor.loss_agg_mode, method.loss.reduction
     if method.loss.active and method.loss.ppo and SAME_MEAN.get(mode) != reduction:
         fix = next((name for name, own in SAME_MEAN.items() if own == reduction), mode)
@@ -328,7 +360,15 @@ def two_denominators(cfg: DictConfig, method: Method) -> Iterator[str]:
 
 
 def cut_siblings(cfg: DictConfig, method: Method) -> Iterator[str]:
-    """A warning: other responses as what the teacher is shown, and no room for a long one."""
+    """Warn if the teacher is shown other responses and has no room for a long one.
+
+    Args:
+        cfg: the resolved configuration.
+        method: read from it.
+
+    Yields:
+        The warning, where there is cause.
+    """
     needed = cfg.data.max_prompt_length + cfg.data.max_response_length
     shown = [kind for kind in method.contexts.named if kind in FROM_GROUP]
     if method.uses_teacher and shown and method.max_prompt_length < needed:

@@ -274,7 +274,7 @@ def last_until(checkpoints: Path, step: int) -> int | None:
 
 
 def prune(checkpoints: Path, step: int, keep: int, spare: int | None = None) -> None:
-    """Delete the oldest checkpoints up to a step, and keep the last few, and the one of the step `spare`.
+    """Delete the oldest checkpoints up to a step, and keep the last few.
 
     Folders of later steps are what an interrupted save left: not counted, or a complete one would lose its place.
 
@@ -282,6 +282,7 @@ def prune(checkpoints: Path, step: int, keep: int, spare: int | None = None) -> 
         checkpoints: the folder with a folder for each step.
         step: the one that was just saved whole.
         keep: number to keep, that step's included; 1 or more.
+        spare: a step whose checkpoint is kept beside these; None for no such.
     """
     for old in [s for s in steps_of(checkpoints) if s <= step][:-keep]:
         if old == spare:

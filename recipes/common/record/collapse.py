@@ -59,7 +59,11 @@ class CollapseParams:
 
 
 def collapse_params(self_distill: Any) -> CollapseParams:
-    """`self_distill.collapse` of a configuration, checked.  Raises ValueError."""
+    """`self_distill.collapse` of a configuration, checked.
+
+    Raises:
+        ValueError: if a setting is not usable.
+    """
     return load_params(CollapseParams, self_distill.get("collapse"), where="self_distill.collapse")
 
 
@@ -82,20 +86,27 @@ class Baseline:
 
     @property
     def mean(self) -> float:
+        """Of its values inside the band, later ones weighing more; 0 before the first."""
         return self.total / self.weight if self.weight else 0.0
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run's watch remembers; a checkpoint keeps it as `to_json` writes it."""
+    """What a run's watch remembers; a checkpoint keeps it as `to_json` writes it.
+
+    Attributes:
+        signs: what is remembered of each of `SIGNS`.
+    """
 
     signs: Mapping[str, Baseline] = field(default_factory=lambda: {name: Baseline() for name in SIGNS})
 
     def to_json(self) -> dict[str, Any]:
+        """As plain numbers by name."""
         return {name: vars(baseline) for name, baseline in self.signs.items()}
 
     @staticmethod
     def from_json(node: Mapping[str, Any]) -> Watch:
+        """What `to_json` wrote; a sign that it does not have begins anew."""
         return Watch({name: Baseline(**node.get(name, {})) for name in SIGNS})
 
     @property
@@ -119,7 +130,9 @@ def watch(before: Watch, values: Mapping[str, float | None], params: CollapsePar
     """What is remembered after one more step.
 
     Args:
+        before: what was remembered until then.
         values: of the step, by the names of `SIGNS`; a sign without a value stays as it is.
+        params: the bands.
     """
     signs = dict(before.signs)
     for name, value in values.items():

@@ -344,7 +344,12 @@ def _collapsed(record: dict[str, Any]) -> list[str]:
 
 
 def collapse_warning(record: dict[str, Any], sign: str) -> str:
-    """A sentence about one of `SIGNS` that has left its band: since when, from where, and what was saved before."""
+    """A sentence about a sign that has left its band: since when, from where, and what was saved before.
+
+    Args:
+        record: the step's metrics.
+        sign: one of `SIGNS`.
+    """
     steps, level = record[names.COLLAPSED.format(sign)], record[names.COLLAPSE_LEVEL.format(sign)]
     value, checkpoint = record.get(SIGNS[sign]), record[names.LAST_GOOD_CHECKPOINT]
     saved = f"the last checkpoint from before is of step {checkpoint}" if checkpoint >= 0 else "no checkpoint is older"

@@ -58,6 +58,7 @@ class RecordedTrainer(PPOTrainerSync):
 
     @property
     def logger(self) -> Any:
+        """Where verl writes the step's metrics; setting it adds the run's own file."""
         return self._tracking
 
     @logger.setter
@@ -73,6 +74,7 @@ class RecordedTrainer(PPOTrainerSync):
     # ------------------------------------------------------------------ around steps
 
     def on_sample_begin(self) -> None:
+        """Say that responses are being sampled, and wait for them."""
         super().on_sample_begin()
         self.stage("rollout")
         # verl looks for finished prompts every `poll_seconds`; a manager that can say when they all are saves half
@@ -81,6 +83,7 @@ class RecordedTrainer(PPOTrainerSync):
             self.agent_loop_manager.wait()
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """Make verl's step, and remember what it was made of for the record."""
         batch = super().step(metrics, timing_raw)
         self._done = batch, metrics
         return batch
@@ -112,6 +115,7 @@ class RecordedTrainer(PPOTrainerSync):
         return checkpoints.last_until(folder, self.global_steps - self.watch.steps_outside)
 
     def on_step_end(self) -> None:
+        """Save and end where the run is asked to, and then bring the weights to the rollout."""
         asked = self._ends or (self.run_dir / files.STOP).exists()
         if asked and self.global_steps < self.total_training_steps:
             if files.checkpointed_step(self.run_dir) != self.global_steps:

@@ -87,6 +87,7 @@ class TeacherStage:
         """Show the teacher its prompts for a batch, and score the student's tokens where that is needed.
 
         Args:
+            batch: the global batch.
             rewards: of the batch; they decide which responses are shown as siblings, and exposures by difficulty.
             step: the training step, for contexts that are drawn.
             wanted: score even where the credit does not need it, for the samples that people look at.
@@ -170,6 +171,9 @@ class TeacherStage:
 
         Returns:
             The metric of the probe's loss; {} where no weights moved.
+
+        Raises:
+            RuntimeError: if the run has no exposure to change.
         """
         if self.exposure is None:
             raise RuntimeError("an update is tried at another exposure, but all of the reference is shown")
@@ -222,6 +226,7 @@ class TeacherStage:
 
         Args:
             observed: what the update showed; the probe's numbers are added here.
+            step: the training step.
 
         Returns:
             The metrics of probe and exposure; {} where all of the reference is shown.

@@ -50,6 +50,7 @@ def teacher_metrics(found: Mapping[str, float], problems: PrivilegedProblems, se
 
     Args:
         found: of `recipes.common.step.validation.validation_metrics`.
+        problems: those that were validated on, iterated over to their end.
         seconds: what it took.
 
     Returns:

@@ -93,12 +93,14 @@ class SelfDistillTrainer(RecordedTrainer):
         )
 
     def save_own(self, folder: Path) -> None:
+        """Write what the teacher's stage remembers into a checkpoint's folder."""
         if self.method.remembers:
             save_file(self._memory, folder / CREDIT_MEMORY)
         if self.method.uses_teacher:
             self.teacher.save(folder)
 
     def load_own(self, folder: Path) -> None:
+        """Continue from what `save_own` wrote."""
         if self.method.remembers:  # that the file is there was checked before anything started
             self._memory = load_file(folder / CREDIT_MEMORY)
         if self.method.uses_teacher:
@@ -289,6 +291,7 @@ class SelfDistillTrainer(RecordedTrainer):
         return batch
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """Make a step, watch for collapse, and let the exposure's controller take in what the update showed."""
         batch = super().step(metrics, timing_raw)
         sampled = [not tag.get("is_padding", False) for tag in batch.tags]
         length = self.scores.mask.sum(-1)[sampled].double().mean().item()

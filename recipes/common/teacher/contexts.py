@@ -121,7 +121,12 @@ class Response:
 
 
 def taught(responses: Sequence[Response], params: ContextParams) -> list[bool]:
-    """Whether each response is to have a teacher; whether there is anything to show it is another question."""
+    """Whether each response is to have a teacher; whether there is anything to show it is another question.
+
+    Args:
+        responses: of the global batch.
+        params: whose `teaches` says which.
+    """
     return [params.teaches == "all" or not response.correct for response in responses]
 
 
@@ -131,10 +136,11 @@ def shown_texts(kind: str, responses: Sequence[Response], params: ContextParams,
     Args:
         kind: one of `CONTEXTS`.
         responses: the global batch, without verl's filler rows.
+        params: how many wrong siblings are shown, and the seed of what is drawn.
         step: with `params.seed` it decides which other problem is drawn.
 
     Raises:
-        MissingReference: with "solution" or "answer", a row has none.
+        MissingReference: if the kind is "solution" or "answer", and a row has none.
     """
     if kind in FROM_GROUP:
         return _siblings(responses, 1 if kind == "sibling" else params.wrong_siblings, correct=kind == "sibling")
@@ -189,7 +195,8 @@ def strip_thinking(text: str, *, opened: bool = False) -> str:
     """What a response says after its thinking; "" where that never ended, for then there is nothing but thinking.
 
     Args:
-        opened: the prompt ended inside of it.
+        text: the response.
+        opened: whether the prompt ended inside of the thinking.
     """
     _, closed, answer = text.rpartition("</think>")
     if not closed and (opened or "<think>" in text):
@@ -219,7 +226,10 @@ class PrivilegedPrompts:
         """The prompt for a row's problem that shows a text under the template of a kind of context.
 
         Args:
-            exposure: as above; of solutions only, other texts are shown whole.
+            kind: one of `CONTEXTS`.
+            row: of the data set, for the problem and its answer.
+            text: what is shown.
+            exposure: share of a solution's reasoning that is shown; other texts are shown whole.
         """
         problem = problem_of(row)
         key = (kind, problem, text, exposure)
@@ -242,6 +252,7 @@ class PrivilegedPrompts:
         return self._cache[key]
 
     def clear(self) -> None:
+        """Forget the prompts of this step."""
         self._cache.clear()
 
 
@@ -259,7 +270,12 @@ def answer_of(row: dict[str, Any]) -> str:
 
 
 def has_context(kind: str, row: dict[str, Any]) -> bool:
-    """Whether `shown_texts` may be asked for a row: of solutions and answers it raises where there is none."""
+    """Whether `shown_texts` may be asked for a row: of solutions and answers it raises where there is none.
+
+    Args:
+        kind: one of `CONTEXTS`.
+        row: of the data set.
+    """
     if kind not in ("solution", "answer"):
         return True
     try:
@@ -271,8 +287,12 @@ def has_context(kind: str, row: dict[str, Any]) -> bool:
 def reference_of(row: dict[str, Any], context: str) -> str:
     """The text that the teacher is shown: the ``solution`` column, or the ``answer`` in a box.
 
+    Args:
+        row: of the data set.
+        context: "solution" or "answer".
+
     Raises:
-        MissingReference: the column is absent or empty.
+        MissingReference: if the column is absent or empty.
     """
     if context == "solution":
         text = str(row.get("solution") or "").strip()

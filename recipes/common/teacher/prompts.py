@@ -98,7 +98,13 @@ def student_messages(problem: str) -> list[dict[str, str]]:
 
 
 def teacher_messages(problem: str, reference: str, template: Template = REFERENCE) -> list[dict[str, str]]:
-    """The privileged teacher's chat: one user turn with the problem, what it is shown and the same instruction."""
+    """The privileged teacher's chat: one user turn with the problem, what it is shown and the same instruction.
+
+    Args:
+        problem: its text.
+        reference: what the teacher is shown.
+        template: the words around it.
+    """
     content = f"Problem: {problem}\n\n{template.block(reference)}\n\n{BOXED_INSTRUCTION}"
     return [{"role": "user", "content": content}]
 
@@ -106,8 +112,12 @@ def teacher_messages(problem: str, reference: str, template: Template = REFERENC
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], template_kwargs: dict) -> list[int]:
     """Token ids of a chat up to the point where the assistant speaks.
 
-    ``template_kwargs`` are verl's ``data.apply_chat_template_kwargs``; the student's prompt is rendered with the same
-    ones, which is what makes both prompts end in the same state.
+    Args:
+        tokenizer: whose chat template is used.
+        messages: of the chat, with ``role`` and ``content``.
+        template_kwargs: verl's ``data.apply_chat_template_kwargs``; the student's prompt is rendered with the same
+            ones, which is what makes both prompts end in the same state.  With ``enable_thinking=False`` that state is
+            outside of a thinking block, whatever the template.
     """
     ids: Any = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
@@ -133,10 +143,18 @@ def privileged_prompt(
     template_kwargs: dict,
     template: Template = REFERENCE,
 ) -> PrivilegedPrompt:
-    """The teacher's prompt in at most ``max_length`` tokens; only the reference is ever cut, from its end.
+    """The teacher's prompt in a limited length; only the reference is ever cut, from its end.
+
+    Args:
+        tokenizer: whose chat template is used.
+        problem: its text.
+        reference: what the teacher is shown.
+        max_length: most tokens of the prompt.
+        template_kwargs: as in `render`.
+        template: the words around the reference.
 
     Raises:
-        ValueError: the prompt does not fit even with an empty reference; names both lengths and the setting.
+        ValueError: if the prompt does not fit even with an empty reference; names both lengths and the setting.
     """
     ids = render(tokenizer, teacher_messages(problem, reference, template), template_kwargs)
     if len(ids) <= max_length:

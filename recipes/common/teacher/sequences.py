@@ -43,7 +43,13 @@ PARTITION = "self_teacher"  # TransferQueue partition of the teacher's sequences
 def teacher_sequences(
     prompts: Sequence[Sequence[int]], responses: Sequence[torch.Tensor], response_masks: Sequence[torch.Tensor]
 ) -> TensorDict:
-    """Jagged ``input_ids``, ``position_ids`` and ``loss_mask`` (B, prompt_i + response_i) for verl's log-prob pass."""
+    """Jagged ``input_ids``, ``position_ids`` and ``loss_mask`` (B, prompt_i + response_i) for verl's log-prob pass.
+
+    Args:
+        prompts: (B) token ids of what the teacher is shown.
+        responses: (B) the student's token ids, (response_i,) each.
+        response_masks: (B) validity of these, (response_i,) each.
+    """
     ids, positions, masks = [], [], []
     for prompt, response, mask in zip(prompts, responses, response_masks, strict=True):
         sequence = torch.cat([torch.as_tensor(prompt, dtype=torch.int64), response.to(torch.int64)])
@@ -98,6 +104,9 @@ def teacher_batch(
     """Render the privileged prompts and put the student's response ids after them.
 
     Args:
+        batch: the global batch, with verl's filler rows.
+        prompts: renders what the teacher is shown.
+        contexts: which texts it is shown.
         groups, correct, feedback: (B) label of each response's problem, whether it was successful, and what the
             verifier said of it in words.
         step: the training step, for contexts that are drawn.
@@ -173,8 +182,9 @@ def response_text(
     """A response as another one's context: its text without thinking and special tokens.
 
     Args:
-        response, mask: (response_i,) ids and their validity.  prompt: (prompt_i,) the student's, which may end in an
-            open thinking block.
+        tokenizer: the student's.
+        response, mask: (response_i,) ids and their validity.
+        prompt: (prompt_i,) the student's ids, which may end in an open thinking block.
     """
     thinking = {"<think>", "</think>"}
     special = {i for i in tokenizer.all_special_ids if tokenizer.convert_ids_to_tokens(i) not in thinking}
@@ -213,8 +223,11 @@ def teacher_log_probs(
     """Score every prompt of every response in one batch, and mix those of a context: log (1/K) Σ_k p_T(o_t | k).
 
     Args:
-        weights, temperature: as in `sequence_scores`.  workers: data-parallel workers; the first sequence is
-            repeated to a multiple of them.
+        batch: the global batch.
+        teacher: its sequences.
+        worker_group: verl's, of the actor.
+        weights, temperature: as in `sequence_scores`.
+        workers: data-parallel workers; the first sequence is repeated to a multiple of them.
         entropy: keep the teacher's entropies too; its first context then has one prompt a response.
     """
     answers, masks = teacher.responses, teacher.response_mask.unbind()
@@ -283,6 +296,7 @@ def sequence_scores(
     """`log_probs` (B, response_i), jagged, of the responses in any sequences, by verl's pass on the actor's workers.
 
     Args:
+        worker_group: verl's, of the actor.
         keys, fields, tags: the sequences (`teacher_sequences`), under keys of their own or a batch's; one tag each,
             with ``seq_len``.  Their number must be a multiple of the data-parallel workers.
         response_mask: jagged (B, response_i).
