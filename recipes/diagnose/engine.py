@@ -92,7 +92,11 @@ class Problem:
 
     @property
     def grader(self) -> str:
-        """One of rewards.by_grader.GRADERS.  Raises ValueError where the row names another."""
+        """One of rewards.by_grader.GRADERS.
+
+        Raises:
+            ValueError: if the row names another.
+        """
         return grader_of(self.row.get("extra_info"))
 
 

@@ -87,11 +87,21 @@ def read_records(path: Path) -> Iterator[Record | None]:
 class ResultsFile:
     """Appends records to a file that one process at a time may have open.
 
-    ``corrupt`` is the number of lines that were set aside on opening, ``done`` the keys of the records that are there.
+    Attributes:
+        corrupt: number of lines that were set aside on opening.
+        done: keys of the records that are there.
     """
 
     def __init__(self, path: Path, key: Callable[[Record], Any]):
-        """Raises SettingsError where another process has the file open."""
+        """Open the file, and read what is there.
+
+        Args:
+            path: the file; it is made if need be.
+            key: what names a record.
+
+        Raises:
+            SettingsError: if another process has the file open.
+        """
         self.path, self._key = path, key
         self.done: set[Any] = set()
         self.corrupt = 0

@@ -230,7 +230,11 @@ class SelfDistillEngine(FSDPEngineWithLMHead):
         self._kept = TrainingState(self.module, self.optimizer, self.lr_scheduler, self.teacher)
 
     def put_back_state(self) -> None:
-        """Undo the updates since `keep_state`.  Raises RuntimeError where nothing is kept."""
+        """Undo the updates since `keep_state`.
+
+        Raises:
+            RuntimeError: if nothing is kept.
+        """
         if self._kept is None:
             raise RuntimeError("no state of the training is kept: call keep_state before the update to be undone")
         self._kept.put_back()

@@ -45,7 +45,11 @@ class CollapseParams:
     reward_low: float = 0.5
 
     def validate(self) -> None:
-        """Raise ValueError, with value and rule, on a setting that is not usable."""
+        """Refuse a setting that is not usable.
+
+        Raises:
+            ValueError: if there is one; the message has value and rule.
+        """
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more, or null for never")
         require(
             not self.stop or self.patience is not None, "stop", self.stop, "false where patience=null watches nothing"

@@ -253,7 +253,11 @@ class TeacherStage:
             self.exposure.save(checkpoint)
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint.  Raises RuntimeError where it holds no controller though one is needed."""
+        """Continue from a checkpoint.
+
+        Raises:
+            RuntimeError: if it holds no controller though one is needed.
+        """
         if self.exposure is not None:
             self.exposure.load(checkpoint)
 

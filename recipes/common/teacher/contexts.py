@@ -206,19 +206,29 @@ def strip_thinking(text: str, *, opened: bool = False) -> str:
 
 @dataclass
 class PrivilegedPrompts:
-    """Renders each privileged prompt once a step, however many rollouts share it, and counts what it cut."""
+    """Renders each privileged prompt once a step, however many rollouts share it.
+
+    Attributes:
+        tokenizer: of the teacher.
+        context: of the rows that it is called with: "solution" or "answer".
+        max_length: most tokens of a prompt.
+        template_kwargs: verl's ``data.apply_chat_template_kwargs``.
+        separator: of a truncated reasoning and its answer.
+    """
 
     tokenizer: PreTrainedTokenizerBase
-    context: str  # of the rows that it is called with: "solution" or "answer"
+    context: str
     max_length: int
     template_kwargs: dict[str, Any]
-    separator: str = ""  # of a truncated reasoning and its answer
+    separator: str = ""
     _cache: dict[tuple[str, str, str, float], PrivilegedPrompt] = field(default_factory=dict)
 
     def __call__(self, row: dict[str, Any], exposure: float = 1.0) -> PrivilegedPrompt:
-        """The prompt for a dataset row with ``problem`` and ``solution`` or ``answer`` (see `reference_of`).
+        """The prompt for a row of the data set.
 
-        exposure: share of the reasoning that is shown before the answer (`truncate_reference`); 1 shows all.
+        Args:
+            row: with ``problem``, and ``solution`` or ``answer`` (see `reference_of`).
+            exposure: share of the reasoning that is shown before the answer (`truncate_reference`); 1 shows all.
         """
         return self.showing(self.context, row, reference_of(row, self.context), exposure)
 

@@ -205,16 +205,20 @@ class Memory:
 
     Attributes:
         step: updates seen; −1 before the first call.
-        exposure: the one in force, and decided_at: the step since which it is.
-        loss, mismatch, probe_nll: moving averages; confidence: the last one seen.
+        exposure: the one in force.
+        decided_at: the step since which it is.
+        loss, mismatch, probe_nll: moving averages.
+        confidence: the last one seen.
         progress_loss: the last value of the signal whose decrease is progress.
         gain: of the last update, what its exposure did for the probe's loss that another would not have done.
         series_start: step of the observation of the first entry of losses and grounded, of which only what open windows
             need is kept.
-        open: decisions whose window is not complete; completed: those that wait for an update of the policy.
+        open: decisions whose window is not complete.
+        completed: those that wait for an update of the policy.
         decided: all completed decisions, oldest first.
-        updates: of the policy.  dropped_values: observations that were no numbers.  dropped_decisions: those whose
-            counterfactual could not be measured, so that nothing was learned from them.
+        updates: of the policy.
+        dropped_values: observations that were no numbers.
+        dropped_decisions: those whose counterfactual could not be measured, so that nothing was learned from them.
         policy, last_update: numbers to log.
     """
 

@@ -68,6 +68,10 @@ class ProblemAccuracy:
         os.replace(partial, directory / _FILE)
 
     def load(self, directory: Path) -> None:
-        """Continue from what `save` wrote.  Raises FileNotFoundError."""
+        """Continue from what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file in the folder.
+        """
         saved = json.loads((directory / _FILE).read_text(encoding="utf-8"))
         self.counts = {name: (successes, responses) for name, (successes, responses) in saved.items()}

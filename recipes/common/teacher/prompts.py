@@ -127,7 +127,13 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], t
 
 @dataclass(frozen=True)
 class PrivilegedPrompt:
-    """A teacher's prompt: its token ids, whether the reference had to be cut to fit, or could not be shown in part."""
+    """A teacher's prompt.
+
+    Attributes:
+        token_ids: up to where the assistant speaks.
+        truncated: whether the reference had to be cut to fit.
+        forced_full: whether the whole reference is shown although a part was asked for, since it has no answer to keep.
+    """
 
     token_ids: list[int]
     truncated: bool
