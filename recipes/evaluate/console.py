@@ -115,7 +115,7 @@ class EvaluationConsole:
 
         Args:
             record: its line of results.jsonl.
-            seconds: since the model's first problem began.
+            seconds: since the model was ready to sample.
         """
         self.done += 1
         self._responses += len(record["responses"])
