@@ -34,7 +34,14 @@ from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_P
 from recipes.common.record import samples
 from recipes.common.record.checkpoints import CREDIT_MEMORY
 from recipes.common.step.recorded import RecordedTrainer
-from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
+from recipes.common.step.signals import (
+    Rewards,
+    Scores,
+    corpus_counts,
+    fetch_rewards,
+    fetch_scores,
+    silence_equal_groups,
+)
 from recipes.common.step.teacher_stage import Scored, TeacherStage
 from recipes.common.step.teacher_validation import PrivilegedProblems, teacher_metrics
 from recipes.common.step.update import Update, observation, take_update
@@ -209,6 +216,8 @@ class SelfDistillTrainer(RecordedTrainer):
             if self.method.mixing is not None:
                 fields["forward_share"] = self._mix(batch, metrics, signals)
             batch = super()._compute_advantage(batch, metrics)
+        if self.method.credit == "grpo":
+            silence_equal_groups(batch, self.rewards)
         metrics.update(signals.diagnostics)
         self._memory |= signals.remembered
         if self._samples_due():
