@@ -253,3 +253,20 @@ def corpus_counts(tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict[str, A
         text = f"{problem_of(row)}\n{row.get('solution') or ''}"
         counts += torch.bincount(torch.as_tensor(tokenizer.encode(text)), minlength=len(counts))
     return counts
+
+
+def vital_signs(batch: KVBatchMeta, scores: Scores, rewards: Rewards, entropy: float | None) -> dict[str, float | None]:
+    """What a run that falls apart shows first, as means over a step's responses, verl's filler rows aside.
+
+    Args:
+        batch: keys and tags of the batch.
+        scores: of its rows.
+        rewards: of its rows.
+        entropy: the student's, nats a token; None where it was not measured.
+    """
+    sampled = [not tag.get("is_padding", False) for tag in batch.tags]
+    return {
+        "entropy": entropy,
+        "length": scores.mask.sum(-1)[sampled].double().mean().item(),
+        "reward": rewards.scores[sampled].double().mean().item(),
+    }
