@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transfer_queue as tq
+from tensordict import TensorDict
 from verl.workers.utils.padding import response_from_nested
 
 from advantage.estimators import equal_reward_rows
@@ -51,6 +52,27 @@ class Rewards:
     def equal_rows(self) -> torch.Tensor:
         """(B,) bool: rows of groups whose rewards are all equal."""
         return equal_reward_rows(self.scores, self.groups)
+
+    @property
+    def rounded_rows(self) -> torch.Tensor:
+        """(B,) bool: of `equal_rows` those whose mean may be rounded (eight times 0.7): there A_G is not 0."""
+        return self.equal_rows & (self.scores != self.scores.round())
+
+
+def silence_equal_groups(batch: KVBatchMeta, rewards: Rewards) -> None:
+    """Make verl's A_G exactly 0 where all rewards of a group are equal: its float32 mean leaves up to 0.1.
+
+    Estimators of this package are handed A_G without that rest; this is for verl's own `grpo`, before the update.
+
+    Args:
+        batch: keys of the batch, whose `advantages` and `returns` are there.
+        rewards: of its rows.
+    """
+    keys = [key for key, rounded in zip(batch.keys, rewards.rounded_rows.tolist(), strict=True) if rounded]
+    if keys:
+        fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["advantages", "returns"])
+        silent = TensorDict({name: values * 0.0 for name, values in fields.items()}, batch_size=len(keys))
+        tq.kv_batch_put(keys=keys, partition_id=batch.partition_id, fields=silent)
 
 
 def fetch_rewards(batch: KVBatchMeta) -> Rewards:
@@ -242,3 +264,20 @@ def corpus_counts(tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict[str, A
         text = f"{problem_of(row)}\n{row.get('solution') or ''}"
         counts += torch.bincount(torch.as_tensor(tokenizer.encode(text)), minlength=len(counts))
     return counts
+
+
+def vital_signs(batch: KVBatchMeta, scores: Scores, rewards: Rewards, entropy: float | None) -> dict[str, float | None]:
+    """What a run that falls apart shows first, as means over a step's responses, verl's filler rows aside.
+
+    Args:
+        batch: keys and tags of the batch.
+        scores: of its rows.
+        rewards: of its rows.
+        entropy: the student's, nats a token; None where it was not measured.
+    """
+    sampled = [not tag.get("is_padding", False) for tag in batch.tags]
+    return {
+        "entropy": entropy,
+        "length": scores.mask.sum(-1)[sampled].double().mean().item(),
+        "reward": rewards.scores[sampled].double().mean().item(),
+    }

@@ -23,6 +23,7 @@ from tensordict import TensorDict
 from recipes.common.method import Method
 from recipes.common.metric_names import PROBE_COUNTERFACTUAL, TEACHER_TOKENS
 from recipes.common.step.signals import Rewards
+from recipes.common.step.update import take_update
 from recipes.common.teacher import probe
 from recipes.common.teacher.contexts import PrivilegedPrompts, Response, has_context, shown_texts
 from recipes.common.teacher.decisions import Observation
@@ -161,13 +162,13 @@ class TeacherStage:
         return self.exposure is not None and self.exposure.controller.counterfactual_due
 
     def try_update(
-        self, batch: KVBatchMeta, rewards: Rewards, *, step: int, update: Callable[[], bool]
+        self, batch: KVBatchMeta, rewards: Rewards, *, step: int, update: Callable[[KVBatchMeta, dict], Any]
     ) -> dict[str, float]:
         """Make the update at the counterfactual exposure, measure the probe, and take the update back.
 
         Args:
             batch, rewards, step: as in `scores`, which has written the teacher's sequences at the exposure in force.
-            update: makes an update of the batch as it is; whether weights moved.
+            update: makes an update of the batch as it is, and fills in what verl tells of it.
 
         Returns:
             The metric of the probe's loss; {} where no weights moved.
@@ -183,7 +184,9 @@ class TeacherStage:
         _attach(batch, self._batch(batch, rewards, step, [config.counterfactual_exposure] * len(batch)))
         self.worker_group.keep_state()
         self._counterfactual = None
-        if update():
+        told: dict[str, Any] = {}
+        update(batch, told)
+        if take_update(told).made:
             # At full exposure the grounded score is the fixed exposure's, which saves a pass.
             measured = self._measure(exposure=1.0, fixed_exposure=False)
             self._counterfactual = measured.grounded + measured.nll

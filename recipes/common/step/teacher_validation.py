@@ -8,11 +8,19 @@ place of the student's.  The rollout servers answer, and they hold the policy: a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipes.common import metric_names as names
+from recipes.common.step.recorded import RecordedTrainer
 from workers.rollout.bursts import PROMPT_IDS
+
+if TYPE_CHECKING:
+    from recipes.common.step.teacher_stage import TeacherStage
 
 CORE = "val-core/"  # how verl's and our own names of a validation's accuracies begin
 
@@ -66,3 +74,36 @@ def teacher_metrics(found: Mapping[str, float], problems: PrivilegedProblems, se
         names.TEACHER_VALIDATION_WITHOUT: problems.without / max(problems.rows, 1),
         names.TEACHER_VALIDATION_SECONDS: seconds,
     }
+
+
+class TeacherValidatingTrainer(RecordedTrainer):
+    """A recorded trainer that also validates its teacher, every `teacher.test_freq` steps."""
+
+    teacher: TeacherStage
+    _teacher_answers = False  # the validation that goes on is the teacher's
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        every = self.settings.teacher.test_freq
+        due = every > 0 and (self.global_steps % every == 0 or self.global_steps >= self.total_training_steps)
+        return {**metrics, **self._validate_teacher()} if due else metrics
+
+    def _validate_teacher(self) -> dict[str, float]:
+        """verl's validation pass once more, with the teacher's prompts."""
+        self.stage("teacher's validation")
+        usual, began = self.val_dataloader, time.perf_counter()
+        problems = PrivilegedProblems(usual, partial(self.teacher.validation_prompts, step=self.global_steps))
+        self.val_dataloader, self._teacher_answers = problems, True
+        try:
+            found = PPOTrainerSync._validate(self)
+        finally:
+            self.val_dataloader, self._teacher_answers = usual, False
+        return teacher_metrics(found, problems, time.perf_counter() - began)
+
+    def _maybe_log_val_generations(self, inputs: list[str], outputs: list[str], scores: list[float]) -> None:
+        if not self._teacher_answers:
+            super()._maybe_log_val_generations(inputs, outputs, scores)
+
+    def _dump_generations(self, *args: Any, **kwargs: Any) -> None:
+        if not self._teacher_answers:  # both would be one file, which is the student's
+            super()._dump_generations(*args, **kwargs)

@@ -8,8 +8,7 @@ run before numbers go bad.  All methods run on this one class; what differs betw
 
 from __future__ import annotations
 
-import time
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,36 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 from verl.utils.tensordict_utils import assign_non_tensor_data
-from verl.workers.utils.padding import response_to_nested
 
-from advantage import TokenSignals, token_signals
-from advantage.token_weights import forward_shares, weigh_tokens
+from advantage import token_signals
 from recipes.common.method import read
 from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_PROB
 from recipes.common.record import samples
 from recipes.common.record.checkpoints import CREDIT_MEMORY
-from recipes.common.step.recorded import RecordedTrainer
-from recipes.common.step.signals import Rewards, Scores, corpus_counts, fetch_rewards, fetch_scores
+from recipes.common.step.signals import (
+    Rewards,
+    Scores,
+    corpus_counts,
+    fetch_rewards,
+    fetch_scores,
+    silence_equal_groups,
+    vital_signs,
+)
 from recipes.common.step.teacher_stage import Scored, TeacherStage
-from recipes.common.step.teacher_validation import PrivilegedProblems, teacher_metrics
+from recipes.common.step.teacher_validation import TeacherValidatingTrainer
+from recipes.common.step.token_factors import forward_share, token_weights
 from recipes.common.step.update import Update, observation, take_update
 from rewards.metrics import reward_metrics
 from workers.rollout.agent_loop import REFERENCE
-from workers.training.packing import FORWARD_SHARES, WEIGHTS
 from workers.training.worker import SelfDistillWorker
 
 TRAINER_MODE = "self_distill"
 
 
 @register_trainer(TRAINER_MODE)
-class SelfDistillTrainer(RecordedTrainer):
+class SelfDistillTrainer(TeacherValidatingTrainer):
     """The trainer of every method in this package."""
 
     rewards: Rewards  # of the step's batch
@@ -66,7 +69,6 @@ class SelfDistillTrainer(RecordedTrainer):
         super().__init__(config)
         self.update: Update | None = None  # of the step
         self._scored: Scored | None = None  # by the teacher, of the step's batch
-        self._teacher_answers = False  # the validation that goes on is the teacher's
         self._memory: dict[str, torch.Tensor] = {}  # what the credit of the next step must know of those before it
 
     # ------------------------------------------------------------------ set-up
@@ -112,32 +114,6 @@ class SelfDistillTrainer(RecordedTrainer):
         if self.method.trains_references:  # validation still samples: it does not pass here
             assign_non_tensor_data(batch, "agent_name", REFERENCE)
         return super()._submit_batch_to_rollout(batch)
-
-    def _validate(self) -> dict[str, float]:
-        metrics = super()._validate()
-        every = self.settings.teacher.test_freq
-        due = every > 0 and (self.global_steps % every == 0 or self.global_steps >= self.total_training_steps)
-        return {**metrics, **self._validate_teacher()} if due else metrics
-
-    def _validate_teacher(self) -> dict[str, float]:
-        """verl's validation pass once more, with the teacher's prompts."""
-        self.stage("teacher's validation")
-        usual, began = self.val_dataloader, time.perf_counter()
-        problems = PrivilegedProblems(usual, partial(self.teacher.validation_prompts, step=self.global_steps))
-        self.val_dataloader, self._teacher_answers = problems, True
-        try:
-            found = PPOTrainerSync._validate(self)
-        finally:
-            self.val_dataloader, self._teacher_answers = usual, False
-        return teacher_metrics(found, problems, time.perf_counter() - began)
-
-    def _maybe_log_val_generations(self, inputs: list[str], outputs: list[str], scores: list[float]) -> None:
-        if not self._teacher_answers:
-            super()._maybe_log_val_generations(inputs, outputs, scores)
-
-    def _dump_generations(self, *args: Any, **kwargs: Any) -> None:
-        if not self._teacher_answers:  # both would be one file, which is the student's
-            super()._dump_generations(*args, **kwargs)
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         if len(batch) == 0:
@@ -205,12 +181,17 @@ class SelfDistillTrainer(RecordedTrainer):
             total_steps=self.total_training_steps,
             memory=self._memory,
         ) as signals:
-            # Where responses may lack a teacher they always carry weights, so that every step's batch looks alike.
-            if self.method.token_weight or (self.method.loss.active and scores.has_teacher is not None):
-                fields["divergence_weight"] = self._weigh(batch, metrics, signals)
-            if self.method.mixing is not None:
-                fields["forward_share"] = self._mix(batch, metrics, signals)
+            for factors in (
+                token_weights(self.method, signals, scores, self.rewards),
+                forward_share(self.method, signals, scores, self.rewards),
+            ):
+                if factors is not None:
+                    factors.put(batch, scores.nested_mask)
+                    metrics.update(factors.metrics)
+                    fields[factors.name] = factors.values
             batch = super()._compute_advantage(batch, metrics)
+        if self.method.credit == "grpo":
+            silence_equal_groups(batch, self.rewards)
         metrics.update(signals.diagnostics)
         self._memory |= signals.remembered
         if self._samples_due():
@@ -230,43 +211,6 @@ class SelfDistillTrainer(RecordedTrainer):
     def _samples_due(self) -> bool:
         return samples.due(self.config.trainer, self.global_steps, self.total_training_steps)
 
-    def _weigh(self, batch: KVBatchMeta, metrics: dict, signals: TokenSignals) -> torch.Tensor:
-        """The divergence's token factors, (B, T), also into the batch: workers see parts of it only.
-
-        They are 0 in responses without a teacher, whose tokens still count in the mean.
-        """
-        factors = self.scores.taught.float()
-        if self.method.token_weight is not None:
-            factors, numbers = weigh_tokens(
-                self.method.token_weight,
-                self.method.weight_params,
-                signals,
-                response_mask=self.scores.mask,
-                equal_reward_rows=self.rewards.equal_rows,
-            )
-            metrics.update(numbers)
-        self._put(batch, WEIGHTS, factors)
-        return factors
-
-    def _mix(self, batch: KVBatchMeta, metrics: dict, signals: TokenSignals) -> torch.Tensor:
-        """The tokens' shares of the forward KL, (B, T), also into the batch."""
-        shares, numbers = forward_shares(
-            self.method.mixing,
-            self.method.mixing_params,
-            signals,
-            response_mask=self.scores.mask,
-            equal_reward_rows=self.rewards.equal_rows,
-        )
-        metrics.update(numbers)
-        self._put(batch, FORWARD_SHARES, shares)
-        return shares
-
-    def _put(self, batch: KVBatchMeta, name: str, values: torch.Tensor) -> None:
-        """A field of the tokens, (B, T), beside the batch's others."""
-        nested = {name: response_to_nested(values, self.scores.nested_mask)}
-        fields = TensorDict(nested, batch_size=len(batch.keys))
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-
     @cached_property
     def _token_counts(self) -> torch.Tensor:
         return corpus_counts(self.tokenizer, self.train_dataset.dataframe)
@@ -274,14 +218,8 @@ class SelfDistillTrainer(RecordedTrainer):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.method.truncates and self.teacher.counterfactual_due:
             self.stage("update at another exposure")
-            make = super()._update_actor
-
-            def tried() -> bool:
-                told: dict = {}
-                make(batch, told)
-                return take_update(told).made
-
-            metrics.update(self.teacher.try_update(batch, self.rewards, step=self.global_steps, update=tried))
+            update = super()._update_actor
+            metrics.update(self.teacher.try_update(batch, self.rewards, step=self.global_steps, update=update))
         self.stage("update")
         batch = super()._update_actor(batch, metrics)
         self.update = update = take_update(metrics)
@@ -293,11 +231,7 @@ class SelfDistillTrainer(RecordedTrainer):
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """Make a step, watch for collapse, and let the exposure's controller take in what the update showed."""
         batch = super().step(metrics, timing_raw)
-        sampled = [not tag.get("is_padding", False) for tag in batch.tags]
-        length = self.scores.mask.sum(-1)[sampled].double().mean().item()
-        reward = self.rewards.scores[sampled].double().mean().item()
-        signs = {"entropy": metrics.get(ENTROPY), "length": length, "reward": reward}
-        metrics.update(self.watch_for_collapse(signs))
+        metrics.update(self.watch_for_collapse(vital_signs(batch, self.scores, self.rewards, metrics.get(ENTROPY))))
         # Where every update was skipped there is nothing to observe.
         if self.method.truncates and self.update is not None and self.update.made:
             with marked_timer("probe", timing_raw):
