@@ -50,8 +50,9 @@ class CodeOptions(Limits, MixOptions):
         MixOptions.__post_init__(self)
         if self.isolation not in ISOLATION:
             raise ValueError(f"isolation={self.isolation}: must be one of {', '.join(ISOLATION)}")
-        if self.children is not None and self.children < 1:
-            raise ValueError(f"children={self.children}: must be at least 1, or null for one a CPU core")
+        whole = isinstance(self.children, int) and not isinstance(self.children, bool)
+        if self.children is not None and not (whole and self.children >= 1):
+            raise ValueError(f"children={self.children}: must be a whole number from 1 on; null: one a CPU core")
 
     @property
     def limits(self) -> Limits:

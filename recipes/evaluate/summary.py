@@ -79,7 +79,8 @@ def summary_of(
             f"programs were run although {what} (code.isolation=available)" for what in plan.code.pool.missing()
         ]
     trained = [run["label"] for run in runs if run.get("kind") in TRAINED]
-    numbers = summarize(evaluations, trained, _between(runs))
+    unpaired = _between(runs) | {run["label"] for run in runs if not run.get("comparable", True)}
+    numbers = summarize(evaluations, trained, unpaired)
     curves = checkpoints.curves(numbers["metrics"], runs)
     best = checkpoints.best(curves, plan.selection, plan.trained)
     warnings += checkpoints.bias_note(best)
@@ -138,6 +139,7 @@ def _compared(
 ) -> tuple[list[Evaluation], list[dict[str, Any]], list[str]]:
     """(evaluations, run entries, warnings) of an earlier evaluation's directory."""
     before = read_settings(place) or {}
+    differing = sorted(key for key in changed_settings(plan, before) if key != "engine")
     labels: dict[tuple[str, int], str] = {}
     runs: dict[str, dict[str, Any]] = {}
     for record in read_records(place / RESULTS):
@@ -148,15 +150,14 @@ def _compared(
         label = next((c for c in choices if c not in taken), choices[-1])
         labels[record["model"], record["seed"]] = label
         entry = runs.setdefault(record["model"], {**model, "model": record["model"], "seeds": []})
-        entry |= {"label": label, "directory": str(place)}
+        entry |= {"label": label, "directory": str(place), "comparable": not differing}
         if model.get("run") is not None:  # its curve is another than that of a run with its name here
             entry["run"] = model["run"] + label.removeprefix(model["label"])
         if record["seed"] not in entry["seeds"]:
             entry["seeds"].append(record["seed"])
-    differing = sorted(key for key in changed_settings(plan, before) if key != "engine")
     notes = [
-        f"{place} was sampled with {key}={before['settings'].get(key)}, not {plan.settings[key]}: its differences are "
-        "not those of the models alone"
+        f"{place} was sampled with {key}={before['settings'].get(key)}, not {plan.settings[key]}: its differences "
+        "would not be those of the models alone, and are left out"
         for key in differing
     ]
     ids = {s.name: {p.id for p in s.problems} for s in plan.sets}

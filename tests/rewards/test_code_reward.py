@@ -100,6 +100,7 @@ def test_the_mix_is_that_of_mathematics():
         ({"wall_s": 0}, "wall_s=0"),
         ({"isolation": "none"}, "isolation=none: must be one of required, available"),
         ({"children": 0}, "children=0"),
+        ({"children": "x"}, "children=x"),
         ({"seconds": 3}, "unknown reward option"),
         ({"correct_value": 0.0}, "correct_value=0.0 must exceed"),
     ],
