@@ -209,8 +209,8 @@ def plain(
 def fp32_error(case: dict[str, Any], device: str) -> float:
     """Largest `relative_error` of a case in fp32: some eight roundings of 1.2e-7 that do not cancel.
 
-    A divergence over a few tokens of nearly equal distributions is a small difference of large terms and loses part of a
-    digit more: 1.2e-6 was seen, three times as much as elsewhere is allowed.  A GPU adds up in an order of its own.
+    A divergence over a few tokens of nearly equal distributions is a small difference of large terms and loses part of
+    a digit more: 1.2e-6 was seen, three times as much as elsewhere is allowed.  A GPU adds up in an order of its own.
 
     Args:
         case: of `CASES`.

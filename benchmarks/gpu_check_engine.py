@@ -33,8 +33,8 @@ from benchmarks.gpu_check import Report
 from recipes.common.plan.memory import GIB, Job, memory
 from recipes.common.plan.shapes import KNOWN, Architecture
 
-# Largest error of a gradient in bf16, over that of plain transformers in bf16: at clips as tight as these cases' entries change sides
-# by rounding, so that the error itself says little.
+# Largest error of a gradient in bf16, over that of plain transformers in bf16: at clips as tight as these cases'
+# entries change sides by rounding, so that the error itself says little.
 BF16_RATIO = 2.0
 
 FROZEN = {"teacher": {"weights": "frozen"}, "perturb": True}
