@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
+from verl.trainer.ppo.core_algos import AdvantageEstimator
 from verl.workers.utils.padding import response_from_nested
 
 from advantage.estimators import equal_reward_rows
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ENTROPY_QUANTILES = (0.2, 0.5, 0.8, 0.95)
+
+
+# verl's estimators of A_G, whose float32 mean leaves a rest where all rewards of a group are equal.
+GROUP_RELATIVE = (AdvantageEstimator.GRPO, AdvantageEstimator.GRPO_VECTORIZED)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Rewards:
 def silence_equal_groups(batch: KVBatchMeta, rewards: Rewards) -> None:
     """Make verl's A_G exactly 0 where all rewards of a group are equal: its float32 mean leaves up to 0.1.
 
-    Estimators of this package are handed A_G without that rest; this is for verl's own `grpo`, before the update.
+    Estimators of this package are handed A_G without that rest; this is for those of `GROUP_RELATIVE`.
 
     Args:
         batch: keys of the batch, whose `advantages` and `returns` are there.
