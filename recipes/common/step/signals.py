@@ -64,7 +64,7 @@ class Rewards:
         return self.equal_rows & (self.scores != self.scores.round())
 
 
-def silence_equal_groups(batch: KVBatchMeta, rewards: Rewards) -> None:
+def silence_equal_groups(batch: KVBatchMeta, rewards: Rewards, credit: str) -> None:
     """Make verl's A_G exactly 0 where all rewards of a group are equal: its float32 mean leaves up to 0.1.
 
     Estimators of this package are handed A_G without that rest; this is for those of `GROUP_RELATIVE`.
@@ -72,7 +72,10 @@ def silence_equal_groups(batch: KVBatchMeta, rewards: Rewards) -> None:
     Args:
         batch: keys of the batch, whose `advantages` and `returns` are there.
         rewards: of its rows.
+        credit: name of the estimator that made A_G.
     """
+    if credit not in GROUP_RELATIVE:
+        return
     keys = [key for key, rounded in zip(batch.keys, rewards.rounded_rows.tolist(), strict=True) if rounded]
     if keys:
         fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["advantages", "returns"])

@@ -30,7 +30,6 @@ from recipes.common.metric_names import ENTROPY, ROLLOUTS_MISSING, STUDENT_LOG_P
 from recipes.common.record import samples
 from recipes.common.record.checkpoints import CREDIT_MEMORY
 from recipes.common.step.signals import (
-    GROUP_RELATIVE,
     Rewards,
     Scores,
     corpus_counts,
@@ -191,8 +190,7 @@ class SelfDistillTrainer(TeacherValidatingTrainer):
                     metrics.update(factors.metrics)
                     fields[factors.name] = factors.values
             batch = super()._compute_advantage(batch, metrics)
-        if self.method.credit in GROUP_RELATIVE:
-            silence_equal_groups(batch, self.rewards)
+        silence_equal_groups(batch, self.rewards, self.method.credit)
         metrics.update(signals.diagnostics)
         self._memory |= signals.remembered
         if self._samples_due():
