@@ -62,14 +62,24 @@ def process_group(device: str) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def cases() -> dict[str, dict]:
-    """Every case in one process, in both precisions; the copies' own rules too."""
+REHEARSED = ("opsd", "frozen copy", "sdpo")  # in bf16: a CPU shows that the code runs, not what a card's bf16 does
+
+
+def cases(*, rehearse: bool = False) -> dict[str, dict]:
+    """Every case in one process, in both precisions; the copies' own rules too.
+
+    Args:
+        rehearse: leave out most of bf16's.
+    """
     single = {name: case for name, (_, case) in CASES.items() if "two workers" not in name}
     single["dasd distribution"] = CASES["dasd distribution, two workers"][1]
     single["student's top 5 and a tail"] = CASES["student's top 5 and a tail, two workers"][1]
     both = {}
     for dtype in ("fp32", "bf16"):
-        both |= {f"{name}, {dtype}": {**case, "dtype": dtype} for name, case in {**single, **MORE}.items()}
+        chosen = {**single, **MORE}
+        if rehearse and dtype == "bf16":
+            chosen = {name: chosen[name] for name in REHEARSED}
+        both |= {f"{name}, {dtype}": {**case, "dtype": dtype} for name, case in chosen.items()}
     return both
 
 
@@ -79,7 +89,7 @@ def gradients(report: Report) -> None:
 
     with tempfile.TemporaryDirectory() as folder, process_group(report.device):
         material = write_material(Path(folder))
-        for name, case in report.each(cases()):
+        for name, case in report.each(cases(rehearse=report.rehearse)):
             if report.rehearse and case.get("offload_policy"):
                 report.skip(name, "its pinned memory needs a GPU")
                 continue

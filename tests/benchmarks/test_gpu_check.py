@@ -150,7 +150,8 @@ from pathlib import Path
 from benchmarks.gpu_check import Report
 from benchmarks import gpu_check_engine as part
 from benchmarks.engine_cases import CASES
-part.cases = lambda: {{n: {{**CASES[n][1], "dtype": "fp32"}} for n in ("opsd", "frozen copy", "lora, adapter off")}}
+few = {{n: {{**CASES[n][1], "dtype": "fp32"}} for n in ("opsd", "frozen copy", "lora, adapter off")}}
+part.cases = lambda rehearse: few
 part.gradients(Report(1, Path({str(tmp_path / "rows")!r}), 100.0, rehearse=True))
 """
     done = subprocess.run(
