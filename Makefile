@@ -5,6 +5,8 @@ RUN    := $(VENV)/bin/python
 # Installed first: with no torch present, a later open range would pull the newest build and gigabytes of CUDA packages.
 TORCH  ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
+# Files whose every test trains, about half of the time that all tests take.
+TRAINING := tests/recipes/test_end_to_end.py tests/recipes/test_two_steps.py tests/recipes/test_a_new_method.py
 NUMERIC := tests/workers/divergence tests/advantage tests/workers/training/test_composition.py
 # vLLM's build for CPUs brings packages that the rest is not tested with: an environment of its own.
 VLLM_VENV ?= .venv-vllm
@@ -66,11 +68,11 @@ $(VLLM_VENV)/.installed: setup.py constraints.txt workers/cpu/vllm_name/pyprojec
 	touch $@
 
 test-end-to-end: install
-	$(RUN) -m pytest tests/recipes/test_end_to_end.py
+	$(RUN) -m pytest $(TRAINING)
 
 # vLLM's test needs an environment of its own (test-vllm).
 test-others: install
-	$(RUN) -m pytest --ignore=tests/recipes/test_end_to_end.py --ignore=tests/workers/test_vllm.py
+	$(RUN) -m pytest $(TRAINING:%=--ignore=%) --ignore=tests/workers/test_vllm.py
 
 # The arithmetic again as other processors and thread counts do it: no AVX-512, no AVX at all.
 test-numeric: install
