@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, where no Ctrl-C would be seen
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may depend on a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: on tensors this small a second thread only spins
 

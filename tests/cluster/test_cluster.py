@@ -98,7 +98,7 @@ class Job:
 
     def end(self) -> tuple[int, str]:
         try:
-            output, _ = self.process.communicate(timeout=60)
+            output, _ = self.process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise

@@ -478,7 +478,7 @@ def test_a_run_directory_that_cannot_be_made(compose_config, tmp_path):
 
 def cli(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "recipes.dasd.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "recipes.dasd.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 

@@ -48,7 +48,7 @@ def test_old_parameters_are_refused_with_the_new_name(compose_config):
 def test_an_old_bundle_is_refused_with_the_new_name(tmp_path, old):
     done = subprocess.run(
         [sys.executable, "-m", "recipes.atesd.main", f"method={old}", f"hydra.run.dir={tmp_path}/run"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2 and f"method={old} is called method={old[:-3]}sampled now" in done.stderr
     assert not (tmp_path / "run").exists()

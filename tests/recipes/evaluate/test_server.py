@@ -240,7 +240,7 @@ def test_sigterm_ends_an_evaluation_in_order(tmp_path):
             assert time.time() < deadline and process.poll() is None, process.stdout.read()
             time.sleep(0.1)
         process.terminate()
-        console, _ = process.communicate(timeout=60)
+        console, _ = process.communicate(timeout=300)
     assert process.returncode == 130, console
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "stopped" and summary["counts"][0]["problems"] == 4

@@ -124,7 +124,7 @@ def test_a_run_that_fails_still_shows_its_samples_and_why(tmp_path):
         fields, count = sample["fields"], len(sample["tokens"])
         assert set(fields) == {"entropy", "advantage", "weight", "delta"}
         expected = position_weight(torch.ones(1, count))[0].tolist()
-        assert fields["divergence_weight"] == pytest.approx(expected, rel=1e-3)
+        assert fields["weight"] == pytest.approx(expected, rel=1e-3)
         assert min(fields["entropy"]) >= 0 and max(map(abs, fields["delta"])) > 0
         assert len(set(fields["advantage"])) == 1  # GRPO's: one for all tokens of a response
         assert sample["problem"].startswith("Evaluate") and sample["problem"] in page.text
