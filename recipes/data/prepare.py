@@ -244,7 +244,8 @@ def prepare(cfg: DictConfig) -> str:
     out = Path(cfg.out).expanduser()
     folder = out / spec.name
     training = spec.role == "train"
-    compared = training and spec.grader == "math"  # with the sets of contamination.against, which are mathematics
+    # With the sets of contamination.against, which are mathematics; a generated problem is nobody's copy.
+    compared = training and spec.grader == "math" and (spec.generate is None or source is not None)
     sets, set_hashes, missing = evaluation_sets(out, cfg.contamination.against) if compared else ({}, {}, [])
     sizes = {"probe": cfg.probe_size, "val": cfg.val_size} if training else {}
     template = cfg.prompt or spec.prompt

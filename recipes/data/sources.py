@@ -5,21 +5,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recipes.data.readers import FORMATS, DataError, Place, Row, first_line, refuse_narrow_floats, rows_of, suffix_of
-from recipes.data.sets import knights
+from recipes.data.sets import knights, words
 from rewards.by_grader import GRADERS
 
 _BATCH = 1000
-# Raise it when the same arguments give other puzzles.
+# Raise it when the same arguments give other problems.
 GENERATOR_VERSION = 1
 _SPLIT_WORD = re.compile(r"(?<![a-z])(?:train|test|validation)(?![a-z])")
-GENERATED_BY = ("size", "people", "seed")  # the generator's arguments
+# What generates the sets of a grader, and its arguments.
+GENERATORS: dict[str, tuple[Callable[..., Iterator[Row]], tuple[str, ...]]] = {
+    "knights": (knights.generate, ("size", "people", "seed")),
+    "math": (words.generate, ("size", "steps", "seed")),
+}
 _BESIDE = ("tests", "entry_point", "examples")  # columns that only programs have
 _TEXTS = ("hub", "answer", "solution", "cut_before", "cut_after", "subset", *_BESIDE, "difficulty", "prompt",
           "published_sha256", "published_by")  # fmt: skip
@@ -173,8 +177,9 @@ def _beyond_mathematics(node: Mapping[str, Any]) -> Iterator[tuple[str, bool, st
     yield "difficulty_range", fits, "null, or [lowest, highest] of a set with dataset.difficulty"
     yield "prompt", "{problem}" in (node.get("prompt") or "{problem}"), "null or contain {problem}"
     given = set(generate) if isinstance(generate, Mapping) else None
-    rule = f"null, or {{{', '.join(f'{name}: …' for name in GENERATED_BY)}}}"
-    yield "generate", generate is None or given == set(GENERATED_BY), rule
+    arguments = GENERATORS[grader][1] if grader in GENERATORS else ()
+    rule = f"null, or {{{', '.join(f'{name}: …' for name in arguments)}}}" if arguments else "null with this grader"
+    yield "generate", generate is None or (bool(arguments) and given == set(arguments)), rule
 
 
 def file_sha256(path: Path) -> str:
@@ -266,7 +271,8 @@ def read_rows(
             yield from rows_of(path, wanted, check, list(spec.numbers.values()))
         return
     if spec.generate is not None:
-        for number, row in enumerate(knights.generate(**spec.generate)):
+        generator, _ = GENERATORS[spec.grader]
+        for number, row in enumerate(generator(**spec.generate)):
             yield Place("generated", number), row
         return
     dataset = _from_hub(spec, revision)

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +89,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     if missing:
         raise SettingsError(missing)
     out = Path(str(cfg.out)).expanduser().resolve()
-    problems = list(_out_problems(str(cfg.out), out))
+    problems = list(out_problems(str(cfg.out), out))
     try:
         plan = _checkpoint_plan(cfg, out)
     except SettingsError as error:
@@ -143,7 +144,13 @@ def _checkpoint_plan(cfg: DictConfig, out: Path) -> Plan:
     )
 
 
-def _out_problems(given: str, out: Path) -> Iterator[str]:
+def out_problems(given: str, out: Path) -> Iterator[str]:
+    """What is against writing a folder there: it is not empty, a file, or cannot be written.
+
+    Args:
+        given: as the user wrote it, for the message.
+        out: the same, absolute.
+    """
     if out.is_dir() and any(out.iterdir()):
         yield f"out={given} is not empty; empty it, or choose a folder that does not exist yet"
     elif out.exists() and not out.is_dir():
@@ -221,13 +228,33 @@ def size_text(count: float) -> str:
 # ---------------------------------------------------------------------- the work
 
 
-def export(plan: Plan) -> None:
-    """Write the folder; whatever ends this before its end leaves nothing at `plan.out`."""
-    plan.out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{plan.out.name}{INCOMPLETE}", dir=plan.out.parent))
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """An empty folder to write in, which is at `out` once the block ends; whatever ends it early leaves nothing there.
+
+    Args:
+        out: what `out_problems` has nothing against. Folders above it are made.
+
+    Yields:
+        The folder `model` in a folder that is deleted at the end: beside it is room for intermediate results.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}{INCOMPLETE}", dir=out.parent))
     try:
         model = building / "model"
         model.mkdir()
+        yield model
+        _settle(model)
+        model.rename(out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def export(plan: Plan) -> None:
+    """Write the folder; whatever ends this before its end leaves nothing at `plan.out`."""
+    with appearing(plan.out) as model:
+        building = model.parent
         if plan.adapter_only:
             _write_adapter(plan, building, model)
         else:
@@ -239,11 +266,6 @@ def export(plan: Plan) -> None:
             config = yaml.safe_dump(public_config(plan.run.config), sort_keys=False, allow_unicode=True)
             (model / TRAINING_CONFIG).write_text(config, encoding="utf-8")
         model_card(_subject(plan, model)).save(model / "README.md")
-        _settle(model)
-        model.rename(plan.out)
-        sync(plan.out.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def leftovers(plan: Plan) -> list[Path]:

@@ -58,6 +58,20 @@ def test_shipped_configurations_pass_the_checks(compose_config, method, experime
         assert problems(cfg) == []
 
 
+@pytest.mark.parametrize("method", ["grpo", "dasd", "opsd", "sft"])
+def test_the_real_model_passes_the_checks_and_says_what_makes_it(compose_config, tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)  # where nothing was made
+    experiment, made_by = "smollm2_135m", "make smollm2"
+    if method == "sft":
+        experiment, made_by = "smollm2_135m_warm_up", "python -m recipes.smollm2.convert"
+    found = problems(compose_config(f"method={method}", f"experiment={experiment}"))
+    (model,) = [p for p in found if p.startswith("actor_rollout_ref.model.path")]
+    assert "no such folder" in model and f"made by: {made_by}" in model
+    (train,) = [p for p in found if p.startswith("data.train_files")]
+    assert "does not exist" in train and "prepare dataset=word_problems" in train
+    assert [p for p in found if not p.startswith(ABOUT_THE_MACHINE)] == []
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_yaml_defaults_are_the_estimators_defaults(compose_config, method):
     """The dataclass is where defaults are kept; the YAML repeats them to show and document them."""

@@ -9,6 +9,12 @@ from omegaconf import DictConfig
 
 from recipes.common.method import Method
 
+# Folders that experiments expect, by their last two parts, and what makes them.
+_MADE_BY = {
+    ("smollm2", "converted"): "python -m recipes.smollm2.convert",
+    ("smollm2", "warm"): "make smollm2, or the commands in recipes/smollm2/README.md",
+}
+
 
 def model(cfg: DictConfig, method: Method) -> Iterator[str]:
     """Refuse a model that cannot be found, has no tokenizer for chats, or that the chosen attention cannot compute.
@@ -21,10 +27,9 @@ def model(cfg: DictConfig, method: Method) -> Iterator[str]:
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", "~", ".")) or path.count("/") != 1
     if looks_local and not expanded.is_dir():
-        yield (
-            f"actor_rollout_ref.model.path={path}: no such folder; give a folder with a Hugging Face model, or a hub "
-            "name"
-        )
+        made_by = _MADE_BY.get(expanded.parts[-2:])  # type: ignore[call-overload]  # of any length
+        fix = f"made by: {made_by}" if made_by else "give a folder with a Hugging Face model, or a hub name"
+        yield f"actor_rollout_ref.model.path={path}: no such folder; {fix}"
         return
     from transformers import AutoTokenizer
 
