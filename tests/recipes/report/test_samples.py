@@ -126,9 +126,14 @@ def test_a_run_that_fails_still_shows_its_samples_and_why(tmp_path):
         expected = position_weight(torch.ones(1, count))[0].tolist()
         assert fields["weight"] == pytest.approx(expected, rel=1e-3)
         assert min(fields["entropy"]) >= 0 and max(map(abs, fields["delta"])) > 0
-        assert len(set(fields["advantage"])) == 1  # GRPO's: one for all tokens of a response
+        # Without β·w·δ one number for all tokens of a response: A_G. Samples keep four significant digits.
+        pulls = [0.1 * w * d for w, d in zip(fields["weight"], fields["delta"], strict=True)]
+        group = [a - pull for a, pull in zip(fields["advantage"], pulls, strict=True)]
+        silent = not any(fields["advantage"])  # the response's group has equal rewards
+        assert silent or max(group) - min(group) < 1e-3 * (1 + max(map(abs, pulls)))
         assert sample["problem"].startswith("Evaluate") and sample["problem"] in page.text
         assert squeezed("".join(sample["tokens"])) in squeezed(page.text)
     best, worst = first["samples"][:2]
     assert best["problem"] == worst["problem"] and (best["reward"], worst["reward"]) == (1.0, 0.0)
     assert best["fields"]["advantage"][0] > 0 > worst["fields"]["advantage"][0]
+    assert len(set(best["fields"]["advantage"])) > 1

@@ -629,7 +629,7 @@ def check_decisions(steps: dict[int, dict]) -> None:
     from recipes.common.teacher.controller import ExposureController
     from recipes.common.teacher.decisions import ControllerConfig, Observation
 
-    settings = {"hold": 1, "lookahead": 1, "decisions_per_update": 2}
+    settings = {"hold": 1, "lookahead": 1, "decisions_per_update": 2, "seed": 1}  # the seed is the run's, the starter's
     controller = ExposureController(ControllerConfig(total_steps=3, **settings))
     controller.step()
     for step, record in steps.items():
