@@ -26,7 +26,7 @@ $(INSTALLED): setup.py constraints.txt
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-# The main job: DASD on the embedded model, on the real stack, at most ten minutes on two cores.
+# The main job: DASD on the embedded model, on the real stack, two minutes on two cores.
 train: install
 	$(RUN) -m recipes.dasd.main experiment=starter
 
