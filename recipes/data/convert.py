@@ -17,7 +17,7 @@ from recipes.data.cells import cell, exact_text
 from recipes.data.cells import field as value_of
 from recipes.data.readers import DataError
 from recipes.data.sets import read_fields
-from recipes.data.sources import DatasetSpec
+from recipes.data.spec import DatasetSpec
 from rewards.extract import last_boxed
 from rewards.grader import gold_text
 

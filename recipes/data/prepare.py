@@ -30,7 +30,8 @@ from recipes.data import contamination
 from recipes.data.card import readme_text
 from recipes.data.convert import Item, problem_key, prompt_messages, to_item, to_row
 from recipes.data.readers import DataError, Place, Row
-from recipes.data.sources import DatasetSpec, identity, local_files, read_rows, spec_of
+from recipes.data.sources import identity, local_files, read_rows, spec_of
+from recipes.data.spec import DatasetSpec
 from recipes.data.store import is_intact, read_card, refuse_foreign_files, write_dataset
 from rewards.normalize import quick_verdict
 

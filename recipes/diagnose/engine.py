@@ -187,7 +187,7 @@ def load_problems(path: str, count: int | None, engine: Engine, template_kwargs:
     Raises:
         SettingsError: if there is no such file, no rows, or a row that cannot be graded.
     """
-    from recipes.data.sources import DataError
+    from recipes.data.readers import DataError
     from recipes.data.validate import read_rows
     from rewards.grader import gold_text
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recipes.common.teacher.reference import split_reference
 from recipes.data.convert import to_item
-from recipes.data.sources import DatasetSpec
+from recipes.data.spec import DatasetSpec
 from recipes.starter.task import boxed_answer
 from rewards.boxes import last_box
 from rewards.extract import last_boxed

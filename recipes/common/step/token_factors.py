@@ -61,14 +61,8 @@ def token_weights(method: Method, signals: TokenSignals, scores: Scores, rewards
     if method.token_weight is None:
         lacking = method.loss.active and scores.has_teacher is not None
         return TokenFactors("divergence_weight", WEIGHTS, scores.taught.float(), {}) if lacking else None
-    values, metrics = weigh_tokens(
-        method.token_weight,
-        method.weight_params,
-        signals,
-        response_mask=scores.mask,
-        equal_reward_rows=rewards.equal_rows,
-    )
-    return TokenFactors("divergence_weight", WEIGHTS, values, metrics)
+    made = weigh_tokens(method.token_weight, method.weight_params, signals, **_rows(scores, rewards))
+    return TokenFactors("divergence_weight", WEIGHTS, *made)
 
 
 def forward_share(method: Method, signals: TokenSignals, scores: Scores, rewards: Rewards) -> TokenFactors | None:
@@ -82,11 +76,9 @@ def forward_share(method: Method, signals: TokenSignals, scores: Scores, rewards
     """
     if method.mixing is None:
         return None
-    values, metrics = forward_shares(
-        method.mixing,
-        method.mixing_params,
-        signals,
-        response_mask=scores.mask,
-        equal_reward_rows=rewards.equal_rows,
-    )
-    return TokenFactors("forward_share", FORWARD_SHARES, values, metrics)
+    made = forward_shares(method.mixing, method.mixing_params, signals, **_rows(scores, rewards))
+    return TokenFactors("forward_share", FORWARD_SHARES, *made)
+
+
+def _rows(scores: Scores, rewards: Rewards) -> dict[str, torch.Tensor]:
+    return {"response_mask": scores.mask, "equal_reward_rows": rewards.equal_rows}

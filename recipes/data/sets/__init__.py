@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.data.sets import choice, code, knights
 from recipes.data.sets.fields import Fields
-
-if TYPE_CHECKING:
-    from recipes.data.sources import DatasetSpec
+from recipes.data.spec import DatasetSpec
 
 _READ = {"choice": choice.read, "code": code.read, "knights": knights.read}
 

@@ -6,15 +6,13 @@ import hashlib
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.data.cells import cell, cells, field
 from recipes.data.readers import DataError
 from recipes.data.sets.fields import Fields
+from recipes.data.spec import DatasetSpec
 from rewards.choice import LETTERS, plain
-
-if TYPE_CHECKING:
-    from recipes.data.sources import DatasetSpec
 
 REPEATED = "with the right option twice"
 WITHOUT = "without an answer among the options"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.data.cells import cell, cells
 from recipes.data.sets.fields import Fields
+from recipes.data.spec import DatasetSpec
 from rewards.code import Task, ground_truth_of
-
-if TYPE_CHECKING:
-    from recipes.data.sources import DatasetSpec
 
 NO_ENTRY = "without an entry point"
 NO_TESTS = "without tests"

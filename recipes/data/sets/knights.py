@@ -13,15 +13,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.data.cells import cell
 from recipes.data.readers import DataError
 from recipes.data.sets.fields import Fields
+from recipes.data.spec import DatasetSpec
 from rewards.knights import ROLES, answer_text
-
-if TYPE_CHECKING:
-    from recipes.data.sources import DatasetSpec
 
 MIN_PEOPLE, MAX_PEOPLE = 3, 11
 NAMES = (

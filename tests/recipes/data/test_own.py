@@ -637,7 +637,7 @@ def test_the_documented_yaml_has_every_key():
 
     import yaml
 
-    from recipes.data.sources import DatasetSpec
+    from recipes.data.spec import DatasetSpec
 
     given = yaml.safe_load((ROOT / "config" / "dataset" / "local.yaml").read_text())
     assert set(given) == {f.name for f in dataclasses.fields(DatasetSpec)}

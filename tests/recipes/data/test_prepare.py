@@ -23,7 +23,8 @@ from recipes.data import store
 from recipes.data.contamination import Index, find, words
 from recipes.data.convert import clean_answer
 from recipes.data.prepare import prepare
-from recipes.data.sources import DataError, local_files
+from recipes.data.readers import DataError
+from recipes.data.sources import local_files
 from rewards.math import compute_score
 from tests.builders.hub import hub
 
