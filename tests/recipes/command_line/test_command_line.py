@@ -60,7 +60,7 @@ def dasd(tmp_path, monkeypatch, capsys):
             entry.main(method)
         except SystemExit as ended:
             code = int(ended.code or 0)
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        assert "HYDRA_FULL_ERROR" not in os.environ
         said = capsys.readouterr()
         assert "Traceback" not in said.err + said.out
         return code, said.out, said.err
