@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,17 +144,22 @@ def _run(cfg: DictConfig) -> None:
     from verl.utils.config import validate_config
 
     from recipes.common.processes.death_watch import deaths_watched
+    from recipes.common.processes.fork_server import fork_server
     from recipes.common.processes.task_runner import SelfDistillTaskRunner
 
     try:
         validate_config(cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
     except (AssertionError, ValueError) as error:
         raise SettingsError([str(error)]) from error
-    try:
-        with deaths_watched():
-            run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        if cfg.trainer.device == "cpu" and "RAY_ADDRESS" not in os.environ:
+            with open_dict(cfg):
+                cfg.ray_kwargs.ray_init.runtime_env.py_executable = stack.enter_context(fork_server())
+        try:
+            with deaths_watched():
+                run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
+        finally:
+            ray.shutdown()
 
 
 @contextmanager

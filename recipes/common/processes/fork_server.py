@@ -1,0 +1,228 @@
+"""Ray's worker processes, forked from one that has imported everything: for runs on a CPU.
+
+A run has nine processes that import verl, at four seconds of CPU each: on two cores that is most of the time until the
+first step.  Ray lets a run choose what is started in a Python interpreter's place (``py_executable``).  Here it is
+`fork_client`, a few milliseconds, which has this server fork; the new process has what was imported, takes over the
+client's environment, priority and output, and is Ray's ordinary worker from then on.
+
+A run has a server of its own, which ends with it.  Runs on GPUs have none: there the start is spent elsewhere, and CUDA
+and fork do not go together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import selectors
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# What the processes of a run import.  Ray reads the job's number and other settings out of the environment when it is
+# imported: it, and what imports it, wait for the first worker's environment.
+BEFORE = ("torch", "tensordict", "transformers", "datasets", "torch.distributed.fsdp", "accelerate", "scipy.stats")
+WITH_RAY = (
+    "ray._private.workers.default_worker",
+    "transfer_queue",
+    "verl.trainer.main_ppo",
+    "verl.experimental.reward_loop",
+    "workers.register",
+    "workers.rollout.bursts",
+    "workers.rollout.server",
+    "workers.training.worker",
+    "advantage.register",
+    "recipes.common.step.trainer",
+)
+SECONDS = 5.0  # for the workers to end when the run has
+
+
+@contextlib.contextmanager
+def fork_server() -> Iterator[str]:
+    """A fork server for what this process starts in the block.
+
+    Returns:
+        A context manager that gives Ray's ``py_executable``.
+    """
+    with tempfile.TemporaryDirectory(prefix="self_distill_") as folder:
+        address = f"{folder}/fork"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recipes.common.processes.fork_server", address],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the launcher
+        )
+        try:
+            yield shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py")), address])
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+                process.communicate(timeout=2 * SECONDS)
+            process.kill()
+
+
+def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str] = WITH_RAY) -> None:
+    """Import, then fork for whoever asks, until standard input ends and the workers have.
+
+    Args:
+        address: path of the socket to be made. It is there from the beginning, so that requests wait for the imports.
+        before: modules to import at once.
+        with_first: modules to import in the first client's environment.
+    """
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen(64)
+    gc.disable()  # while nothing is let go of, a collection finds nothing
+    for module in before:
+        importlib.import_module(module)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    events = selectors.DefaultSelector()
+    for source in (server, woken, sys.stdin):
+        events.register(source, selectors.EVENT_READ)
+    clients: dict[int, socket.socket] = {}  # by their workers' ids
+    ready, deadline = False, None
+    while deadline is None or (clients and time.monotonic() < deadline):
+        for key, _ in events.select(None if deadline is None else 0.2):
+            if key.fileobj is server:
+                client, _ = server.accept()
+                request, descriptors = _received(client)
+                if not ready:
+                    _import(with_first, request["env"])
+                    ready = True
+                own = [woken, wake, *(each.fileno() for each in (server, events, client, *clients.values()))]
+                pid = _fork(request, descriptors, own)
+                client.send(b"f")
+                clients[pid] = client
+                events.register(client, selectors.EVENT_READ, pid)
+            elif key.fileobj == woken:
+                os.read(woken, 4096)
+                for pid, code in _ended():
+                    if (known := clients.pop(pid, None)) is not None:
+                        with contextlib.suppress(KeyError):
+                            events.unregister(known)
+                        with contextlib.suppress(OSError):
+                            known.send(bytes([code]))
+                        known.close()
+            elif key.fileobj is sys.stdin:
+                events.unregister(sys.stdin)
+                deadline = time.monotonic() + SECONDS
+            else:  # Ray killed the client, and means the worker
+                events.unregister(key.fileobj)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(key.data, signal.SIGKILL)
+    for pid in clients:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Workers that have ended, with their exit codes; 128 and the signal's number as shells have it."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        yield pid, code if code >= 0 else 128 - code
+
+
+def _received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A client's request, and its standard input, output and errors."""
+    size, descriptors, _, _ = socket.recv_fds(client, 8, 3)
+    with client.makefile("rb") as stream:
+        return json.loads(stream.read(int.from_bytes(size, "big"))), descriptors
+
+
+def _import(modules: Sequence[str], environment: dict[str, str]) -> None:
+    _take_over(environment)
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a collection would write to every page that the workers share
+    gc.enable()
+
+
+def _take_over(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def _fork(request: dict[str, Any], descriptors: list[int], own: list[int]) -> int:
+    """The id of a new process that does what was requested.
+
+    Args:
+        request: see `fork_client.own`.
+        descriptors: its standard input, output and errors; closed here.
+        own: descriptors that are not for it.
+    """
+    pid = os.fork()
+    if pid:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return pid
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in own:
+            os.close(descriptor)
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        code = _run(request)
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(request: dict[str, Any]) -> int:
+    """A Python script, as if it had been started with an interpreter of its own.
+
+    Args:
+        request: see `fork_client.own`.
+
+    Returns:
+        Its exit code.
+    """
+    with contextlib.suppress(OSError):  # more than the server's may need a privilege that Ray's daemon has
+        Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"])
+    os.setpriority(os.PRIO_PROCESS, 0, max(request["niceness"], os.getpriority(os.PRIO_PROCESS, 0)))
+    _take_over(request["env"])
+    if "ray" in sys.modules:
+        sys.modules["ray._raylet"].Config.initialize("")  # its settings are read out of the environment again
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(None)
+    random.seed()
+    os.chdir(request["cwd"])
+    script, *_ = sys.argv = request["argv"]
+    sys.path[0] = str(Path(script).parent)
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,164 @@
+"""A worker that was forked is what an interpreter of its own would have been, and does not outlive who asked for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes.common.processes import fork_client
+from recipes.common.processes.reaper import started
+from tests.builders.configs import ROOT
+
+SERVER = (
+    "import sys; from recipes.common.processes import fork_server; fork_server.serve(sys.argv[1], ['json'], ['csv'])"
+)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A running server that has imported next to nothing: (its process, its address)."""
+    address = tmp_path / "fork"
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(address)], stdin=subprocess.PIPE, cwd=ROOT)
+    wait_for(address.exists)
+    yield process, address
+    process.kill()
+    process.wait()
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def client(address: Path, script: Path, *arguments: str, **settings) -> subprocess.Popen:
+    command = [sys.executable, "-I", "-S", fork_client.__file__, str(address), str(script), *arguments]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "script.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_worker_has_its_clients_arguments_environment_folder_output_and_exit_code(server, tmp_path):
+    program = script(
+        tmp_path,
+        "import os, sys, json\n"
+        "assert 'csv' in sys.modules, 'nothing was imported before'\n"
+        "here = [sys.argv[1:], os.getcwd(), os.environ.get('MINE'), os.environ.get('HOME'), __name__, sys.path[0]]\n"
+        "print(json.dumps([*here, os.getpriority(os.PRIO_PROCESS, 0)]))\n"
+        "print('an error', file=sys.stderr)\n"
+        "sys.exit(7)\n",
+    )
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) + 3
+    asked = client(
+        server[1], program, "a b", "--c=d", cwd=folder, env={"MINE": "é"}, preexec_fn=lambda: os.nice(3)
+    )  # fmt: skip
+    out, errors = asked.communicate(timeout=60)
+    seen = [["a b", "--c=d"], str(folder), "é", None, "__main__", str(tmp_path), niceness]
+    assert (json.loads(out), errors, asked.returncode) == (seen, "an error\n", 7)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("raise SystemExit", 0),
+        ("raise SystemExit('text')", 1),
+        ("1 / 0", 1),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+    ],
+)
+def test_however_a_worker_ends_its_client_ends_alike(server, tmp_path, ending, code):
+    asked = client(server[1], script(tmp_path, ending))
+    _, errors = asked.communicate(timeout=60)
+    assert asked.returncode == code
+    assert ("ZeroDivisionError" in errors) == ("/" in ending)
+
+
+def test_two_workers_draw_different_numbers(server, tmp_path):
+    program = script(tmp_path, "import random; print(random.random())")
+    drawn = {client(server[1], program).communicate(timeout=60)[0] for _ in range(2)}
+    assert len(drawn) == 2
+
+
+def test_a_client_that_is_killed_takes_its_worker_with_it_and_the_server_serves_on(server, tmp_path):
+    program = script(tmp_path, "import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)")
+    asked = client(server[1], program)
+    worker = int(asked.stdout.readline())
+    assert worker != asked.pid and started(worker)
+    asked.send_signal(signal.SIGKILL)
+    wait_for(lambda: started(worker) is None)
+    assert client(server[1], script(tmp_path, "print('next')")).communicate(timeout=60)[0] == "next\n"
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["it ended", "it was killed"])
+def test_workers_do_not_outlive_whoever_started_the_server(tmp_path, killed):
+    address, program = tmp_path / "fork", script(tmp_path, "import time\nprint('here', flush=True)\ntime.sleep(600)")
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(address), str(program), fork_client.__file__],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    processes = [int(each) for each in starter.stdout.readline().split()]
+    assert all(started(each) for each in processes)
+    if killed:
+        starter.kill()
+    starter.communicate(timeout=60)
+    wait_for(lambda: not any(started(each) for each in processes))
+
+
+STARTER = """
+import subprocess, sys
+address, program, client = sys.argv[1:]
+code = "import sys; from recipes.common.processes import fork_server; fork_server.serve(sys.argv[1], [], [])"
+server = subprocess.Popen([sys.executable, "-c", code, address], stdin=subprocess.PIPE)
+import os, time
+while not os.path.exists(address):
+    time.sleep(0.02)
+asked = subprocess.Popen([sys.executable, client, address, program], stdout=subprocess.PIPE)
+asked.stdout.readline()
+print(server.pid, asked.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_without_a_server_the_client_is_the_interpreter(tmp_path):
+    program = script(tmp_path, "import sys\nprint(sys.argv[1:])\nsys.exit(3)")
+    asked = client(tmp_path / "nobody", program, "x")
+    out, errors = asked.communicate(timeout=60)
+    assert (out, asked.returncode) == ("['x']\n", 3)
+    assert "the worker imports everything itself" in errors
+
+
+def test_a_server_that_cannot_import_leaves_the_client_to_itself(tmp_path):
+    address = tmp_path / "fork"
+    code = (
+        f"from recipes.common.processes import fork_server; fork_server.serve({str(address)!r}, [], ['no_such_module'])"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    wait_for(address.exists)
+    out, errors = client(address, script(tmp_path, "print('alone')")).communicate(timeout=60)
+    assert out == "alone\n" and "imports everything itself" in errors
+    assert b"no_such_module" in server.communicate(timeout=60)[1]
+
+
+def test_rays_executable_is_one_command_line():
+    from recipes.common.processes.fork_server import fork_server
+
+    with fork_server() as executable:
+        program, *options, address = shlex.split(executable)
+        assert program == sys.executable and fork_client.__file__ in options
+        wait_for(Path(address).exists)
+    assert not Path(address).exists()
