@@ -202,6 +202,7 @@ def _run(request: dict[str, Any]) -> int:
     Returns:
         Its exit code.
     """
+    os.setpgid(0, 0)  # Ray ends what a worker has left behind by its process group
     with contextlib.suppress(OSError):  # more than the server's may need a privilege that Ray's daemon has
         Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"])
     os.setpriority(os.PRIO_PROCESS, 0, max(request["niceness"], os.getpriority(os.PRIO_PROCESS, 0)))

@@ -57,6 +57,7 @@ def test_a_worker_has_its_clients_arguments_environment_folder_output_and_exit_c
         "import os, sys, json\n"
         "assert 'csv' in sys.modules, 'nothing was imported before'\n"
         "here = [sys.argv[1:], os.getcwd(), os.environ.get('MINE'), os.environ.get('HOME'), __name__, sys.path[0]]\n"
+        "assert os.getpgid(0) == os.getpid(), 'Ray kills by process groups'\n"
         "print(json.dumps([*here, os.getpriority(os.PRIO_PROCESS, 0)]))\n"
         "print('an error', file=sys.stderr)\n"
         "sys.exit(7)\n",
