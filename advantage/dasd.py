@@ -63,6 +63,7 @@ SIGNALLED = ("token_frequency", *MEASURED, "external")
 ROUTERS = ("entropy", "position", *SIGNALLED, "learned")
 DIRECTIONS = ("tanh", "hard", "linear", "constant")
 GATES = ("auto", "gap", "none", "fixed", "magnitude")
+ARMS = ("none", "low", "high")
 
 
 def direction_coefficient(
@@ -83,6 +84,7 @@ def direction_coefficient(
     gate: str = "auto",
     gate_threshold: float = 0.5,
     deviation: str = "mean",
+    swapped_arm: str = "none",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """DASD's signed coefficient omega_t (Eq. 4) and normalised gap delta-bar_t; their product is the token field.
 
@@ -110,6 +112,9 @@ def direction_coefficient(
             omega is exactly +1 or -1 as in the limits of section 4. Table 13 keeps the gate: ask for "gap".
         gate_threshold: c of the fixed gate, nats. The paper hand-tunes it and gives no value; 0.5 is ours.
         deviation: centre of the mean absolute deviation, "mean" or "median".
+        swapped_arm: which arm's direction is turned around (Fig. 6b,c). "low": tokens below tau_rho are repelled too,
+            -|omega| everywhere; "high": those above it are attracted too, |omega|. Wants a router that is not learned,
+            and no constant direction.
 
     Returns:
         omega and delta-bar, both (B, T) fp32, zero outside the mask, detached.
@@ -118,7 +123,7 @@ def direction_coefficient(
         ValueError: if a shape or an option is wrong.
         NonFiniteSignalError: if a signal that is used has NaN or infinity on a valid token.
     """
-    _check_options(router, direction, constant, gate, gate_threshold, deviation, router_quantile, gap_clip)
+    _check_options(router, direction, constant, gate, gate_threshold, deviation, router_quantile, gap_clip, swapped_arm)
     gap_floor = eps if gap_eps is None else gap_eps
     entropy_floor = eps if entropy_eps is None else entropy_eps
     _check_floor("eps" if gap_eps is None else "gap_eps", gap_floor)
@@ -150,6 +155,8 @@ def direction_coefficient(
                 if shift is not None:
                     omega = omega + shift
                 omega = np.tanh(omega) if direction == "tanh" else omega.clip(-1.0, 1.0)
+            if swapped_arm != "none":
+                omega = -np.abs(omega) if swapped_arm == "low" else np.abs(omega)
         if resolved == "gap":
             omega *= sigmoid(np.abs(normalized) - 1.0)
         elif resolved == "fixed":
@@ -264,6 +271,7 @@ def _check_options(
     deviation: str,
     router_quantile: float,
     gap_clip: float | None,
+    swapped_arm: str,
 ) -> None:
     require(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
     require(direction in DIRECTIONS, "direction", direction, f"one of {', '.join(DIRECTIONS)}")
@@ -274,6 +282,11 @@ def _check_options(
     require(deviation in ("mean", "median"), "deviation", deviation, "'mean' or 'median'")
     require(0.0 <= router_quantile <= 1.0, "router_quantile", router_quantile, "in [0, 1]")
     require(gap_clip is None or 0.0 < gap_clip < math.inf, "gap_clip", gap_clip, "positive, or null to clip nothing")
+    require(swapped_arm in ARMS, "swapped_arm", swapped_arm, f"one of {', '.join(ARMS)}")
+    arms = swapped_arm == "none" or (direction != "constant" and router != "learned")
+    require(
+        arms, "swapped_arm", swapped_arm, "none with direction=constant, which has no arms, and with router=learned"
+    )
 
 
 def _check_floor(name: str, value: float) -> None:
@@ -303,6 +316,8 @@ class DasdParams(AdditiveParams):
         entropy_eps: floor in nats under the spread of a response's entropies.
         gap_clip: bound of the normalised gap; null is off.
         deviation: what the mean absolute deviation of the entropies is about: mean or median.
+        swapped_arm: which arm is turned around: none, low (certain tokens are repelled too), or high (uncertain ones
+            are attracted too). Fig. 6b,c.
         normalise_gap: false takes the gap in nats as it is, Proposition 1; omega stays.
     """
 
@@ -320,6 +335,7 @@ class DasdParams(AdditiveParams):
     entropy_eps: float = 0.1
     gap_clip: float | None = None
     deviation: str = "mean"
+    swapped_arm: str = "none"
     normalise_gap: bool = True
 
     def validate(self) -> None:
@@ -334,6 +350,7 @@ class DasdParams(AdditiveParams):
             self.deviation,
             self.router_quantile,
             self.gap_clip,
+            self.swapped_arm,
         )
         # Zero is allowed in the function but not in training, where one trajectory without gaps would stop the run.
         require(self.gap_eps > 0, "gap_eps", self.gap_eps, "positive; the paper's value is 1e-6")
@@ -423,6 +440,7 @@ def omega_and_gap(
         gate=params.gate,
         gate_threshold=params.gate_threshold,
         deviation=params.deviation,
+        swapped_arm=params.swapped_arm,
     )
 
 

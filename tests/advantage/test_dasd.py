@@ -305,6 +305,19 @@ def test_gap_clip_bounds_the_gap_and_what_the_gate_sees():
     assert omega[0, 4].item() == pytest.approx(plain[0, 4].item() / (1 + math.exp(1 - 3)), rel=1e-6)
 
 
+@pytest.mark.parametrize("direction", ["tanh", "hard", "linear"])
+def test_an_arm_that_is_turned_around_keeps_its_strength_and_leaves_the_other(direction):
+    entropy, gap = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]]), torch.tensor([[2.0, -1.0, 0.5, 1.0, -4.0]])
+    options = {"router_quantile": 0.5, "direction": direction, "eps": 0.1}  # tau 2: two tokens on either side
+    plain, low, high = (
+        direction_coefficient(entropy, gap, torch.ones(1, 5), swapped_arm=arm, **options)[0][0]
+        for arm in ("none", "low", "high")
+    )
+    assert plain.sign().tolist() == [1, 1, 0, -1, -1]
+    assert low.tolist() == [-x if i < 2 else x for i, x in enumerate(plain.tolist())]
+    assert high.tolist() == [-x if i > 2 else x for i, x in enumerate(plain.tolist())]
+
+
 def test_median_centred_deviation():
     entropy = torch.tensor([[0.0, 0.0, 0.0, 0.0, 10.0]])  # about the mean 3.2, about the median 2
     arguments = {"direction": "linear", "gate": "none", "router_quantile": 1.0, "eps": 30.0}
@@ -376,6 +389,9 @@ def test_non_finite_signal_is_named_and_placed(name, bad):
         ({"gap_eps": float("nan")}, "gap_eps=nan"),
         ({"entropy_eps": float("inf")}, "entropy_eps=inf"),
         ({"gap_clip": 0.0}, r"gap_clip=0\.0"),
+        ({"swapped_arm": "both"}, "swapped_arm='both': must be one of none, low, high"),
+        ({"swapped_arm": "low", "direction": "constant"}, "none with direction=constant, which has no arms"),
+        ({"swapped_arm": "high", "router": "learned"}, "with router=learned"),
         ({"gate_threshold": -1.0}, r"gate_threshold=-1\.0"),
         ({"router": "external"}, "needs router_signal"),
         ({"router_signal": torch.ones(1, 3)}, "router_signal is only used by"),

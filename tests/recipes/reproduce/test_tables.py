@@ -16,6 +16,7 @@ METHODS = [method.name for method in shipped()]
 WANTED = [
     *(f"dasd_{number}" for number in range(1, 15)),
     *(f"dasd_fig_{number}" for number in (2, 3, 4, 5, 6, 7, 8, 10)),
+    "dasd_fig_6bc",
     *(f"pw_opsd_{number}" for number in range(1, 7)),
     *("pw_opsd_fig_1", "pw_opsd_fig_2", "atesd_1", "atesd_2", "atesd_fig_2", "atesd_fig_4"),
 ]
