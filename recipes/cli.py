@@ -21,7 +21,7 @@ COMMANDS = {
     "export": ("recipes.export.main", "a Hugging Face folder with a model card, of a run's checkpoint"),
     "methods": ("recipes.methods", "list the methods"),
 }
-DIAGNOSTICS = ("branch_viability", "dasd_probes", "exposure_sweep")
+DIAGNOSTICS = ("branch_viability", "dasd_probes", "exposure_sweep", "forks_and_revisions")
 
 
 def page() -> str:

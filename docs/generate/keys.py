@@ -44,6 +44,7 @@ COMMANDS = {
     "diagnose": "all of recipes.diagnose",
     "diagnose_branches": "recipes.diagnose.branch_viability",
     "diagnose_dasd": "recipes.diagnose.dasd_probes",
+    "diagnose_forks": "recipes.diagnose.forks_and_revisions",
     "diagnose_exposure": "recipes.diagnose.exposure_sweep",
 }
 GROUPS_OF_VALUES = ("protocol", "problems", "base_model", "hardware")

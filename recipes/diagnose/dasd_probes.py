@@ -22,22 +22,12 @@ from scipy.stats import spearmanr
 from recipes.command_line import run
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import entropy
-from recipes.diagnose.engine import (
-    Engine,
-    Problem,
-    as_response,
-    grade,
-    material,
-    respond,
-    response_logits,
-    scoring_batches,
-)
-from recipes.diagnose.health import StepJudge, judge_steps, measures, step_judge
-from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, finish
+from recipes.diagnose.engine import Engine, Problem, both_logits, grade, material, respond
+from recipes.diagnose.health import StepJudge, judge_problems, judge_steps, measures, step_judge
+from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, intervened
 from recipes.diagnose.one_step import STEPS, one_step_shifts
 from recipes.diagnose.runner import Findings, Records, command, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
-from recipes.evaluate import process_reward
 from workers.divergence import sampled_token_gap
 from workers.rollout.generation import SamplingParams
 
@@ -62,10 +52,7 @@ def prepare(cfg: DictConfig) -> tuple[Sequence[Problem], Callable[[int, Sequence
         wrong.append(f"interventions.alpha={cfg.interventions.alpha}: must be in [0, 1] (paper: 0.5)")
     if cfg.interventions.per_bucket < 0:
         wrong.append(f"interventions.per_bucket={cfg.interventions.per_bucket}: must be at least 0 (0: left out)")
-    if not 0 < cfg.prm_threshold < 1:
-        wrong.append(f"prm_threshold={cfg.prm_threshold}: a probability, between 0 and 1")
-    if cfg.prm is not None:
-        process_reward.check(cfg.prm)  # quick, before a model is loaded
+    wrong += judge_problems(cfg)
     engine, problems, teacher = material(cfg, wrong)
     judge = step_judge(cfg)
     return problems, lambda seed, chunk: measure(engine, judge, teacher, cfg, seed, chunk)
@@ -98,21 +85,15 @@ def measure(
     entropies: list[Any] = [None] * len(asked)
     gaps: list[Any] = [None] * len(asked)
     sites: list[list[Site]] = [[]] * len(asked)
-    lengths = [len(prompt.token_ids) + len(tokens) for prompt, tokens in zip(shown_to_teacher, ids, strict=True)]
-    with torch.no_grad():
-        for batch in scoring_batches(engine, lengths):
-            student = response_logits(engine, [prompts[i] for i in batch], [ids[i] for i in batch])
-            privileged = response_logits(
-                engine, [shown_to_teacher[i].token_ids for i in batch], [ids[i] for i in batch]
-            )
-            for i, p, q in zip(batch, student, privileged, strict=True):
-                tokens = torch.as_tensor(ids[i], device=p.device)
-                entropies[i] = entropy(p, cfg.temperature).cpu()
-                gaps[i] = sampled_token_gap(p, q, tokens, temperature=cfg.temperature).cpu()
-                sites[i] = choose_sites(
-                    entropies[i], p, q, per_bucket=cfg.interventions.per_bucket, alpha=cfg.interventions.alpha,
-                    temperature=cfg.temperature, top_p=cfg.top_p, identity=identities[i],
-                )  # fmt: skip
+    privileged = [prompt.token_ids for prompt in shown_to_teacher]
+    for i, p, q in both_logits(engine, prompts, privileged, ids):
+        tokens = torch.as_tensor(ids[i], device=p.device)
+        entropies[i] = entropy(p, cfg.temperature).cpu()
+        gaps[i] = sampled_token_gap(p, q, tokens, temperature=cfg.temperature).cpu()
+        sites[i] = choose_sites(
+            entropies[i], p, q, per_bucket=cfg.interventions.per_bucket, alpha=cfg.interventions.alpha,
+            temperature=cfg.temperature, top_p=cfg.top_p, identity=identities[i],
+        )  # fmt: skip
     shifts = {}
     if cfg.step.lr is not None:
         shifts = one_step_shifts(engine, prompts, ids, gaps, lr=cfg.step.lr, temperature=cfg.temperature)
@@ -121,7 +102,7 @@ def measure(
     steps = judge_steps(
         judge, [(problem.row["problem"], text) for (problem, _), text in zip(asked, texts, strict=True)]
     )
-    outcomes = intervened(engine, judge, asked, ids, sites, params, identities)
+    outcomes = intervened(engine, judge, asked, ids, sites, params, identities, own="resampled")
     return [
         {
             "problem": problem.index,
@@ -136,52 +117,6 @@ def measure(
         }
         for i, (problem, number) in enumerate(asked)
     ]
-
-
-def intervened(
-    engine: Engine,
-    judge: StepJudge | None,
-    asked: Sequence[tuple[Problem, int]],
-    ids: Sequence[list[int]],
-    sites: Sequence[list[Site]],
-    params: SamplingParams,
-    identities: Sequence[tuple],
-) -> list[list[dict[str, Any]]]:
-    """Continue the rollouts after every draw, and measure what comes of it.
-
-    Args:
-        engine: the model.
-        judge: of the steps of responses; None for no measures of steps.
-        asked: problem and number of each rollout.
-        ids: token ids of the unmodified rollouts.
-        sites: those of each rollout.
-        params: how continuations are sampled.
-        identities: what names each rollout, for its random numbers.
-
-    Returns:
-        By rollout, one record for each site and kind: bucket, kind, position, whether the token changed, measures.
-    """
-    finished = finish(engine, [problem.prompt for problem, _ in asked], ids, sites, params, identities)
-    flat = [
-        (i, site, kind, as_response(engine, branch[kind]))
-        for i, (found, branches) in enumerate(zip(sites, finished, strict=True))
-        for site, branch in zip(found, branches, strict=True)
-        for kind in KINDS
-    ]
-    verdicts = grade(engine, [response.text for *_, response in flat], [asked[i][0] for i, *_ in flat])
-    steps = judge_steps(judge, [(asked[i][0].row["problem"], response.text) for i, *_, response in flat])
-    outcomes: list[list[dict[str, Any]]] = [[] for _ in asked]
-    for (i, site, kind, response), verdict, judged in zip(flat, verdicts, steps, strict=True):
-        outcomes[i].append(
-            {
-                "bucket": site.bucket,
-                "kind": kind,
-                "position": site.position,
-                "changed": site.tokens[kind] != site.tokens["resampled"],
-                **measures(judged, response.text, len(response.ids), verdict),
-            }
-        )
-    return outcomes
 
 
 # --- what the records say ---------------------------------------------------------------------------------------------

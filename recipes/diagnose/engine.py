@@ -148,7 +148,7 @@ def engine_of(cfg: DictConfig) -> Engine:
         dtype=cfg.dtype,
         tokens_per_pass=cfg.tokens_per_pass,
     )
-    return replace(engine, code=dict(cfg.code))
+    return replace(engine, code=dict(cfg.code or {}))
 
 
 def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], Any]:
@@ -384,6 +384,31 @@ def response_logits(
     ).logits
     # Column −1 would be the token after the response; row t predicts token t.
     return [logits[row, -1 - len(response) : -1].float() for row, response in enumerate(responses)]
+
+
+@torch.no_grad()
+def both_logits(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    privileged: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Logits over each response after either prompt, batch by batch; not in the caller's order.
+
+    Args:
+        engine: the model.
+        prompts: token ids of the student's.
+        privileged: of the teacher's.
+        responses: of what both read.
+
+    Yields:
+        Index, and two (L, V) fp32 tensors: the student's and the teacher's.
+    """
+    for batch in scoring_batches(engine, [len(p) + len(r) for p, r in zip(privileged, responses, strict=True)]):
+        read = [responses[i] for i in batch]
+        student = response_logits(engine, [prompts[i] for i in batch], read)
+        teacher = response_logits(engine, [privileged[i] for i in batch], read)
+        yield from zip(batch, student, teacher, strict=True)
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], engine: Engine) -> Iterator[list[int]]:

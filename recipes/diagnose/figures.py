@@ -216,3 +216,62 @@ def exposure_sweep(findings: Findings, records: Records, cfg: DictConfig) -> Fig
     fourth.set_title(f"Replay: right rollout with the largest spike (problem {shown['problem']})", fontsize=9)
     fourth.legend(fontsize=8, frameon=False)
     return figure
+
+
+def forks_and_revisions(findings: Findings, records: Records, cfg: DictConfig) -> Figure:
+    """Draw what forced tokens change, and what becomes of revisions that are preserved, suppressed or forced.
+
+    Args:
+        findings: what the diagnostic found.
+        records: what the findings were made from.
+        cfg: the diagnostic's configuration.
+    """
+    places, gains = findings.results["places"], findings.results["models"]
+    figure = Figure(figsize=(17, 4.2), layout="constrained")
+    first, second, third, fourth = _axes(figure, 4)
+    _forced(first, places, "accuracy_difference", "change of the accuracy, 95 %")
+    first.set_title("One token forced: right answers", fontsize=10)
+    _forced(second, places, "markers_on_difference", "change of the markers on from it, 95 %")
+    second.set_title("One token forced: markers of doubt", fontsize=10)
+
+    third.set_title("Revisions at equal prefixes", fontsize=10)
+    if "revision" in places:
+        for at, (kind, colour) in enumerate({"preserved": BLUE, "suppressed": RED, "forced": ORANGE}.items()):
+            _bars(third, [at], [places["revision"][kind]["accuracy"]], fmt="o", color=colour, markersize=6)
+        third.set_xticks(range(3), ["preserved", "suppressed", "the teacher's\nwords"], fontsize=8)
+        third.set(xlim=(-0.6, 2.6), ylim=(0, 1), ylabel="accuracy, 95 %")
+    else:
+        third.text(0.5, 0.5, "no rollout revises", ha="center", transform=third.transAxes)
+
+    fourth.set_title("Accuracy: preserved minus suppressed", fontsize=10)
+    if gains:
+        _bars(fourth, range(len(gains)), list(gains.values()), fmt="o", color=BLUE, markersize=6)
+        fourth.set_xticks(range(len(gains)), list(gains), fontsize=8)
+        fourth.set(xlim=(-0.6, len(gains) - 0.4), ylabel="gain, 95 %")
+        fourth.axhline(0, color="black", linewidth=0.6)
+    else:
+        fourth.text(0.5, 0.5, "no rollout revises", ha="center", transform=fourth.transAxes)
+    return figure
+
+
+def _forced(axes: Axes, places: dict[str, Any], name: str, label: str) -> None:
+    from recipes.diagnose.forks import PLACE_NAMES
+
+    names = [place for place in PLACE_NAMES if place in places]
+    styles = {"teacher": (RED, "the teacher's top choice"), "student": (GREY, "the student's own")}
+    for offset, (kind, (colour, legend)) in enumerate(styles.items()):
+        known = [i for i, place in enumerate(names) if name in places[place][kind]]
+        if known:
+            _bars(
+                axes, [i + 0.24 * (offset - 0.5) for i in known], [places[names[i]][kind][name] for i in known],
+                fmt="o", color=colour, markersize=5, label=legend,
+            )  # fmt: skip
+    shown = [100 * places[place]["teacher"]["changed"].value for place in names]
+    axes.set_xticks(
+        range(len(names)),
+        [f"{PLACE_NAMES[p]} token\n{share:.0f} % changed" for p, share in zip(names, shown, strict=True)],
+        fontsize=8,
+    )
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylabel=label)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False)

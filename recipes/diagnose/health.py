@@ -1,4 +1,4 @@
-"""What an intervention is judged by: the share of right steps, markers of doubt, the answer."""
+"""What an intervention is judged by: the share of right steps, markers of doubt, revision, the answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recipes.evaluate import process_reward
-from recipes.evaluate.health import arithmetic_verdicts, count_markers, split_steps
+from recipes.evaluate.health import arithmetic_verdicts, count_markers, revises, split_steps
 from recipes.starter.task import PROBLEM_PREFIX
 
 
@@ -26,6 +26,22 @@ class StepJudge:
     model: process_reward.Qwen2ProcessRewardModel
     tokenizer: Any
     threshold: float
+
+
+def judge_problems(cfg: DictConfig) -> list[str]:
+    """Sentences for what is wrong with a diagnostic's keys of the process reward model; quick, it loads none.
+
+    Args:
+        cfg: the diagnostic's configuration.
+
+    Raises:
+        SettingsError: if the model that is named cannot be used.
+    """
+    if cfg.prm is not None:
+        process_reward.check(cfg.prm)
+    if 0 < cfg.prm_threshold < 1:
+        return []
+    return [f"prm_threshold={cfg.prm_threshold}: a probability, between 0 and 1"]
 
 
 def step_judge(cfg: DictConfig) -> StepJudge | None:
@@ -82,10 +98,12 @@ def measures(steps: Sequence[bool], text: str, tokens: int, correct: bool | None
 
     Returns:
         ``step_acc``, the share of standing steps that are right (None where steps cannot be judged or there are none),
-        ``e_per_1k``, epistemic markers per 1000 tokens, and ``accuracy``, 0 or 1 (None if the grader could not tell).
+        ``e_per_1k``, epistemic markers per 1000 tokens, ``rev_rate``, 1 if it turns after a marker, else 0, and
+        ``accuracy``, 0 or 1 (None if the grader could not tell).
     """
     return {
         "step_acc": sum(steps) / len(steps) if steps else None,
         "e_per_1k": 1000 * count_markers(text) / max(tokens, 1),
+        "rev_rate": float(revises(text)),
         "accuracy": None if correct is None else float(correct),
     }

@@ -1,8 +1,10 @@
-"""DASD's prefix interventions: draw one token of a rollout anew, let the student go on (arXiv 2605.22263, §3, probe 3).
+"""DASD's prefix interventions: put other tokens at a place of a rollout, let the student go on (arXiv 2605.22263).
 
-At a position of an unmodified rollout the token is drawn from the teacher (Conformity) or from p_S / p_T^α (Novelty);
-the student then finishes without the reference.  Positions come from the half of the rollout with low entropy, from the
-other half, or from all of it (the control).
+What every one of them needs is here (`Site`, `finish`, `intervened`), and the places and draws of §3's probe 3.
+
+There a token of an unmodified rollout is drawn from the teacher (Conformity) or from p_S / p_T^α (Novelty); the student
+then finishes without the reference.  Positions come from the half of the rollout with low entropy, from the other half,
+or from all of it (the control).
 
 Ours, beside the paper's: a third draw from the student itself.  It changes nothing but the random numbers, so its
 distance from the unmodified rollouts is noise, and the other two are compared with it pair by pair: all draws at a
@@ -14,12 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from recipes.diagnose.distributions import draw, keep_top_p, novelty_log_probs
-from recipes.diagnose.engine import Engine, sample
+from recipes.diagnose.engine import Engine, Problem, as_response, grade, sample
+from recipes.diagnose.health import StepJudge, judge_steps, measures
+from recipes.evaluate.health import count_markers
 from workers.rollout.generation import SamplingParams, response_seed
 
 BUCKETS = ("low", "high", "random")
@@ -28,17 +33,17 @@ KINDS = ("conformity", "novelty", "resampled")
 
 @dataclass(frozen=True)
 class Site:
-    """A position of a rollout where a token is drawn anew.
+    """A position of a rollout where other tokens are put.
 
     Attributes:
-        bucket: the one of `BUCKETS` that it was chosen for.
+        bucket: what it was chosen for, such as one of `BUCKETS`.
         position: counted from 0.
-        tokens: the token that each of `KINDS` draws there.
+        tokens: what each kind of intervention puts there, one token or several.
     """
 
     bucket: str
     position: int
-    tokens: dict[str, int]
+    tokens: dict[str, tuple[int, ...]]
 
 
 def bucket_positions(entropy: Tensor) -> dict[str, list[int]]:
@@ -90,7 +95,8 @@ def choose_sites(
                 "novelty": novelty_log_probs(student, teacher, alpha),
                 "resampled": student.log_softmax(-1),
             }
-            sites.append(Site(bucket, position, {kind: draw(d[0], uniform) for kind, d in distributions.items()}))
+            drawn = {kind: (draw(d[0], uniform),) for kind, d in distributions.items()}
+            sites.append(Site(bucket, position, drawn))
     return sites
 
 
@@ -102,7 +108,7 @@ def finish(
     params: SamplingParams,
     identities: Sequence[tuple],
 ) -> list[list[dict[str, list[int]]]]:
-    """Let the student go on after every draw; equal tokens at a site are continued once.
+    """Let the student go on after every intervention; equal tokens at a site are continued once.
 
     Args:
         engine: the model.
@@ -115,11 +121,11 @@ def finish(
     Returns:
         By rollout and site, {kind: token ids of the whole response}.
     """
-    branches: dict[tuple[int, int, int], list[int]] = {}
+    branches: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
     for rollout, found in enumerate(sites):
         for number, site in enumerate(found):
-            for token in set(site.tokens.values()):
-                branches[rollout, number, token] = [*responses[rollout][: site.position], token]
+            for tokens in set(site.tokens.values()):
+                branches[rollout, number, tokens] = [*responses[rollout][: site.position], *tokens]
     open_ones = [
         key for key, ids in sorted(branches.items()) if ids[-1] not in engine.stop_ids and len(ids) < params.max_tokens
     ]
@@ -133,6 +139,58 @@ def finish(
     for key, continuation in zip(open_ones, continuations, strict=True):
         branches[key] = branches[key] + continuation
     return [
-        [{kind: branches[rollout, n, token] for kind, token in site.tokens.items()} for n, site in enumerate(found)]
+        [{kind: branches[rollout, n, tokens] for kind, tokens in site.tokens.items()} for n, site in enumerate(found)]
         for rollout, found in enumerate(sites)
     ]
+
+
+def intervened(
+    engine: Engine,
+    judge: StepJudge | None,
+    asked: Sequence[tuple[Problem, int]],
+    ids: Sequence[list[int]],
+    sites: Sequence[Sequence[Site]],
+    params: SamplingParams,
+    identities: Sequence[tuple],
+    *,
+    own: str,
+) -> list[list[dict[str, Any]]]:
+    """Continue the rollouts after every intervention, and measure what comes of it.
+
+    Args:
+        engine: the model.
+        judge: of the steps of responses; None for no measures of steps.
+        asked: problem and number of each rollout.
+        ids: token ids of the unmodified rollouts.
+        sites: those of each rollout; ``tokens`` of each has ``own``.
+        params: how continuations are sampled.
+        identities: what names each rollout, for its random numbers.
+        own: the kind that the others are compared with, such as the student's own draw.
+
+    Returns:
+        By rollout, one record for each site and kind: bucket, kind, position, whether the tokens are others than those
+        of ``own``, ``markers_on``, the number of epistemic markers from the position on, and the measures.
+    """
+    finished = finish(engine, [problem.prompt for problem, _ in asked], ids, sites, params, identities)
+    flat = [
+        (i, site, kind, as_response(engine, branch[kind]))
+        for i, (found, branches) in enumerate(zip(sites, finished, strict=True))
+        for site, branch in zip(found, branches, strict=True)
+        for kind in site.tokens
+    ]
+    verdicts = grade(engine, [response.text for *_, response in flat], [asked[i][0] for i, *_ in flat])
+    steps = judge_steps(judge, [(asked[i][0].row["problem"], response.text) for i, *_, response in flat])
+    outcomes: list[list[dict[str, Any]]] = [[] for _ in asked]
+    for (i, site, kind, response), verdict, judged in zip(flat, verdicts, steps, strict=True):
+        onward = as_response(engine, response.ids[site.position :]).text
+        outcomes[i].append(
+            {
+                "bucket": site.bucket,
+                "kind": kind,
+                "position": site.position,
+                "changed": site.tokens[kind] != site.tokens[own],
+                "markers_on": count_markers(onward),
+                **measures(judged, response.text, len(response.ids), verdict),
+            }
+        )
+    return outcomes

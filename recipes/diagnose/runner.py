@@ -263,6 +263,25 @@ def measure_all(
     return records
 
 
+def read_records(out: Path, name: str) -> Records:
+    """All records that a diagnostic's directory has.
+
+    Args:
+        out: the directory.
+        name: the diagnostic's.
+
+    Raises:
+        SettingsError: if it is no directory of that diagnostic, or nothing is measured in it.
+    """
+    settings = _read_part(out / SETTINGS) or {}
+    if settings.get("diagnostic") != name:
+        raise SettingsError([f"{out}: no directory of recipes.diagnose.{name}"])
+    parts = [part for path in sorted((out / PARTS).glob("*.json")) if (part := _read_part(path)) is not None]
+    if not parts:
+        raise SettingsError([f"{out}: nothing is measured in it yet"])
+    return [record for part in parts for record in part["records"]]
+
+
 def _read_part(path: Path) -> dict[str, Any] | None:
     """A finished part; None where there is none, or one that a full disk has cut (it is measured again)."""
     try:

@@ -22,6 +22,7 @@ ENTRIES = {
     "recipes.evaluate.main": "COMMAND",
     "recipes.diagnose.dasd_probes": "COMMAND",
     "recipes.diagnose.branch_viability": "COMMAND",
+    "recipes.diagnose.forks_and_revisions": "COMMAND",
     "recipes.diagnose.exposure_sweep": "COMMAND",
     "recipes.export.main": "COMMAND",
     "recipes.report.main": "COMMAND",

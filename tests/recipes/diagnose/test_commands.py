@@ -1,4 +1,4 @@
-"""The three commands on the embedded model: what they write, refuse and resume."""
+"""The commands on the embedded model: what they write, refuse and resume."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from hydra import compose, initialize_config_dir
 
 from config import CONFIG_DIR
 from recipes.common.checks.errors import SettingsError
-from recipes.diagnose import branch_viability, dasd_probes, exposure_sweep, figures, runner
+from recipes.diagnose import branch_viability, dasd_probes, exposure_sweep, figures, forks_and_revisions, runner
 
 COMMANDS = {
     "diagnose_dasd": ("dasd_probes", dasd_probes, figures.dasd_probes),
     "diagnose_branches": ("branch_viability", branch_viability, figures.branch_viability),
     "diagnose_exposure": ("exposure_sweep", exposure_sweep, figures.exposure_sweep),
+    "diagnose_forks": ("forks_and_revisions", forks_and_revisions, figures.forks_and_revisions),
 }
 SMALL = ("limit=4", "rollouts=2", "chunk=2", "seeds=[1]", "summary.resamples=100", "max_tokens=60")
 
@@ -80,8 +81,14 @@ def test_a_second_seed_is_added_to_the_first(tmp_path):
         ("diagnose_dasd", "seeds=[1,1]", "each once"),
         ("diagnose_dasd", "temperature=0", "all alike"),
         ("diagnose_dasd", "model=/nowhere", "model=/nowhere"),
+        ("diagnose_dasd", "code={wall_s: 0}", "wall_s"),
         ("diagnose_branches", "candidates.children=1", "at least 2"),
         ("diagnose_branches", "dropout.rate=1.0", "between 0 and 1"),
+        ("diagnose_forks", "forks.router_quantile=1", "between 0 and 1"),
+        ("diagnose_forks", "revisions.markers=[]", "a list of words"),
+        ("diagnose_forks", "revisions.teacher_tokens=0", "at least 1"),
+        ("diagnose_forks", "prm_threshold=2", "a probability"),
+        ("diagnose_forks", "summary.beside={GRPO: /nowhere}", "/nowhere: no directory of recipes.diagnose.forks"),
         ("diagnose_exposure", "exposures=[1.0,0.5]", "ascending"),
         ("diagnose_exposure", "replay=[1.0,0.9]", "different ones of exposures"),
         ("diagnose_exposure", "teacher.context=answer", "only a solution"),
@@ -101,6 +108,22 @@ def test_other_data_under_a_half_measured_directory_is_noticed(tmp_path):
     part.write_text(json.dumps({**json.loads(part.read_text()), "rows": "0" * 64}))
     with pytest.raises(SettingsError, match="holds other problems"):
         run("diagnose_exposure", tmp_path)
+
+
+def test_revisions_of_another_model_are_shown_beside(tmp_path):
+    other = run("diagnose_forks", tmp_path / "other", "seeds=[2]")["results"]
+    mine = run("diagnose_forks", tmp_path / "mine", f"summary.beside={{other: {tmp_path / 'other'}}}")["results"]
+    assert mine["models"]["other"] == other["models"]["this model"]
+    assert (tmp_path / "mine/forks_and_revisions.png").stat().st_size > 500
+    # The teacher's and the student's top choice at a certain token are the token: the responses are the same ones.
+    for place in mine["places"].values():
+        for kind, of in place.items():
+            if of["changed"]["value"] == 0 and "accuracy_difference" in of:
+                assert of["accuracy_difference"]["low"] == of["accuracy_difference"]["high"] == 0, kind
+    (tmp_path / "other/parts/seed_2_chunk_0.json").unlink()
+    (tmp_path / "other/parts/seed_2_chunk_1.json").unlink()
+    with pytest.raises(SettingsError, match="nothing is measured"):
+        run("diagnose_forks", tmp_path / "third", f"summary.beside={{other: {tmp_path / 'other'}}}")
 
 
 # --- summaries, from records made by hand -----------------------------------------------------------------------------

@@ -153,8 +153,13 @@ def test_steps_of_any_problem_are_judged(tmp_path):
         expected = [score >= threshold for score in scores]
         assert judge_steps(replace(judge, threshold=threshold), answered)[1] == expected
     assert len(modelled) == 2 and judge_steps(None, answered) == [[True, False], [], []]
-    assert measures([True, False], "maybe", 4, True) == {"step_acc": 0.5, "e_per_1k": 250.0, "accuracy": 1.0}
-    assert measures([], "", 0, None) == {"step_acc": None, "e_per_1k": 0.0, "accuracy": None}
+    assert measures([True, False], "maybe", 4, True) == {
+        "step_acc": 0.5,
+        "e_per_1k": 250.0,
+        "rev_rate": 0.0,
+        "accuracy": 1.0,
+    }
+    assert measures([], "", 0, None) == {"step_acc": None, "e_per_1k": 0.0, "rev_rate": 0.0, "accuracy": None}
 
 
 def test_bad_input_is_refused(engine, tmp_path):
@@ -298,7 +303,7 @@ def test_the_three_draws_follow_their_distributions():
     counts = {kind: np.zeros(3) for kind in ("conformity", "novelty", "resampled")}
     for number in range(3000):
         for site in choose_sites(torch.ones(1), student, teacher, identity=(number,), **options):
-            for kind, token in site.tokens.items():
+            for kind, (token,) in site.tokens.items():
                 counts[kind][token] += 1
     weights = np.array([0.6, 0.3, 0.1]) / np.sqrt([0.05, 0.05, 0.9])
     for kind, expected in {
@@ -312,14 +317,15 @@ def test_finishing_keeps_the_prefix_and_the_limit(engine, scored):
     stop = engine.stop_ids[0]
     digit = engine.tokenizer.convert_tokens_to_ids("7")
     sites = [
-        [Site("low", 4, {"conformity": digit, "novelty": digit, "resampled": ids[0][4]})],
-        [Site("high", 2, {"conformity": stop, "novelty": digit, "resampled": digit})],
+        [Site("low", 4, {"conformity": (digit,), "novelty": (digit,), "resampled": (ids[0][4],)})],
+        [Site("high", 2, {"conformity": (stop,), "novelty": (digit,), "resampled": (digit, digit)})],
     ]
     params = SamplingParams(max_tokens=12)
     found = finish(engine, prompts[:2], ids[:2], sites, params, [("f", 0), ("f", 1)])
     first, second = found[0][0], found[1][0]
     assert first["conformity"] == first["novelty"] and first["conformity"][:5] == [*ids[0][:4], digit]
     assert first["resampled"][:5] == ids[0][:5]
+    assert second["resampled"][:4] == [*ids[1][:2], digit, digit]
     assert second["conformity"] == [*ids[1][:2], stop]  # nothing follows a stop token
     assert all(len(r) <= 12 for site in (first, second) for r in site.values())
     assert as_response(engine, second["conformity"]).finished

@@ -125,6 +125,7 @@ def test_diagnostics_are_commands_that_there_are():
     configs = {
         "recipes.diagnose.dasd_probes": "diagnose_dasd",
         "recipes.diagnose.branch_viability": "diagnose_branches",
+        "recipes.diagnose.forks_and_revisions": "diagnose_forks",
         "recipes.diagnose.exposure_sweep": "diagnose_exposure",
     }
     commands = {line for name in tables.names() for lines in tables.read(name).commands.values() for line in lines}
@@ -132,7 +133,7 @@ def test_diagnostics_are_commands_that_there_are():
         for module, *overrides in commands:
             cfg = compose(configs[module], overrides=overrides)
             assert OmegaConf.select(cfg, "model") and OmegaConf.select(cfg, "data"), module
-    assert len(commands) == 9
+    assert len(commands) == 12
 
 
 @pytest.mark.parametrize(
