@@ -24,7 +24,7 @@ from recipes.diagnose import figures
 from recipes.diagnose.distributions import entropy
 from recipes.diagnose.engine import Engine, Problem, both_logits, grade, material, respond
 from recipes.diagnose.health import StepJudge, judge_problems, judge_steps, measures, step_judge
-from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, intervened
+from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, counts, intervened, notes
 from recipes.diagnose.one_step import STEPS, one_step_shifts
 from recipes.diagnose.runner import Findings, Records, command, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
@@ -130,7 +130,7 @@ def summarise(records: Records, cfg: DictConfig) -> Findings:
         cfg: the diagnostic's configuration.
     """
     draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
-    results: dict[str, Any] = {"counts": counts(records)}
+    results: dict[str, Any] = {"counts": {"tokens": sum(len(r["gap"]) for r in records), **counts(records)}}
     correlations = correlation(records, draws)
     results["spearman"] = correlations
     results["spearman_by_seed"] = {
@@ -163,32 +163,6 @@ LABELS = {
     "conformity_own": "TV, +1, tokens with A > 0",
     "novelty_own": "TV, −1, tokens with A < 0",
 }
-
-
-def counts(records: Records) -> dict[str, int]:
-    """How much was measured, and how much of it was left out."""
-    outcomes = [o for r in records for o in (r["unmodified"], *r["interventions"])]
-    return {
-        "problems": len({r["problem"] for r in records}),
-        "rollouts": len(records),
-        "tokens": sum(len(r["gap"]) for r in records),
-        "unfinished": sum(not r["finished"] for r in records),
-        "references_cut": sum(r["reference_cut"] for r in records),
-        "responses_graded": len(outcomes),
-        "ungraded": sum(o["accuracy"] is None for o in outcomes),
-        "without_steps": sum(o["step_acc"] is None for o in outcomes),
-    }
-
-
-def notes(found: dict[str, int]) -> list[str]:
-    """Sentences for those counts that change how the results are to be read."""
-    sentences = {
-        "ungraded": "responses could not be graded (time-out or error) and are left out of the accuracies",
-        "references_cut": "rollouts had a reference that did not fit teacher.max_prompt_length and was cut",
-        "unfinished": "rollouts reached max_tokens without ending",
-        "without_steps": "responses have no step that can be checked and are left out of StepAcc",
-    }
-    return [f"{found[key]} {sentence}" for key, sentence in sentences.items() if found[key]]
 
 
 def _tokens(records: Records) -> tuple[dict[str, np.ndarray], np.ndarray]:

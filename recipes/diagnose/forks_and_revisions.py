@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from recipes.command_line import run
-from recipes.diagnose import figures
+from recipes.diagnose import figures, interventions
 from recipes.diagnose.distributions import entropy
 from recipes.diagnose.engine import Engine, Problem, both_logits, grade, material, respond, sample
 from recipes.diagnose.forks import (
@@ -35,7 +35,7 @@ from recipes.diagnose.forks import (
     suppressed_token,
 )
 from recipes.diagnose.health import StepJudge, judge_problems, judge_steps, measures, step_judge
-from recipes.diagnose.interventions import Site, intervened
+from recipes.diagnose.interventions import Site, counts, intervened, notes
 from recipes.diagnose.runner import Findings, Records, command, execute, read_records, shown
 from recipes.diagnose.statistics import Interval, Pivot
 from workers.rollout.generation import SamplingParams, response_seed
@@ -47,6 +47,12 @@ METRICS = {
     "step_acc": "StepAcc",
     "rev_rate": "RevRate",
     "markers_on": "markers on from it",
+}
+SENTENCES = {
+    "without_fork": "rollouts have no token above the router's quantile, hence no fork to force",
+    "without_certain_token": "rollouts have no token below the router's quantile, hence no certain one to force",
+    "teacher_ended_sooner": "times the teacher ended, or the limit came, before revisions.teacher_tokens",
+    **interventions.SENTENCES,
 }
 BASES = {**dict.fromkeys(PLACES, "kept"), REVISION: "preserved"}
 KINDS = {**dict.fromkeys(PLACES, FORCED), REVISION: REVISED}
@@ -188,7 +194,8 @@ def summarise(records: Records, cfg: DictConfig) -> Findings:
         cfg: the diagnostic's configuration.
     """
     draws = {"resamples": cfg.summary.resamples, "seed": cfg.summary.seed}
-    found, sites = counts(records, cfg.revisions.teacher_tokens), effects(records, draws)
+    found = counts(records) | places_counted(records, cfg.revisions.teacher_tokens)
+    sites = effects(records, draws)
     results: dict[str, Any] = {"counts": found, "places": sites}
     tables = [("What was measured", ["", "number"], [[k.replace("_", " "), str(v)] for k, v in found.items()])]
     names = [*METRICS.values(), "accuracy, changed ones"]
@@ -199,7 +206,9 @@ def summarise(records: Records, cfg: DictConfig) -> Findings:
         for kind in FORCED[1:]
     ]
     tables.append(("One token forced, minus the rollout's own kept", ["place, top choice", "changed", *names], rows))
-    sentences = notes(found)
+    sentences = notes(found, SENTENCES)
+    if not found["with_revision"]:
+        sentences.append("no rollout turns with one of revisions.markers, so there is none to preserve or suppress")
     if REVISION in sites:
         of = sites[REVISION]
         rows = [[kind, _shown(of[kind], "accuracy", "{:.3f}"), *_differences(of[kind])[:-1]] for kind in REVISED]
@@ -220,45 +229,20 @@ def _shown(of_kind: dict[str, Interval], name: str, form: str) -> str:
     return shown(of_kind[name], form) if name in of_kind else "–"
 
 
-def counts(records: Records, teacher_tokens: int) -> dict[str, int]:
-    """How much was measured, and how much of it was left out.
+def places_counted(records: Records, teacher_tokens: int) -> dict[str, int]:
+    """How many rollouts have each place, and how often the teacher said less than it might.
 
     Args:
         records: one for each rollout.
         teacher_tokens: that the teacher says at most where a rollout turned.
     """
     places = [{o["bucket"] for o in r["interventions"]} for r in records]
-    outcomes = [o for r in records for o in (r["unmodified"], *r["interventions"])]
     return {
-        "problems": len({r["problem"] for r in records}),
-        "rollouts": len(records),
         "without_fork": sum("high" not in found for found in places),
         "without_certain_token": sum("low" not in found for found in places),
         "with_revision": sum(REVISION in found for found in places),
         "teacher_ended_sooner": sum(0 < r["teacher_tokens"] < teacher_tokens for r in records),
-        "unfinished": sum(not r["finished"] for r in records),
-        "references_cut": sum(r["reference_cut"] for r in records),
-        "responses_graded": len(outcomes),
-        "ungraded": sum(o["accuracy"] is None for o in outcomes),
-        "without_steps": sum(o["step_acc"] is None for o in outcomes),
     }
-
-
-def notes(found: dict[str, int]) -> list[str]:
-    """Sentences for those counts that change how the results are to be read."""
-    sentences = {
-        "without_fork": "rollouts have no token above the router's quantile, hence no fork to force",
-        "without_certain_token": "rollouts have no token below the router's quantile, hence no certain one to force",
-        "teacher_ended_sooner": "times the teacher ended, or the limit came, before revisions.teacher_tokens",
-        "ungraded": "responses could not be graded (time-out or error) and are left out of the accuracies",
-        "references_cut": "rollouts had a reference that did not fit teacher.max_prompt_length and was cut",
-        "unfinished": "rollouts reached max_tokens without ending",
-        "without_steps": "responses have no step that can be checked and are left out of StepAcc",
-    }
-    said = [f"{found[key]} {sentence}" for key, sentence in sentences.items() if found[key]]
-    if not found["with_revision"]:
-        said.append("no rollout turns with one of revisions.markers, so there is no revision to preserve or suppress")
-    return said
 
 
 def effects(records: Records, draws: dict[str, int]) -> dict[str, dict[str, dict[str, Interval]]]:

@@ -194,3 +194,41 @@ def intervened(
             }
         )
     return outcomes
+
+
+# --- what is counted --------------------------------------------------------------------------------------------------
+
+SENTENCES = {
+    "ungraded": "responses could not be graded (time-out or error) and are left out of the accuracies",
+    "references_cut": "rollouts had a reference that did not fit teacher.max_prompt_length and was cut",
+    "unfinished": "rollouts reached max_tokens without ending",
+    "without_steps": "responses have no step that can be checked and are left out of StepAcc",
+}
+
+
+def counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How much was measured, and how much of it was left out.
+
+    Args:
+        records: one for each rollout, with its interventions.
+    """
+    outcomes = [o for r in records for o in (r["unmodified"], *r["interventions"])]
+    return {
+        "problems": len({r["problem"] for r in records}),
+        "rollouts": len(records),
+        "unfinished": sum(not r["finished"] for r in records),
+        "references_cut": sum(r["reference_cut"] for r in records),
+        "responses_graded": len(outcomes),
+        "ungraded": sum(o["accuracy"] is None for o in outcomes),
+        "without_steps": sum(o["step_acc"] is None for o in outcomes),
+    }
+
+
+def notes(found: dict[str, int], sentences: dict[str, str] = SENTENCES) -> list[str]:
+    """Sentences for those counts that change how the results are to be read.
+
+    Args:
+        found: the counts by name.
+        sentences: what is said of each that is above 0, after the number.
+    """
+    return [f"{found[key]} {sentence}" for key, sentence in sentences.items() if found[key]]
