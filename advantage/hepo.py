@@ -1,13 +1,15 @@
 """HEPO: policy gradient on the high-entropy "forking" tokens only (arXiv 2506.01939). Verifier-only, with no teacher.
 
-    A_t = A_G * 1[H_t >= tau],     tau = the (1 - rho) quantile of H over all valid tokens of the global batch
+    A_t = A_G * w_t * N / sum(w),     w_t = 1[H_t >= tau]
+    tau = the (1 - rho) quantile of H over all valid tokens of the global batch
 
 The name is that of DASD's tables. Their text says "updates high-entropy tokens more strongly"; the paper that it cites
 keeps the top 20 % and nothing else, which is the default. Its release takes the quantile over each micro-batch; here it
 is over the global batch, so that it does not depend on how a batch is cut.
 
-A token with zero advantage adds nothing to the PPO term, and the loss still divides by all tokens, as in the paper's
-form. The soft weight, sigmoid((H_t - tau) / softness), is ours; it tends to the indicator as softness goes to zero.
+A token with zero advantage adds nothing to the PPO term. With N valid tokens in the batch, N / sum(w) turns the loss's
+mean over all tokens (`token-mean`) into the one over the kept tokens, as in the release. The soft weight,
+sigmoid((H_t - tau) / softness), is ours; it tends to the indicator as softness goes to zero.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class HepoParams(EstimatorParams):
     ),
 )
 def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
-    """A_t = A_G times the weight of the token's entropy.
+    """A_t = A_G times the weight of the token's entropy, over that weight's mean in the batch.
 
     Args:
         inputs: A_G and `entropy`.
@@ -74,9 +76,11 @@ def hepo_credit(inputs: CreditInputs, params: HepoParams) -> Credit:
         weight = (entropy >= threshold).to(torch.float32)
     else:
         weight = torch.sigmoid((entropy - threshold) / params.softness)
+    mean = batch_mean(weight, mask)
     metrics = {
         "credit/entropy_threshold": threshold,
-        "credit/weight/mean": batch_mean(weight, mask),
+        "credit/weight/mean": mean,
         "credit/group_advantage/mean": batch_abs_mean(inputs.group_advantage, mask),
     }
-    return Credit(inputs.group_advantage * weight, metrics, {"weight": weight})
+    advantages = inputs.group_advantage * (weight / mean if mean > 0 else weight)
+    return Credit(advantages, metrics, {"weight": weight})

@@ -15,7 +15,8 @@ The floor comes of a target mixed with the student, q = lambda p_S + (1 - lambda
 
 PW-OPSD ran it with the first (arXiv 2605.21606, its release), which is why it is the default; both are at hand.
 
-Ours: the floor of the first part is the clip value itself, and tokens are counted over the global batch.
+The floor of the first part is the clip value itself (Eq. 9 as PW-OPSD's release cites it). Ours: tokens are counted
+over the global batch.
 """
 
 from __future__ import annotations

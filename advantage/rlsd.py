@@ -2,8 +2,8 @@
 
     w_t = clip(exp(sign(A_G) * delta_t), 1 - c, 1 + c),     A_t = A_G * ((1 - lambda) + lambda * w_t)
 
-lambda decays linearly from its start to zero over the first steps, after which this is GRPO. That the first step has
-the full lambda is ours.
+which is Algorithm 1 of the paper, with delta a constant to the gradient. lambda decays linearly from its start to zero
+over the first steps (section 5.1), after which this is GRPO. That the first step has the full lambda is ours.
 
 RLCSD's plug-in form (arXiv 2606.11709, section 4.3) puts its contrast in the place of delta: the teacher that is shown
 a right solution against the same teacher that is shown wrong ones, instead of against the student.

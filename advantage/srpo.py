@@ -10,9 +10,9 @@ something to show its teacher:
     A_t = A_G * (1 - distilled_i)         in the PPO clip
     w_t = distilled_i * exp(-beta * H_T) / mean over the distilled tokens of exp(-beta * H_T)
 
-is the factor of a token's divergence, SDPO's: where the teacher itself is uncertain it corrects little. Both terms are
-means over the same tokens, all valid ones of the global mini-batch (`loss_agg_mode=token-mean`, `token_mean`). Ours:
-the mean of the weights is over the global batch.
+is the factor of a token's divergence, SDPO's (section 3.2): where the teacher itself is uncertain it corrects little.
+Both terms are means over the same tokens (section 3.3), all valid ones of the global mini-batch
+(`loss_agg_mode=token-mean`, `token_mean`). Ours: the mean of the weights is over the global batch.
 
 With all responses accepted this is GRPO; with none, a teacher for each and beta = 0, it is SDPO.
 """

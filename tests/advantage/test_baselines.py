@@ -68,13 +68,15 @@ def test_non_finite_signals_and_empty_batches(name):
 def test_hepo_by_hand():
     inputs = by_hand([0.0, 1.0, 2.0, 3.0, 4.0], [0.0] * 5, anchor=-2.0)
     credit = run("hepo", inputs, entropy_share=0.4)  # the 0.6 quantile is 2.4
-    assert credit.advantages.tolist() == [[0.0, 0.0, 0.0, -2.0, -2.0]]
+    # Two of five are kept: under the mean over all five, 5/2 of their advantage is the mean over the two.
+    assert credit.advantages[0].tolist() == pytest.approx([0.0, 0.0, 0.0, -5.0, -5.0])
+    assert credit.tokens["weight"].tolist() == [[0.0, 0.0, 0.0, 1.0, 1.0]]
     assert credit.metrics["credit/entropy_threshold"] == pytest.approx(2.4)
     assert credit.metrics["credit/weight/mean"] == pytest.approx(0.4)
     assert credit.metrics["credit/group_advantage/mean"] == 2.0
     soft = run("hepo", inputs, entropy_share=0.4, weighting="soft", softness=0.5).advantages[0]
-    wanted = [-2 / (1 + math.exp(-(h - 2.4) / 0.5)) for h in range(5)]
-    assert soft.tolist() == pytest.approx(wanted, rel=1e-5)
+    wanted = [1 / (1 + math.exp(-(h - 2.4) / 0.5)) for h in range(5)]
+    assert soft.tolist() == pytest.approx([-2 * w / (sum(wanted) / 5) for w in wanted], rel=1e-5)
 
 
 def test_hepo_threshold_is_the_batchs():
@@ -82,7 +84,7 @@ def test_hepo_threshold_is_the_batchs():
     entropy = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.1, 1.2, 1.3, 1.4]])
     inputs = make_inputs(rows=2, width=4, response_mask=mask, entropy=entropy, group_advantage=torch.ones(2, 4))
     kept = run("hepo", inputs, entropy_share=0.5).advantages
-    assert kept.tolist() == [[0.0] * 4, [1.0] * 4]  # a quantile per row would keep half of each
+    assert kept.tolist() == [[0.0] * 4, [2.0] * 4]  # a quantile per row would keep half of each
 
 
 @EXAMPLES
@@ -90,8 +92,12 @@ def test_hepo_threshold_is_the_batchs():
 def test_hepo_limits(seed):
     inputs = make_inputs(seed)
     assert torch.equal(run("hepo", inputs, entropy_share=1.0).advantages, inputs.group_advantage)
-    hard = run("hepo", inputs).advantages
-    assert ((hard == 0) | (hard == inputs.group_advantage)).all()
+    hard = run("hepo", inputs)
+    kept = hard.tokens["weight"].bool() & inputs.response_mask
+    assert not hard.advantages[~kept].any()
+    if kept.any():  # the mean over all tokens is that of A_G over the kept ones
+        over_all = hard.advantages[inputs.response_mask].mean()
+        torch.testing.assert_close(over_all, inputs.group_advantage[kept].mean(), rtol=1e-4, atol=1e-5)
     nearly_hard = run("hepo", inputs, entropy_share=0.5, weighting="soft", softness=1e-7).advantages
     count = int(inputs.response_mask.sum())
     if count % 2 == 0 and count:  # otherwise a token sits on the threshold itself, where the soft weight is a half

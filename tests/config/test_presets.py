@@ -143,6 +143,32 @@ def test_relatives_share_a_protocol(method, protocol, tmp_path):
     assert values(cfg) == PAPERS[protocol]
 
 
+# RLSD §5.1 and its release's script; SRPO App. B.2, Table 3; EOPD App. A, Table 9, with the settings of Qwen.
+BASELINES = {
+    "rlsd": (256, 256, 8, 1e-6, 4096, (1.0, 1.0, -1), (0.2, 0.28), "seq-mean-token-mean"),
+    "srpo": (32, 32, 8, 5e-6, 8192, (1.0, 1.0, -1), (0.2, 0.28), "token-mean"),
+    "eopd": (128, 32, 1, 3e-6, 4096, (1.0, 1.0, -1), (0.2, 0.2), "token-mean"),
+    # RLCSD's plug-in form is trained as RLCSD's release trains it.
+    "rlsd_contrast": (64, 16, 8, 1e-6, 16384, (1.0, 0.95, 20), (0.2, 0.2), "token-mean"),
+}
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_baselines_bring_their_papers_values(method, tmp_path):
+    cfg = composed(f"method={method}", "experiment=qwen3_1_7b_openthoughts", run_dir=tmp_path)
+    found, actor = values(cfg), cfg.actor_rollout_ref.actor
+    clip = (actor.clip_ratio_low, actor.clip_ratio_high)
+    assert (
+        *(found[key] for key in ("batch", "mini", "n", "lr", "tokens", "sampling")), clip, actor.loss_agg_mode
+    ) == BASELINES[method]  # fmt: skip
+
+
+def test_rlsds_teacher_is_shown_the_answer_and_never_a_worked_solution(tmp_path):
+    """§5.1: the final answer alone, whatever the data have; a snapshot every 10 steps."""
+    teacher = composed("method=rlsd", "experiment=qwen3_1_7b_openthoughts", run_dir=tmp_path).self_distill.teacher
+    assert (teacher.context, teacher.weights, teacher.snapshot_every) == ("answer", "snapshot", 10)
+
+
 def test_opsd_can_be_trained_by_dasds_protocol_as_that_paper_does(tmp_path):
     cfg = composed("method=opsd", "protocol=dasd", "experiment=qwen3_1_7b_dapo", run_dir=tmp_path)
     assert values(cfg) == PAPERS["dasd"]
