@@ -178,9 +178,10 @@ def test_a_stopped_and_resumed_run_equals_one_that_ran_through(two_workers, tmp_
     assert "ray init kwargs" not in again.log[said:]  # nothing was started for it
 
 
-def test_a_killed_run_leaves_no_process_and_can_be_resumed(tmp_path):
+def test_a_killed_run_leaves_no_process_and_can_be_started_again(tmp_path):
+    """Killed before its first checkpoint it begins again, and so do its records."""
     directory = tmp_path / "run"
-    options = ("trainer.total_training_steps=3", "trainer.save_freq=1")
+    options = ("trainer.total_training_steps=3", "trainer.save_freq=3")
     process = start("dasd", directory, *options)
     wait_for_step(directory, 1, process)
     family = descendants(process.pid)
@@ -188,9 +189,9 @@ def test_a_killed_run_leaves_no_process_and_can_be_resumed(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert gone(family, seconds=60)  # without the reaper Ray's agents can take longer
-    resumed = train("dasd", directory, *options)
-    assert resumed.code == 0, resumed.console
-    assert [r["step"] for r in resumed.records] == [1, 2, 3]
+    again = train("dasd", directory, *options)
+    assert again.code == 0, again.console
+    assert [r["step"] for r in again.records] == [1, 2, 3]
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,7 @@ class RecordedTrainer(PPOTrainerSync):
         super()._load_checkpoint()
         step = self.global_steps
         if step == 0:
+            files.forget_metrics_after(self.run_dir, -1)  # of a run that was killed before its first checkpoint
             return
         folder = checkpoints.resumed_folder(self.config)
         self.load_own(folder)
