@@ -18,11 +18,13 @@ from recipes.common.record.console import duration
 from recipes.evaluate.names import EXPLORATION, accuracy_columns, main_metrics
 from recipes.report import breakdowns, compare, evaluation
 from recipes.report.answers import asked
+from recipes.report.exposure import density_panel
 from recipes.report.figures import SERIES, SMOOTH_FROM
 from recipes.report.heat import LEVELS, heat
 from recipes.report.panels import group_panels, panels, run_panels, stage_panel
 from recipes.report.preset import Comparison, NoPreset, compare_with_preset
 from recipes.report.run_data import Run, load_run, status, validations, warnings
+from recipes.report.schedules import schedule_panels
 
 TABLE_ROWS = 60
 
@@ -99,7 +101,8 @@ def run_page(run: Run) -> str:
             facts=_facts(run),
             tiles=_tiles(run),
             warnings=warnings(run),
-            panels=run_panels(run),
+            panels=[*run_panels(run), *filter(None, [density_panel(run)])],
+            schedules=schedule_panels(run),
             smoothed=len(run.steps) >= SMOOTH_FROM,
             stages=stage_panel(run),
             heat=heat(run),
