@@ -7,6 +7,7 @@ import math
 import pytest
 
 from recipes.report.exposure import density_panel, held_decisions, interval_above
+from recipes.report.page import comparison_page, run_page
 from recipes.report.run_data import load_run
 from tests.builders.runs import record, write_run
 
@@ -43,3 +44,15 @@ def test_only_a_policy_has_a_density(tmp_path):
     assert [">1</text>" in shown.figure for shown in (broad, sharp)] == [True, True]
     fixed = [record(1, exposure__alpha=0.5), drawn(2) | {"exposure/a": None}]
     assert density_panel(load_run(write_run(tmp_path / "fixed", fixed, method="atesd"))) is None
+
+
+def test_pages_show_it_where_there_is_one(tmp_path):
+    runs = [
+        load_run(write_run(tmp_path / f"{method}_{seed}", [drawn(1)] if own else [record(1)], method=method, seed=seed))
+        for method, own in (("opsd", False), ("atesd", True))
+        for seed in (1, 2)
+    ]
+    assert ["Exposure policy" in run_page(run) for run in runs] == [False, False, True, True]
+    page = comparison_page(runs)
+    assert page.count("<h2>Exposure policies</h2>") == 1 and page.count("<h3>atesd, seed 1</h3>") == 1
+    assert "atesd, seed 2" not in page and "<h2>Exposure policies</h2>" not in comparison_page(runs[:2])

@@ -17,7 +17,8 @@ WANTED = [
     *(f"dasd_{number}" for number in range(1, 15)),
     *(f"dasd_fig_{number}" for number in (2, 3, 4, 5, 6, 7, 8, 10)),
     *(f"pw_opsd_{number}" for number in range(1, 7)),
-    *("pw_opsd_fig_1", "pw_opsd_fig_2", "atesd_1", "atesd_2", "atesd_fig_2", "atesd_fig_4"),
+    *("pw_opsd_fig_1", "pw_opsd_fig_2", "atesd_1", "atesd_2"),
+    *("atesd_fig_2", "atesd_fig_2b", "atesd_fig_4", "atesd_fig_4b"),
 ]
 
 
@@ -131,7 +132,7 @@ def test_diagnostics_are_commands_that_there_are():
         for module, *overrides in commands:
             cfg = compose(configs[module], overrides=overrides)
             assert OmegaConf.select(cfg, "model") and OmegaConf.select(cfg, "data"), module
-    assert len(commands) == 9
+    assert len(commands) == 12
 
 
 @pytest.mark.parametrize(
