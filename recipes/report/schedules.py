@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_linear_schedule_with_warmup
 
 from advantage.labels import POSITION, STEP, UPDATE, Schedule
+from recipes.common.record import run_dir as files
 from recipes.report.figures import Line, curves
 from recipes.report.panels import Shown
 from recipes.report.run_data import Run
@@ -20,11 +21,15 @@ POSITIONS = np.linspace(0.0, 1.0, 201)
 
 
 def schedule_panels(run: Run) -> list[Shown]:
-    """A figure of each schedule of a run's configuration that changes anything, the learning rate first."""
-    steps = run.planned_steps or run.records[-1]["step"]
-    if steps < 1:  # nothing is known but the validation before the first
-        return []
-    found = [learning_rate(run.config, steps), *(run.asks.schedules(steps) if run.asks else ())]
+    """A figure of each schedule of a run's configuration that changes anything, the learning rate first.
+
+    A run that says its length in epochs has steps only once it is done: until then those over steps are left out.
+    """
+    done = run.stage.get("stage") == files.DONE
+    steps = run.planned_steps or (run.records[-1]["step"] if done else 0)
+    found = list(run.asks.schedules(max(steps, 1))) if run.asks else []
+    if steps:
+        found.insert(0, learning_rate(run.config, steps))
     return [shown for schedule in found if (shown := _shown(schedule, steps))]
 
 
@@ -40,7 +45,7 @@ def learning_rate(config: DictConfig, steps: int) -> Schedule:
     scheduler = _scheduler(config, optim, optimizer, steps)
     rates = []
     for _ in range(steps):
-        rates.append(scheduler.get_last_lr()[0])
+        rates.append(float(scheduler.get_last_lr()[0]))
         optimizer.step()
         scheduler.step()
     return Schedule("Learning rate", "of the optimiser, by step", STEP, lambda step: rates[int(step) - 1])
@@ -68,16 +73,13 @@ def _scheduler(config: DictConfig, optim: DictConfig, optimizer: torch.optim.Opt
 
 
 def _shown(schedule: Schedule, steps: int) -> Shown | None:
-    """Its figure; None if one value is in force everywhere."""
-    x = (
-        POSITIONS
-        if schedule.over == POSITION
-        else np.arange(1, (steps if schedule.over == STEP else schedule.last) + 1)
-    )
+    """Its figure; None if one value is in force everywhere, or if it is over steps of which there is no number."""
+    last = {STEP: steps, UPDATE: schedule.last or 0}
+    x = POSITIONS if schedule.over == POSITION else np.arange(1.0, last[schedule.over] + 1)
 
     def line(value: Callable[[float], float], colour: int, *, dashed: bool = False) -> Line:
         marked = schedule.over == UPDATE and len(x) <= MARKED
-        return Line(x.tolist(), [value(place) for place in x], colour=colour, dashed=dashed, markers=marked)
+        return Line(x.tolist(), [value(float(place)) for place in x], colour=colour, dashed=dashed, markers=marked)
 
     own = line(schedule.value, 0)
     if len(set(own.y)) < 2:

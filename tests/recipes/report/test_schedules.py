@@ -58,8 +58,19 @@ def test_a_method_shows_the_schedules_that_it_declares(tmp_path, method, titles)
 def test_what_changes_nothing_is_not_drawn(tmp_path):
     fixed = run_of(tmp_path, "self_distill.exposure.mode=fixed", method="atesd")
     assert schedule_panels(fixed) == []
-    before = write_run(tmp_path / "before", [{"step": 0}], "trainer.total_training_steps=null", method="atesd")
-    assert schedule_panels(load_run(before)) == []  # no step is known yet
+
+
+def test_over_steps_only_where_their_number_is_known(tmp_path):
+    epochs = ("trainer.total_training_steps=null", f"{OPTIM}lr_scheduler_type=cosine")
+    records = [{"step": 0}, record(1), record(8)]
+    found = [
+        load_run(write_run(tmp_path / ending, records, *epochs, method="atesd", ending=ending))
+        for ending in ("update", "done")
+    ]
+    assert [[shown.title for shown in schedule_panels(run)] for run in found] == [
+        ["Credit of an exposure"],
+        ["Learning rate", "Credit of an exposure", "Cap on the exposure policy's entropy"],
+    ]
 
 
 def test_the_schedule_in_force_is_named_and_the_others_stand_beside_it(tmp_path):
