@@ -132,7 +132,7 @@ def test_diagnostics_are_commands_that_there_are():
         for module, *overrides in commands:
             cfg = compose(configs[module], overrides=overrides)
             assert OmegaConf.select(cfg, "model") and OmegaConf.select(cfg, "data"), module
-    assert len(commands) == 12
+    assert len(commands) == 11
 
 
 @pytest.mark.parametrize(
