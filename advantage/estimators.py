@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from advantage.checks import as_mask, check_finite, check_shape, masked_float32
-from advantage.labels import Metric, TokenField
+from advantage.labels import Metric, Schedule, TokenField
 from advantage.params import load_params, require
 from advantage.scale import aimed_beta
 from advantage.segments import batch_abs_mean, batch_magnitude
@@ -109,6 +109,11 @@ class EstimatorParams:
     def idle(self) -> frozenset[str]:
         """Names of parameters that have no effect beside the others."""
         return frozenset()
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """What these parameters fix over the steps of a run, or over the positions of a response."""
+        return ()
 
 
 @dataclass(frozen=True)

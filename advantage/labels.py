@@ -1,11 +1,14 @@
-"""How people are shown what a method produces: labels, meanings and units of its metrics and of its tokens' fields.
+"""How people are shown what a method produces: labels and units of its metrics, its tokens' fields, its schedules.
 
 A method declares them where it declares its rule. Console, report and model card read them here and know no method.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+STEP, POSITION, UPDATE = "step", "position", "update"  # what a schedule is over
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,27 @@ class TokenField:
     label: str
     meaning: str
     scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that a configuration fixes before a run, and that changes over its course or over that of a response.
+
+    Attributes:
+        title: heading of its figure in a report.
+        note: what it is, with its unit, and what it is over.
+        over: `STEP`, a training step, counted from 1; `POSITION`, a relative position in a response, in [0, 1];
+            `UPDATE`, an update after a decision, counted from 1.
+        value: from a place on that axis to the number that is in force there.
+        line: what its line is called where others stand beside it.
+        beside: (line, value) of others that could be in force, to compare with.
+        last: the last place, where it is over `UPDATE`.
+    """
+
+    title: str
+    note: str
+    over: str
+    value: Callable[[float], float]
+    line: str = "in force"
+    beside: tuple[tuple[str, Callable[[float], float]], ...] = ()
+    last: int | None = None

@@ -12,8 +12,10 @@ position fraction has a meaning only within its own response. Weights are not re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from advantage.estimators import (
@@ -26,7 +28,7 @@ from advantage.estimators import (
     magnitude_metrics,
     masked_gap,
 )
-from advantage.labels import TokenField
+from advantage.labels import POSITION, Schedule, TokenField
 from advantage.params import require
 from advantage.segments import Tokens, batch_mean, map_rows, relative_positions, sigmoid
 from advantage.signals import Signals
@@ -64,10 +66,14 @@ def position_weight(
     _check_schedule(floor, threshold, scale)
 
     def trajectory(count: int) -> tuple[Tokens]:
-        return (floor + (1.0 - floor) * sigmoid((relative_positions(count) - threshold) / scale),)
+        return (_weight_at(relative_positions(count), floor, threshold, scale),)
 
     (weight,) = map_rows(trajectory, response_mask)
     return weight
+
+
+def _weight_at(positions: Tokens, floor: float, threshold: float, scale: float) -> Tokens:
+    return floor + (1.0 - floor) * sigmoid((positions - threshold) / scale)
 
 
 def _check_schedule(floor: float, threshold: float, scale: float) -> None:
@@ -106,6 +112,20 @@ class PositionParams(EstimatorParams):
             threshold if self.threshold is None else self.threshold,
             scale if self.scale is None else self.scale,
         )
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """w(u) in force, with the named schedules beside it (PW-OPSD's Figure 2)."""
+
+        def drawn(values: tuple[float, float, float]) -> Callable[[float], float]:
+            return lambda u: float(_weight_at(np.asarray([u], dtype=np.float32), *values)[0])
+
+        own = self.position_schedule()
+        named = next((name for name, values in SCHEDULES.items() if values == own), None)
+        others = tuple((name, drawn(values)) for name, values in SCHEDULES.items() if values != own)
+        note = "factor w(u) of a token's teacher, by its relative position u in the response"
+        line = f"in force: {named}" if named else "in force"
+        return (Schedule("Weight by position", note, POSITION, drawn(own), line, others),)
 
     def weight(self, response_mask: torch.Tensor) -> torch.Tensor:
         """The weight w(u_t) under this schedule, (B, T) fp32."""

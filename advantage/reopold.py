@@ -35,7 +35,7 @@ from advantage.estimators import (
     masked_gap,
     masked_signal,
 )
-from advantage.labels import Metric, TokenField
+from advantage.labels import STEP, Metric, Schedule, TokenField
 from advantage.params import require
 from advantage.segments import batch_mean, batch_quantile
 
@@ -66,6 +66,19 @@ class ReopoldParams(EstimatorParams):
         require(self.floor in FLOORS, "floor", self.floor, f"one of {', '.join(FLOORS)}")
         require(0.0 < self.entropy_share <= 1.0, "entropy_share", self.entropy_share, "in (0, 1]; 1 keeps all tokens")
         require(self.switch_step >= 0, "switch_step", self.switch_step, "a step, 0 or more")
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The largest share of tokens that is kept: all that pass the floor until the switch, then beta."""
+
+        def most(step: float) -> float:
+            return 1.0 if step <= self.switch_step else self.entropy_share
+
+        note = (
+            "largest share of the tokens that is trained, by step: those whose gap passes the floor until the switch, "
+            "those of the highest entropy after it"
+        )
+        return (Schedule("Tokens that may be kept", note, STEP, most),)
 
     def clip_value(self) -> float:
         """The floor, nats: -2.56 by Jensen and -2.20 by the odds at 0.1."""

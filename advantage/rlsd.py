@@ -23,7 +23,7 @@ from advantage.estimators import (
     magnitude_metrics,
     masked_gap,
 )
-from advantage.labels import Metric, TokenField
+from advantage.labels import STEP, Metric, Schedule, TokenField
 from advantage.params import require
 from advantage.segments import batch_abs_mean, batch_mean
 
@@ -57,6 +57,12 @@ class RlsdParams(EstimatorParams):
         )
         require(0.0 <= self.weight_clip < 1.0, "weight_clip", self.weight_clip, "in [0, 1): weights stay positive")
         require(self.evidence in EVIDENCE, "evidence", self.evidence, f"one of {', '.join(EVIDENCE)}")
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """lambda over the steps."""
+        note = "λ, how far the teacher's evidence rescales the group advantage, by step; at 0 it is GRPO"
+        return (Schedule("Part of the teacher", note, STEP, lambda step: self.mix_at(int(step))),)
 
     def mix_at(self, step: int | None) -> float:
         """The value of lambda at a step, counted from 1; at an unknown step it is that of the first."""

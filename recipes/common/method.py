@@ -8,7 +8,7 @@ method's own module and YAML knows its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import advantage  # noqa: F401  registers the estimators
 from advantage.estimators import ESTIMATORS, RENAMED, Estimator, EstimatorParams, params_from_config
-from advantage.labels import Metric, TokenField
+from advantage.labels import Metric, Schedule, TokenField
 from advantage.token_weights import TOKEN_WEIGHTS, TokenWeight
 from config import CONFIG_DIR
 from recipes.common.teacher.contexts import ContextParams, context_params
@@ -205,6 +205,23 @@ class Method:
     def metrics(self) -> tuple[Metric, ...]:
         """The numbers of each step that are this method's own, with their labels for people."""
         return self.estimator.metrics if self.estimator else ()
+
+    def schedules(self, steps: int) -> list[Schedule]:
+        """What of it changes over a run or over a response by the configuration alone.
+
+        Args:
+            steps: of the run.
+        """
+        found = [s for params in (self.params, self.weight_params) if params for s in params.schedules]
+        if self.mixing_params:
+            note = "each token's share of the forward KL, the rest being the reverse KL's"
+            found += [
+                replace(s, title="Share of the forward KL", note=f"{note}, by {s.over}")
+                for s in self.mixing_params.schedules
+            ]
+        if self.controller and self.uses_teacher:
+            found += replace(self.controller, total_steps=steps).schedules
+        return found
 
     def rows(self) -> list[tuple[str, str]]:
         """What is learned, as (part, value): method with its credit, and teacher and loss where they take part.

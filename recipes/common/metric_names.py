@@ -57,6 +57,7 @@ TEACHER_VALIDATION_WITHOUT, TEACHER_VALIDATION_SECONDS = (
 PROBE_NLL, PROBE_GROUNDED, PROBE_LOSS = "probe/nll", "probe/grounded", "probe/loss"
 PROBE_COUNTERFACTUAL = "probe/counterfactual_loss"  # after an update at another exposure, which was taken back
 EXPOSURE, EXPOSURE_MEAN = "exposure/alpha", "exposure/mean"
+EXPOSURE_A, EXPOSURE_B = "exposure/a", "exposure/b"  # of the Beta that it was drawn from
 
 # Shown of every method that has them, before its own.
 SHARED = (

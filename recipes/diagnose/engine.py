@@ -2,7 +2,8 @@
 
 What the three diagnostics share and nothing else.  A response's tokens are never re-tokenised: teacher and student read
 their own prompt's ids followed by the same response ids, and row t of either's logits is the distribution from which
-token t was, or would have been, drawn.
+token t was, or would have been, drawn.  With engine=vllm a second copy of the model samples (`vllm_rollouts`); logits
+always come from this one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,11 @@ from torch import Tensor
 
 from recipes.common.checks.errors import SettingsError
 from recipes.common.teacher.prompts import render, student_messages
+from recipes.diagnose.vllm_rollouts import VLLM, vllm_of
+from recipes.evaluate.members import texts
 from rewards.by_grader import compute_score, grader_of
 from rewards.code import CodeOptions, task_of
+from rewards.grader import gold_text
 from rewards.pool import GradingSetupError
 from workers.rollout.generation import SamplingParams, generate_batch, response_seed, stop_token_ids
 
@@ -41,6 +46,7 @@ class Engine:
         pad_id: id that fills batches.
         tokens_per_pass: sequences × longest sequence of one forward pass.
         code: options of rewards.code, for sets of programs.
+        vllm: samples in the model's place; None: the model itself.
     """
 
     model: PreTrainedModel
@@ -49,6 +55,7 @@ class Engine:
     pad_id: int
     tokens_per_pass: int
     code: dict[str, Any] = field(default_factory=dict)
+    vllm: VLLM | None = None
 
     @property
     def device(self) -> torch.device:
@@ -76,14 +83,16 @@ class Problem:
     """A row of the data with its student's prompt.
 
     Attributes:
-        index: its place in the file, which names it everywhere.
+        index: its place among the rows that are read of all files, which names it everywhere.
         row: its columns.
         prompt: token ids of the student's prompt.
+        source: what its file is called: the name of its set, or the file's path where two of them have that name.
     """
 
     index: int
     row: dict[str, Any]
     prompt: list[int]
+    source: str = ""
 
     @property
     def gold(self) -> Any:
@@ -168,45 +177,61 @@ def material(cfg: DictConfig, wrong: list[str]) -> tuple[Engine, list[Problem], 
         raise SettingsError(wrong)
     engine = engine_of(cfg)
     kwargs = dict(cfg.template_kwargs)
-    problems = load_problems(cfg.data, cfg.limit, engine, kwargs)
+    problems = load_problems(cfg.data, cfg.limit, engine, kwargs, data_dir=cfg.data_dir)
+    if cfg.engine == "vllm":
+        longest = max(len(problem.prompt) for problem in problems)
+        engine = replace(engine, vllm=vllm_of(cfg, engine.stop_ids, engine.pad_id, longest))
     teacher = teacher_prompts(
         engine, problems, context=cfg.teacher.context, max_length=cfg.teacher.max_prompt_length, template_kwargs=kwargs
     )
     return engine, problems, teacher
 
 
-def load_problems(path: str, count: int | None, engine: Engine, template_kwargs: dict[str, Any]) -> list[Problem]:
-    """Read the first rows of a prepared parquet file (`recipes.data.prepare`).
+def load_problems(
+    entries: str | Sequence[str],
+    count: int | None,
+    engine: Engine,
+    template_kwargs: dict[str, Any],
+    *,
+    data_dir: str = "data",
+) -> list[Problem]:
+    """Read the first rows of prepared sets or parquet files (`recipes.data.prepare`), one after the other.
 
     Args:
-        path: the file.
-        count: number of rows; None for all.
+        entries: one or several names of prepared sets, parquet files, or folders with test.parquet.
+        count: number of rows of each; None for all.
         engine: the model, whose tokenizer renders the prompts.
         template_kwargs: options of its chat template.
+        data_dir: where prepared sets are.
 
     Raises:
-        SettingsError: if there is no such file, no rows, or a row that cannot be graded.
+        SettingsError: if one of them is not there, stands twice, or has no rows, or a row that cannot be graded.
     """
-    from recipes.data.readers import DataError
-    from recipes.data.validate import read_rows
-    from rewards.grader import gold_text
+    from recipes.evaluate.problems import find_file
 
-    if not Path(path).is_file():
-        raise SettingsError([f"data={path}: no such parquet file; make one with python -m recipes.data.prepare"])
-    problems = []
-    try:
-        for index, row in enumerate(read_rows(Path(path))):
-            if count is not None and index >= count:
-                break
+    files = [find_file(entry, data_dir) for entry in texts(entries)]
+    if not files:
+        raise SettingsError(["data= is empty: give at least one file"])
+    twice = {str(path) for path in files if files.count(path) > 1}
+    if twice:
+        raise SettingsError([f"data: {', '.join(sorted(twice))} stands there twice; give each file once"])
+    rows = [_rows(path, count) for path in files]
+    named = [
+        {str(row.get("data_source") or path) for row in of_file} for path, of_file in zip(files, rows, strict=True)
+    ]
+    problems: list[Problem] = []
+    for path, of_file, names in zip(files, rows, named, strict=True):
+        source = next(iter(names)) if len(names) == 1 and named.count(names) == 1 else str(path)
+        for place, row in enumerate(of_file):
             messages = [dict(turn) for turn in row.get("prompt") or []] or student_messages(row["problem"])
-            problem = Problem(index, row, render(engine.tokenizer, messages, template_kwargs))
-            if not gold_text(problem.gold) or (problem.grader == "code" and task_of(problem.gold) is None):
-                raise SettingsError([f"data={path}: row {index} has no answer, so no response to it can be graded"])
+            problem = Problem(len(problems), row, render(engine.tokenizer, messages, template_kwargs), source)
+            try:
+                gradable = gold_text(problem.gold) and (problem.grader != "code" or task_of(problem.gold) is not None)
+            except ValueError as error:
+                raise SettingsError([f"data={path}: {error}"]) from error
+            if not gradable:
+                raise SettingsError([f"data={path}: row {place} has no answer, so no response to it can be graded"])
             problems.append(problem)
-    except (DataError, ValueError) as error:
-        raise SettingsError([f"data={path}: {error}"]) from error
-    if not problems:
-        raise SettingsError([f"data={path} has no rows"])
     try:
         options = CodeOptions.from_kwargs(engine.code)
         if any(problem.grader == "code" for problem in problems):
@@ -214,6 +239,24 @@ def load_problems(path: str, count: int | None, engine: Engine, template_kwargs:
     except (ValueError, GradingSetupError) as error:
         raise SettingsError([f"code: {error}"]) from error
     return problems
+
+
+def _rows(path: Path, count: int | None) -> list[dict[str, Any]]:
+    """The first rows of a file.
+
+    Raises:
+        SettingsError: if it cannot be read, or has none.
+    """
+    from recipes.data.readers import DataError
+    from recipes.data.validate import read_rows
+
+    try:
+        rows = list(islice(read_rows(path), count))
+    except (DataError, ValueError) as error:
+        raise SettingsError([f"data={path}: {error}"]) from error
+    if not rows:
+        raise SettingsError([f"data={path} has no rows"])
+    return rows
 
 
 def teacher_prompts(
@@ -240,11 +283,13 @@ def teacher_prompts(
         try:
             reference_of(problem.row, context)
         except MissingReference:
-            missing.append(problem.index)
+            missing.append(problem)
     if missing:
+        several = f" of all, in {missing[0].source}" if len({p.source for p in problems}) > 1 else ""
         raise SettingsError(
             [f"{len(missing)} of {len(problems)} rows have no {context} for the teacher to see, the first is row "
-             f"{missing[0]}; use teacher.context={'answer' if context == 'solution' else 'solution'} or other data"]
+             f"{missing[0].index}{several}; use teacher.context={'answer' if context == 'solution' else 'solution'} or "
+             "other data"]
         )  # fmt: skip
     return PrivilegedPrompts(engine.tokenizer, context, max_length, template_kwargs)
 
@@ -270,6 +315,8 @@ def sample(
         limits: the longest continuation of each request, at least 1; ``params.max_tokens`` for all by default.
     """
     limits = list(limits) if limits is not None else [params.max_tokens] * len(prompts)
+    if engine.vllm is not None:
+        return engine.vllm.sample(prompts, params, [response_seed(*identity) for identity in identities], limits)
     # Long ones together, so that a batch ends early; results come back in the caller's order.
     order = sorted(range(len(prompts)), key=lambda i: -limits[i])
     found: list[list[int]] = [[] for _ in prompts]

@@ -3,15 +3,17 @@
 A diagnostic is `measure(seed, problems) -> records` and `summarise(records, cfg) -> Findings`.  The problems are
 measured in fixed chunks, and each chunk of each seed is one file under ``parts/``, written when it is complete.
 Starting again with the same ``hydra.run.dir`` measures only what is missing; more seeds may be added, other settings
-are refused.
+are refused.  Of several data files the problems are pooled, and summarised by file too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
@@ -24,17 +26,19 @@ from rich.table import Table
 
 from recipes.command_line import Command
 from recipes.common.checks.errors import SettingsError
+from recipes.common.processes.launch import output_into
 from recipes.common.record.run_dir import write_atomically
 from recipes.diagnose.statistics import Interval
+from recipes.diagnose.vllm_rollouts import engine_problem, release
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from recipes.diagnose.engine import Problem
 
-SETTINGS, PARTS = "settings.json", "parts"
+SETTINGS, PARTS, LOG = "settings.json", "parts", "diagnose.log"
 # Keys that do not change what is measured: seeds are parts of their own, the rest is about speed, place or evaluation.
-FREE_KEYS = ("seeds", "device", "tokens_per_pass", "summary")
+FREE_KEYS = ("seeds", "device", "tokens_per_pass", "summary", "vllm")
 
 Records = list[dict[str, Any]]
 
@@ -59,13 +63,14 @@ def command(module: str, what: str, keys: Sequence[tuple[str, str]]) -> Command:
         ),
         keys=(
             ("model=<path or name>", "a folder, hub name, adapter, checkpoint or run directory"),
-            ("data=<file>", "a prepared parquet file with problem, answer and solution"),
-            ("limit=64", "only the first problems; null: all"),
+            ("data=<file>", "a prepared set or parquet file with problem, answer and solution; a list is pooled"),
+            ("limit=64", "only the first problems of each file; null: all"),
             ("rollouts=4", "of each problem and seed"),
             ("seeds=[1,2,3]", "each measures anew; intervals pool them"),
             ("max_tokens=96", "of a response"),
             ("teacher.context=solution", "what the teacher is shown: solution | answer"),
             ("device=cuda", "cpu | cuda; dtype= and tokens_per_pass= go with it"),
+            ("engine=vllm", "samples with vLLM; vllm.* say how"),
             ("hydra.run.dir=<directory>", "where results go"),
             *keys,
         ),
@@ -133,20 +138,34 @@ def execute(
     Raises:
         SettingsError: if the settings, or those that the directory was begun with, do not allow it.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a log file: wide enough for every table
-        console.width = 160
+    console = _console()
     out = Path(cfg.out).resolve()
     try:
         check_common(cfg)
         problems, measure = prepare(cfg)
         claim(out, name, cfg)
-        records = measure_all(cfg, out, problems, measure, console)
+        with ExitStack() as held:
+            if cfg.engine == "vllm":  # which, with Ray, says hundreds of lines
+                terminal = held.enter_context(output_into(out / LOG))
+                console = _console(terminal)
+                console.print(f"vLLM's output: {out / LOG}")
+            held.callback(release)
+            records = measure_all(cfg, out, problems, measure, console)
     except KeyboardInterrupt:
         console.print(f"[yellow]stopped[/]; what is measured is kept: start again with hydra.run.dir={cfg.out}")
         return 130
     write_findings(name, cfg, out, records, summarise, draw, console)
     return 0
+
+
+def _console(descriptor: int | None = None) -> Console:
+    """On a descriptor, or on the standard output."""
+    console = Console(
+        file=None if descriptor is None else os.fdopen(os.dup(descriptor), "w", buffering=1), highlight=False
+    )
+    if not console.is_terminal:  # a log file: wide enough for every table
+        console.width = 160
+    return console
 
 
 def check_common(cfg: DictConfig) -> None:
@@ -174,6 +193,8 @@ def check_common(cfg: DictConfig) -> None:
         )
     if not 0 < cfg.top_p <= 1:
         wrong.append(f"top_p={cfg.top_p}: must be in (0, 1]")
+    if (engine := engine_problem(cfg.engine, cfg.device)) is not None:
+        wrong.append(engine)
     if wrong:
         raise SettingsError(wrong)
 
@@ -220,12 +241,13 @@ def measure_all(
         console: shows the progress.
 
     Returns:
-        All records, those of before too, in order of seeds and problems.
+        All records, those of before too, in order of seeds and problems, each with its problem's ``source``.
 
     Raises:
         SettingsError: if a part was measured on other problems.
     """
     chunks = [problems[i : i + cfg.chunk] for i in range(0, len(problems), cfg.chunk)]
+    sources = {problem.index: problem.source for problem in problems}
     work = [(seed, number, chunk) for seed in cfg.seeds for number, chunk in enumerate(chunks)]
     records: Records = []
     began, kept = time.time(), 0
@@ -254,7 +276,7 @@ def measure_all(
                 )
             else:
                 kept += 1
-            records += part["records"]
+            records += [{"source": sources[record["problem"]], **record} for record in part["records"]]
             progress.update(task, advance=1, description=f"seed {seed}")
             if not console.is_terminal:
                 console.print(f"{done}/{len(work)} parts, {time.time() - began:.0f} s")
@@ -311,9 +333,13 @@ def write_findings(
         console: shows the tables.
     """
     findings = summarise(records, cfg)
+    by_source = summaries_by_source(records, cfg, summarise)
+    if by_source:
+        findings.results["by_source"] = {source: of_one.results for source, of_one in by_source.items()}
     document = {"diagnostic": name, "settings": _plain(cfg), "results": findings.results, "notes": findings.notes}
     write_atomically(out / f"{name}.json", json.dumps(document, indent=2, default=Interval.as_json) + "\n")
-    write_atomically(out / f"{name}.md", markdown(findings))
+    text = "".join(f"\n## {source}\n\n{markdown(of_one)}" for source, of_one in by_source.items())
+    write_atomically(out / f"{name}.md", markdown(findings) + text)
     figure = draw(findings, records, cfg)
     temporary = out / f".{name}.png"
     figure.savefig(temporary, dpi=110, format="png")
@@ -328,7 +354,27 @@ def write_findings(
         console.print()
     for note in findings.notes:
         console.print(f"[yellow]note[/] {note}")
+    if by_source:
+        console.print(
+            f"pooled over {len(by_source)} files ({', '.join(by_source)}); each alone is in the .md", markup=False
+        )
     console.print(f"{out}/{name}.json, .md, .png")
+
+
+def summaries_by_source(
+    records: Records, cfg: DictConfig, summarise: Callable[[Records, DictConfig], Findings]
+) -> dict[str, Findings]:
+    """What is found in each data file alone; empty where there is only one.
+
+    Args:
+        records: of all files, with their ``source``.
+        cfg: the diagnostic's configuration.
+        summarise: makes findings of records.
+    """
+    sources = list(dict.fromkeys(record["source"] for record in records))
+    if len(sources) < 2:
+        return {}
+    return {source: summarise([r for r in records if r["source"] == source], cfg) for source in sources}
 
 
 def markdown(findings: Findings) -> str:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from omegaconf import DictConfig
 
 from recipes.common.models import materialize
-from recipes.common.processes.reaper import reaper
 from recipes.evaluate import health, process_reward, server
 from recipes.evaluate.members import Member
 from recipes.evaluate.metrics import majority_vote
@@ -27,9 +23,11 @@ from recipes.evaluate.results import RESULTS, STEPS, Incidents, ResultsFile, rea
 from recipes.evaluate.sampling import (
     SAMPLERS,
     EngineOptions,
+    on_ray,
     run_on_workers,
     seeds_of,
     start_workers,
+    stop_on_sigterm,
     stop_workers,
 )
 from rewards.by_grader import compute_score
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from recipes.evaluate.console import EvaluationConsole
 
 MERGED = "merged"  # folder of joined checkpoints
-RAY_STARTS = 3
 Graded = tuple[Member, int, ProblemSet, Problem]
 
 
@@ -69,54 +66,15 @@ def evaluate(cfg: DictConfig, plan: Plan, incidents: Incidents, console: Evaluat
             process_reward.check(cfg.prm)  # before hours of sampling, not after
         if cfg.prm is None and not any(plan.tasks(member, results.done) for member in plan.members):
             return
-        _stop_on_sigterm()
+        stop_on_sigterm()
         needs_workers = plan.engine != server.ENGINE or cfg.prm is not None
-        with _ray(plan) if needs_workers else contextlib.nullcontext():
+        with on_ray(plan.workers, plan.gpus) if needs_workers else contextlib.nullcontext():
             for member in plan.members:
                 _sample_member(cfg, plan, member, results, incidents, console)
             if cfg.prm is not None:
                 with ResultsFile(plan.directory / STEPS, lambda r: (r["prm"], *result_key(r))) as steps:
                     incidents.corrupt[STEPS] = steps.corrupt
                     _score_steps(cfg, plan, results.path, steps, console)
-
-
-@contextlib.contextmanager
-def _ray(plan: Plan) -> Iterator[None]:
-    """Ray for the time of the evaluation: the one that runs already in this process, the cluster of RAY_ADDRESS, or
-    processes of its own on this machine."""
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": plan.workers + 1, "num_gpus": plan.gpus}
-    if "RAY_ADDRESS" in os.environ:
-        options = {}
-    else:
-        options["address"] = "local"  # never join somebody else's cluster by accident
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with reaper():
-        _start_ray(options)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _start_ray(options: dict[str, Any]) -> None:
-    for attempt in range(1, RAY_STARTS + 1):
-        try:
-            ray.init(**options)
-            break
-        except Exception:  # on a busy machine its processes miss Ray's fixed half minute
-            ray.shutdown()
-            if attempt == RAY_STARTS:
-                raise
-    _stop_on_sigterm()  # Ray has just put a handler of its own there
-
-
-def _stop_on_sigterm() -> None:
-    """Let a scheduler's SIGTERM end an evaluation as Ctrl-C does, in order."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _threads(plan: Plan) -> int:

@@ -8,18 +8,23 @@ an interruption.  vLLM batches across problems, whose kernels may then differ in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 
+from recipes.common.processes.reaper import reaper
 from workers.rollout.generation import SamplingParams, generate_batch, response_seed
 
 Task = TypeVar("Task")
+RAY_STARTS = 3
 Response = tuple[list[int], str]  # token ids (the stop token included), "completed" or "length"
 
 
@@ -81,12 +86,13 @@ class TransformersSampler:
     def close(self) -> None:
         """Nothing outlives the actor."""
 
-    def sample(self, prompt: list[int], seeds: list[int]) -> list[Response]:
+    def sample(self, prompt: list[int], seeds: list[int], params: SamplingParams | None = None) -> list[Response]:
         """Draw one response for each seed.
 
         Args:
             prompt: token ids.
             seeds: one a response.
+            params: how; None for the worker's own.
         """
         responses: list[Response] = []
         for start in range(0, len(seeds), self.options.batch_size):
@@ -94,7 +100,7 @@ class TransformersSampler:
             generated = generate_batch(
                 self.model,
                 [prompt] * len(part),
-                self.params,
+                params or self.params,
                 part,
                 stop_token_ids=self.stop_ids,
                 pad_token_id=self.pad_id,
@@ -130,7 +136,7 @@ class VLLMSampler:
             enable_log_requests=False,
         )
         self.engine = AsyncLLM.from_engine_args(arguments)
-        self.params, self.stop_ids = asdict(params), stop_ids
+        self.params, self.stop_ids = params, stop_ids
         self._number = itertools.count()
 
     async def ready(self) -> None:
@@ -140,25 +146,26 @@ class VLLMSampler:
         """End vLLM's own processes, which hold the GPU's memory that the next model needs."""
         self.engine.shutdown()
 
-    async def sample(self, prompt: list[int], seeds: list[int]) -> list[Response]:
+    async def sample(self, prompt: list[int], seeds: list[int], params: SamplingParams | None = None) -> list[Response]:
         """Draw one response for each seed, all at a time.
 
         Args:
             prompt: token ids.
             seeds: one a response.
+            params: how; None for the worker's own.
         """
-        return list(await asyncio.gather(*(self._one(prompt, seed) for seed in seeds)))
+        return list(await asyncio.gather(*(self._one(prompt, seed, params or self.params) for seed in seeds)))
 
-    async def _one(self, prompt: list[int], seed: int) -> Response:
+    async def _one(self, prompt: list[int], seed: int, asked: SamplingParams) -> Response:
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
         from vllm.sampling_params import SamplingParams as VLLMParams
 
         params = VLLMParams(
-            temperature=self.params["temperature"],
-            top_p=self.params["top_p"],
-            top_k=self.params["top_k"],
-            max_tokens=self.params["max_tokens"],
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            max_tokens=asked.max_tokens,
             seed=seed,
             stop_token_ids=self.stop_ids,
             detokenize=False,
@@ -175,6 +182,50 @@ class VLLMSampler:
 
 
 SAMPLERS = {"vllm": VLLMSampler, "transformers": TransformersSampler}
+
+
+@contextlib.contextmanager
+def on_ray(workers: int, gpus: int) -> Iterator[None]:
+    """Ray while the block runs: the one that runs already in this process, the cluster of RAY_ADDRESS, or processes of
+    its own on this machine.
+
+    Args:
+        workers: actors at a time.
+        gpus: of this machine.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers + 1, "num_gpus": gpus}
+    if "RAY_ADDRESS" in os.environ:
+        options = {}
+    else:
+        options["address"] = "local"  # never join somebody else's cluster by accident
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with reaper():
+        _start_ray(options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(options: dict[str, Any]) -> None:
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception:  # on a busy machine its processes miss Ray's fixed half minute
+            ray.shutdown()
+            if attempt == RAY_STARTS:
+                raise
+    stop_on_sigterm()  # Ray has just put a handler of its own there
+
+
+def stop_on_sigterm() -> None:
+    """Let a scheduler's SIGTERM end a command as Ctrl-C does, in order."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def start_workers(actor: type, count: int, options: EngineOptions, arguments: Sequence[Any]) -> list[Any]:

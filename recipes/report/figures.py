@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 SERIES = 8  # colours for series, `--s1` to `--s8` of the page
 WIDTH, HEIGHT = 4.9, 2.7  # inches of 72 units: about the width of a phone
+_DEEPER = 0.13  # opacity of each level of a density over the one below
 SMOOTH_FROM = 40  # points: below, every step is its own line
 
 _INK, _GRID, _BACK = "#a10001", "#a10002", "#a10003"
@@ -88,6 +89,7 @@ def curves(
     from_zero: bool = False,
     doubling: Sequence[int] = (),
     ticks: Sequence[float] = (),
+    smooth: bool = True,
 ) -> Markup:
     """Lines over steps, as an <svg> element.
 
@@ -98,11 +100,12 @@ def curves(
         from_zero: the axis begins at zero.
         doubling: the x that get a tick, on an axis where each doubling is as long as the next; empty: an even axis.
         ticks: the x that get a tick on an even axis; empty: whole numbers.
+        smooth: many points get a running mean; false where they are no measurements.
     """
     with matplotlib.rc_context(_STYLE):
         axes = _axes()
         for line in lines:
-            _draw(axes, line, smooth=limit is None)  # a mean would hide for how long a limit was passed
+            _draw(axes, line, smooth=smooth and limit is None)  # a mean would hide for how long a limit was passed
         values = [v for line in lines for v in line.y]
         if limit is not None and values and max(values) > limit / 3:
             axes.axhline(limit, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -124,6 +127,70 @@ def curves(
         elif not doubling:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        return _svg(axes)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A distribution over [0, 1] that holds for a stretch of x.
+
+    Attributes:
+        left, right: ends of the stretch.
+        above: for each level of a density, from the lowest, the ends of where it is reached; NaN where it never is.
+        drawn: what was drawn from it.
+        mean: its mean.
+    """
+
+    left: float
+    right: float
+    above: Sequence[tuple[float, float]]
+    drawn: float
+    mean: float
+
+
+def density(columns: Sequence[Column], named: Sequence[tuple[int, str]]) -> Markup:
+    """Distributions over time as nested bands in one colour, deeper for each level, as an <svg> element.
+
+    Args:
+        columns: ascending; gaps between them stay empty.
+        named: (number of the level, what it is called) of those that the scale at the right names, ascending.
+    """
+    edges = [columns[0].left]
+    held: list[Column | None] = []
+    for column in columns:
+        if column.left > edges[-1]:
+            held.append(None)
+            edges.append(column.left)
+        held.append(column)
+        edges.append(column.right)
+    nothing = (np.nan, np.nan)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0.0)
+        axes, scale = figure.subplots(ncols=2, width_ratios=(30, 1))
+        levels = 1 + max((k for c in columns for k, (low, _) in enumerate(c.above) if np.isfinite(low)), default=0)
+        for k in range(levels):
+            low, high = np.array([c.above[k] if c else nothing for c in held]).T
+            axes.stairs(high, edges, baseline=low, fill=True, color=_colour(0), alpha=_DEEPER, linewidth=0)
+            scale.fill_between([0, 1], k, levels, color=_colour(0), alpha=_DEEPER, linewidth=0)
+        for column in columns:
+            axes.hlines(column.drawn, column.left, column.right, color=_colour(1), linewidth=2.5)
+        mean = [c.mean if c else np.nan for c in held]
+        axes.stairs(mean, edges, baseline=None, color=_colour(5), linewidth=1.2, linestyle=(0, (3, 2)))
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        scale.set_xlim(0, 1)
+        scale.set_ylim(0, levels)
+        scale.set_xticks([])
+        scale.grid(visible=False)
+        scale.yaxis.tick_right()
+        scale.set_yticks([k for k, _ in named], [name for _, name in named])
+        for each in (axes, scale):
+            each.patch.set_alpha(0.0)
+            each.spines["bottom"].set_visible(each is axes)
         return _svg(axes)
 
 

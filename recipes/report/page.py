@@ -18,11 +18,13 @@ from recipes.common.record.console import duration
 from recipes.evaluate.names import EXPLORATION, accuracy_columns, main_metrics
 from recipes.report import breakdowns, compare, evaluation
 from recipes.report.answers import asked
+from recipes.report.exposure import density_panel
 from recipes.report.figures import SERIES, SMOOTH_FROM
 from recipes.report.heat import LEVELS, heat
-from recipes.report.panels import group_panels, panels, run_panels, stage_panel
+from recipes.report.panels import Shown, group_panels, panels, run_panels, stage_panel
 from recipes.report.preset import Comparison, NoPreset, compare_with_preset
 from recipes.report.run_data import Run, load_run, status, validations, warnings
+from recipes.report.schedules import schedule_panels
 
 TABLE_ROWS = 60
 
@@ -99,7 +101,8 @@ def run_page(run: Run) -> str:
             facts=_facts(run),
             tiles=_tiles(run),
             warnings=warnings(run),
-            panels=run_panels(run),
+            panels=[*run_panels(run), *filter(None, [density_panel(run)])],
+            schedules=schedule_panels(run),
             smoothed=len(run.steps) >= SMOOTH_FROM,
             stages=stage_panel(run),
             heat=heat(run),
@@ -182,6 +185,7 @@ def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Map
             table=compare.table(groups),
             comparable=validation is None,
             panels=group_panels([group.runs for group in groups]),
+            densities=_densities(groups),
             several=any(len(group.runs) > 1 for group in groups),
             notices=[*notices, *own],
             status=status,
@@ -189,6 +193,16 @@ def comparison_page(runs: Sequence[Run], notices: Sequence[str] = (), names: Map
             last_steps=compare.LAST_STEPS,
         )
     )
+
+
+def _densities(groups: Sequence[compare.Group]) -> list[Shown]:
+    """The exposure policy of each setting that learns one: of its first run, since densities cannot be averaged."""
+    found = [(group, group.runs[0], density_panel(group.runs[0])) for group in groups]
+    return [
+        replace(shown, title=f"{group.label}, seed {run.seed}" if len(group.runs) > 1 else group.label)
+        for group, run, shown in found
+        if shown
+    ]
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -123,6 +123,8 @@ def test_rlsd_by_hand():
 @pytest.mark.parametrize(("step", "mix"), [(1, 0.5), (26, 0.25), (51, 0.0), (1000, 0.0)])
 def test_rlsd_mix_decays(step, mix):
     assert run("rlsd", make_inputs(step=step)).metrics["credit/mix"] == pytest.approx(mix)
+    (drawn,) = get_estimator("rlsd").params().schedules
+    assert drawn.value(step) == pytest.approx(mix)
     assert run("rlsd", make_inputs(step=None), decay_steps=None).metrics["credit/mix"] == 0.5
 
 
@@ -184,6 +186,9 @@ def test_reopold_after_the_switch_by_hand():
     inputs = by_hand([0.0, 1.0, 2.0, 3.0, 4.0], [0.5, -0.5, -2.0, -3.0, 1.0], step=51)
     credit = run("reopold", inputs, entropy_share=0.4)
     assert credit.advantages[0].tolist() == pytest.approx([0.0, 0.0, 0.0, JENSEN / 0.4, 1.0 / 0.4])
+    (drawn,) = get_estimator("reopold").params(entropy_share=0.4).schedules
+    assert drawn.value(50) == 1.0
+    assert drawn.value(51) == pytest.approx(credit.metrics["credit/kept_share"]) == pytest.approx(0.4)
 
 
 @EXAMPLES

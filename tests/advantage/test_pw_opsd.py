@@ -111,6 +111,17 @@ def test_wrong_schedules_are_refused(options, message):
         PositionParams(**options).validate()
 
 
+def test_the_schedule_that_is_drawn_is_the_weight_that_is_trained():
+    params = PositionParams(schedule="sharp", floor=0.4)
+    (drawn,) = params.schedules
+    places = [(t + 0.5) / 8 for t in range(8)]
+    assert [drawn.value(u) for u in places] == params.weight(torch.ones(1, 8))[0].tolist()
+    assert drawn.line == "in force" and [name for name, _ in drawn.beside] == list(SCHEDULES)  # it has no name
+    (named,) = PositionParams(schedule="mild").schedules
+    assert named.line == "in force: mild" and "mild" not in dict(named.beside)
+    assert dict(named.beside)["uniform"](0.0) == 1.0
+
+
 def test_parameters_override_the_named_schedule():
     assert PositionParams().position_schedule() == (0.25, 0.30, 0.10)
     assert PositionParams(schedule="sharp", floor=0.4).position_schedule() == (0.4, 0.30, 0.05)

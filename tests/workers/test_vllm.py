@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,6 +106,23 @@ def test_an_exported_model_is_loaded_and_sampled_by_vllm(trained, tmp_path):
         accuracy[engine] = sum(right) / 256
     # Five standard errors of the difference between two samples of a problem's answers.
     assert accuracy["vllm"] == pytest.approx(accuracy["transformers"], abs=0.22)
+
+
+def test_a_diagnostic_samples_with_vllm(tmp_path):
+    """Its greedy responses are those of transformers; what is forced is gone on with, up to the whole's limit."""
+    small = ("limit=4", "seeds=[1]", "rollouts=2", "continuations=2", "candidates.per_problem=2", "max_tokens=60")
+    spines = {}
+    for engine in ("vllm", "transformers"):
+        where = tmp_path / engine
+        options = (f"engine={engine}", *small, "summary.resamples=100", f"hydra.run.dir={where}")
+        module = "recipes.diagnose.branch_viability"
+        assert subprocess.run([sys.executable, "-m", module, *options], cwd=ROOT).returncode == 0
+        records = json.loads((where / "parts/seed_1_chunk_0.json").read_text())["records"]
+        spines[engine] = [record["text"] for record in records if record["spine"] == "greedy"]
+        verdicts = [v for r in records for c in r["candidates"] for child in c["children"] for v in child["correct"]]
+        assert verdicts and None not in verdicts
+    assert len(spines["vllm"]) >= 2 and spines["vllm"] == spines["transformers"]
+    assert "VLLMSampler" in (tmp_path / "vllm/diagnose.log").read_text()
 
 
 def test_a_full_vocabulary_step_on_vllms_rollouts_killed_leaves_nothing(tmp_path):

@@ -126,12 +126,8 @@ class ExposureController:
         return self.exposure
 
     def entropy_coefficient(self) -> float:
-        """c_t: 0 up to `entropy_start` of the run, then linear up to `entropy_coef` at its end."""
-        start = self.config.entropy_start
-        progress = self._progress()
-        if progress <= start:
-            return 0.0
-        return self.config.entropy_coef * (progress - start) / (1.0 - start)
+        """c_t after the updates that were seen."""
+        return self.config.entropy_coefficient_at(self.memory.step)
 
     def metrics(self) -> dict[str, float]:
         """What to log after each step; keys appear once they are known."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from advantage.labels import STEP, UPDATE, Schedule
+
 MODES = ("learned", "fixed", "random")
 CREDITS = ("one_step", "delayed", "discounted", "discounted+grounded", "counterfactual")
 PROGRESS_SIGNALS = ("training_loss", "fixed_exposure_probe")
@@ -149,6 +151,41 @@ class ControllerConfig:
     def grounded(self) -> bool:
         """Whether the teacher-grounded score enters the reward."""
         return self.credit == "discounted+grounded"
+
+    def entropy_coefficient_at(self, step: float) -> float:
+        """c_t of eq. 9: 0 up to `entropy_start` of the run, then linear up to `entropy_coef` at its end.
+
+        Args:
+            step: updates seen.
+        """
+        progress = min(1.0, max(0.0, step) / self.total_steps)
+        if progress <= self.entropy_start:
+            return 0.0
+        return self.entropy_coef * (progress - self.entropy_start) / (1.0 - self.entropy_start)
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The credit that reaches a decision, and the weight of the entropy's cap; none where nothing is learned."""
+        if self.mode != "learned":
+            return ()
+        credit = (
+            f"of what the i-th update after a decision brings, by i: γ^(i−1), γ = {self.window_gamma:g}, over "
+            f"{self.window} update{'s' if self.window > 1 else ''}; a decision holds for {self.hold}"
+        )
+        cap = "c_t, weight of what the exposure policy's entropy has above its target, by step"
+        return (
+            # One update more, so that the end of the window is seen.
+            Schedule("Credit of an exposure", credit, UPDATE, self.credit_at, last=self.window + 1),
+            Schedule("Cap on the exposure policy's entropy", cap, STEP, self.entropy_coefficient_at),
+        )
+
+    def credit_at(self, update: float) -> float:
+        """γ^(i−1), the weight of the i-th update after a decision in its reward (eq. 8); 0 after the window.
+
+        Args:
+            update: i.
+        """
+        return self.window_gamma ** (update - 1) if update <= self.window else 0.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import math
 import pytest
 from hydra import compose, initialize_config_dir
 
-from config import CONFIG_DIR
+from config import CONFIG_DIR, STARTER
 from recipes.common.checks.errors import SettingsError
 from recipes.diagnose import branch_viability, dasd_probes, exposure_sweep, figures, forks_and_revisions, runner
 
@@ -54,6 +54,19 @@ def test_a_command_writes_table_figure_and_json_and_resumes(config, tmp_path, ca
 
 
 @pytest.mark.slow
+def test_several_files_are_pooled_and_found_by_file_too(tmp_path):
+    config, files = "diagnose_exposure", [str(STARTER / f"data/{name}.parquet") for name in ("val", "probe")]
+    alone = [run(config, tmp_path / str(i), f"data={file}", "limit=2") for i, file in enumerate(files)]
+    both = run(config, tmp_path / "both", f"data=[{','.join(files)}]", "limit=2")["results"]
+    assert both["counts"]["problems"] == 4 and list(both["by_source"]) == files
+    assert both["by_source"][files[0]] == alone[0]["results"]  # its problems are named as they are alone
+    assert both["by_source"][files[1]]["counts"]["problems"] == 2
+    assert "by_source" not in alone[0]["results"]
+    text = (tmp_path / "both/exposure_sweep.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {file}" for file in files]
+
+
+@pytest.mark.slow
 def test_speed_does_not_change_what_is_measured(tmp_path):
     one = run("diagnose_dasd", tmp_path / "a", "step.lr=null")
     other = run("diagnose_dasd", tmp_path / "b", "step.lr=null", "tokens_per_pass=300")
@@ -93,6 +106,8 @@ def test_a_second_seed_is_added_to_the_first(tmp_path):
         ("diagnose_exposure", "replay=[1.0,0.9]", "different ones of exposures"),
         ("diagnose_exposure", "teacher.context=answer", "only a solution"),
         ("diagnose_exposure", "summary.resamples=5", "at least 100"),
+        ("diagnose_exposure", "engine=sglang", "must be transformers or vllm"),
+        ("diagnose_exposure", "data=[]", "at least one file"),
     ],
 )
 def test_wrong_settings_are_refused(config, override, message, tmp_path):

@@ -28,13 +28,14 @@ from recipes.diagnose.health import StepJudge, judge_steps, measures
 from recipes.diagnose.interventions import Site, bucket_positions, choose_sites, finish
 from recipes.diagnose.mc_dropout import dropout_hooks
 from recipes.diagnose.one_step import STEPS, adam_first_step, one_step_shifts, pressure_gradients, stepped
+from recipes.diagnose.vllm_rollouts import engine_problem
 from recipes.evaluate import process_reward
 from recipes.starter.task import PROBLEM_PREFIX
 from rewards.code import Task, ground_truth_of
 from tests.builders.benchmark_sets import write_rows
 from tests.recipes.evaluate.test_health import published_like
 from workers.divergence import sampled_token_gap, token_log_probs
-from workers.rollout.generation import SamplingParams
+from workers.rollout.generation import SamplingParams, response_seed
 
 KWARGS = {"enable_thinking": False}
 STARTER_MODEL = str(STARTER / "model")
@@ -162,8 +163,48 @@ def test_steps_of_any_problem_are_judged(tmp_path):
     assert measures([], "", 0, None) == {"step_acc": None, "e_per_1k": 0.0, "rev_rate": 0.0, "accuracy": None}
 
 
+def test_problems_of_several_files_are_pooled_and_keep_their_source(engine, tmp_path):
+    rows = [{"problem": f"{n}+1?", "answer": f"{n + 1}", "data_source": "sums"} for n in range(3)]
+    write_rows(tmp_path / "sums.parquet", rows)
+    mixed = [{**row, "data_source": source} for row, source in zip(rows, "abc", strict=True)]
+    write_rows(tmp_path / "mixed.parquet", mixed)
+    val, probe, sums, several = (
+        *(str(STARTER / f"data/{name}.parquet") for name in ("val", "probe")),
+        *(str(tmp_path / f"{name}.parquet") for name in ("sums", "mixed")),
+    )
+    found = load_problems([val, sums, several], 2, engine, KWARGS)
+    assert [p.index for p in found] == list(range(6))  # no two problems have one name
+    assert [p.source for p in found] == ["starter_arithmetic"] * 2 + ["sums"] * 2 + [several] * 2
+    assert [p.row["problem"] for p in found[2:4]] == ["0+1?", "1+1?"]
+    alone = load_problems(val, 2, engine, KWARGS)
+    assert found[:2] == alone  # what was measured of the first file is not measured anew
+    # Two files of one set have their paths for names, or they could not be told apart.
+    assert [p.source for p in load_problems([val, probe], 1, engine, KWARGS)] == [val, probe]
+    for problem in found[:4]:
+        problem.row["solution"] = "shown"
+    with pytest.raises(SettingsError, match=f"2 of 6 rows.*row 4 of all, in {several}"):
+        teacher_prompts(engine, found, context="solution", max_length=512, template_kwargs=KWARGS)
+
+
+def test_vllm_samples_in_the_models_place(engine, problems):
+    """The interface alone: vLLM's build for CPUs is an environment of its own (tests/test_vllm.py)."""
+    asked = []
+
+    class Sampler:
+        def sample(self, prompts, params, seeds, limits):
+            asked.append((prompts, params, seeds, limits))
+            return [[7] * limit for limit in limits]
+
+    prompts, params = [p.prompt for p in problems], SamplingParams(max_tokens=9)
+    names = [("s", p.index) for p in problems]
+    assert sample(replace(engine, vllm=Sampler()), prompts, params, names, limits=[1, 2, 3, 4])[3] == [7] * 4
+    assert asked == [(prompts, params, [response_seed(*name) for name in names], [1, 2, 3, 4])]
+    with pytest.raises(SettingsError, match="engine=sglang: must be transformers or vllm"):
+        raise SettingsError([engine_problem("sglang", "cpu")])
+
+
 def test_bad_input_is_refused(engine, tmp_path):
-    with pytest.raises(SettingsError, match="no such parquet file"):
+    with pytest.raises(SettingsError, match="no such file"):
         load_problems(str(tmp_path / "none.parquet"), 4, engine, KWARGS)
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
     with pytest.raises(SettingsError, match="cannot be read as parquet"):
@@ -176,6 +217,11 @@ def test_bad_input_is_refused(engine, tmp_path):
         load_model(str(tmp_path / "cut"), merged=NOWHERE, device="cpu", dtype="float32", tokens_per_pass=1)
     with pytest.raises(SettingsError, match="must be one of"):
         load_model(STARTER_MODEL, merged=NOWHERE, device="cpu", dtype="int8", tokens_per_pass=1)
+    twice = [str(STARTER / "data/val.parquet")] * 2
+    with pytest.raises(SettingsError, match="stands there twice"):
+        load_problems(twice, 2, engine, KWARGS)
+    with pytest.raises(SettingsError, match="data= is empty"):
+        load_problems([], 2, engine, KWARGS)
     found = load_problems(str(STARTER / "data/val.parquet"), 2, engine, KWARGS)
     found[1].row["solution"] = None
     with pytest.raises(SettingsError, match="1 of 2 rows have no solution.*row 1"):

@@ -52,6 +52,18 @@ def test_reward_by_hand():
     assert lookahead_reward([1.0, 1.2, 1.4], [None] * 2, gamma=1.0)[0] == 0.0
 
 
+@pytest.mark.parametrize("credit", CREDITS)
+def test_the_credit_that_is_drawn_is_the_reward_of_progress_at_that_update(credit):
+    config = ControllerConfig(total_steps=100, credit=credit, hold=3, lookahead=5, gamma=0.9)
+    drawn = config.schedules[0]
+    for update in range(1, config.window + 1):
+        losses = [1.0] * update + [0.0] * (config.window + 1 - update)  # all progress is the update's
+        progress, _ = lookahead_reward(losses, [None] * config.window, config.window_gamma)
+        assert drawn.value(update) == pytest.approx(progress)
+    assert drawn.last == config.window + 1 and drawn.value(drawn.last) == 0.0
+    assert ControllerConfig(total_steps=1, mode="random").schedules == ()
+
+
 LOSSES = [1.0, 0.9, 0.7, 0.8, 0.4, 0.3, 0.3, 0.1]  # ℓ_0, before training, to ℓ_7
 GROUNDED = [None, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]  # g_1, after the first update, to g_7
 BY_HAND = [
