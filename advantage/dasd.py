@@ -63,7 +63,7 @@ SIGNALLED = ("token_frequency", *MEASURED, "external")
 ROUTERS = ("entropy", "position", *SIGNALLED, "learned")
 DIRECTIONS = ("tanh", "hard", "linear", "constant")
 GATES = ("auto", "gap", "none", "fixed", "magnitude")
-ARMS = ("none", "low", "high")
+ARMS = ("low", "high")
 
 
 def direction_coefficient(
@@ -84,7 +84,7 @@ def direction_coefficient(
     gate: str = "auto",
     gate_threshold: float = 0.5,
     deviation: str = "mean",
-    swapped_arm: str = "none",
+    swapped_arm: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """DASD's signed coefficient omega_t (Eq. 4) and normalised gap delta-bar_t; their product is the token field.
 
@@ -155,7 +155,7 @@ def direction_coefficient(
                 if shift is not None:
                     omega = omega + shift
                 omega = np.tanh(omega) if direction == "tanh" else omega.clip(-1.0, 1.0)
-            if swapped_arm != "none":
+            if swapped_arm is not None:
                 omega = -np.abs(omega) if swapped_arm == "low" else np.abs(omega)
         if resolved == "gap":
             omega *= sigmoid(np.abs(normalized) - 1.0)
@@ -271,7 +271,7 @@ def _check_options(
     deviation: str,
     router_quantile: float,
     gap_clip: float | None,
-    swapped_arm: str,
+    swapped_arm: str | None,
 ) -> None:
     require(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
     require(direction in DIRECTIONS, "direction", direction, f"one of {', '.join(DIRECTIONS)}")
@@ -282,10 +282,10 @@ def _check_options(
     require(deviation in ("mean", "median"), "deviation", deviation, "'mean' or 'median'")
     require(0.0 <= router_quantile <= 1.0, "router_quantile", router_quantile, "in [0, 1]")
     require(gap_clip is None or 0.0 < gap_clip < math.inf, "gap_clip", gap_clip, "positive, or null to clip nothing")
-    require(swapped_arm in ARMS, "swapped_arm", swapped_arm, f"one of {', '.join(ARMS)}")
-    arms = swapped_arm == "none" or (direction != "constant" and router != "learned")
+    require(swapped_arm in (None, *ARMS), "swapped_arm", swapped_arm, f"one of {', '.join(ARMS)}, or null for neither")
+    arms = swapped_arm is None or (direction != "constant" and router != "learned")
     require(
-        arms, "swapped_arm", swapped_arm, "none with direction=constant, which has no arms, and with router=learned"
+        arms, "swapped_arm", swapped_arm, "null with direction=constant, which has no arms, and with router=learned"
     )
 
 
@@ -316,8 +316,8 @@ class DasdParams(AdditiveParams):
         entropy_eps: floor in nats under the spread of a response's entropies.
         gap_clip: bound of the normalised gap; null is off.
         deviation: what the mean absolute deviation of the entropies is about: mean or median.
-        swapped_arm: which arm is turned around: none, low (certain tokens are repelled too), or high (uncertain ones
-            are attracted too). Fig. 6b,c.
+        swapped_arm: which arm is turned around: low (certain tokens are repelled too), or high (uncertain ones
+            are attracted too); null for neither. Fig. 6b,c.
         normalise_gap: false takes the gap in nats as it is, Proposition 1; omega stays.
     """
 
@@ -335,7 +335,7 @@ class DasdParams(AdditiveParams):
     entropy_eps: float = 0.1
     gap_clip: float | None = None
     deviation: str = "mean"
-    swapped_arm: str = "none"
+    swapped_arm: str | None = None
     normalise_gap: bool = True
 
     def validate(self) -> None:

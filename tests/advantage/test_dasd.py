@@ -311,7 +311,7 @@ def test_an_arm_that_is_turned_around_keeps_its_strength_and_leaves_the_other(di
     options = {"router_quantile": 0.5, "direction": direction, "eps": 0.1}  # tau 2: two tokens on either side
     plain, low, high = (
         direction_coefficient(entropy, gap, torch.ones(1, 5), swapped_arm=arm, **options)[0][0]
-        for arm in ("none", "low", "high")
+        for arm in (None, "low", "high")
     )
     assert plain.sign().tolist() == [1, 1, 0, -1, -1]
     assert low.tolist() == [-x if i < 2 else x for i, x in enumerate(plain.tolist())]
@@ -389,8 +389,8 @@ def test_non_finite_signal_is_named_and_placed(name, bad):
         ({"gap_eps": float("nan")}, "gap_eps=nan"),
         ({"entropy_eps": float("inf")}, "entropy_eps=inf"),
         ({"gap_clip": 0.0}, r"gap_clip=0\.0"),
-        ({"swapped_arm": "both"}, "swapped_arm='both': must be one of none, low, high"),
-        ({"swapped_arm": "low", "direction": "constant"}, "none with direction=constant, which has no arms"),
+        ({"swapped_arm": "both"}, "swapped_arm='both': must be one of low, high, or null for neither"),
+        ({"swapped_arm": "low", "direction": "constant"}, "null with direction=constant, which has no arms"),
         ({"swapped_arm": "high", "router": "learned"}, "with router=learned"),
         ({"gate_threshold": -1.0}, r"gate_threshold=-1\.0"),
         ({"router": "external"}, "needs router_signal"),
