@@ -5,8 +5,9 @@ RUN    := $(VENV)/bin/python
 # Installed first: with no torch present, a later open range would pull the newest build and gigabytes of CUDA packages.
 TORCH  ?= torch==2.13.0
 INSTALLED := $(VENV)/.installed
-# Files whose every test trains, about half of the time that all tests take.
-TRAINING := tests/recipes/test_end_to_end.py tests/recipes/test_two_steps.py tests/recipes/test_a_new_method.py
+# What trains, and other long work of processes of its own: about half of the time that all tests take.
+TRAINING := tests/recipes/test_end_to_end.py tests/recipes/test_two_steps.py tests/recipes/test_a_new_method.py \
+	tests/recipes/evaluate tests/recipes/export tests/recipes/common/processes tests/examples tests/benchmarks
 NUMERIC := tests/workers/divergence tests/advantage tests/workers/training/test_composition.py
 # vLLM's build for CPUs brings packages that the rest is not tested with: an environment of its own. Triton comes with
 # it, and so the kernels are tested there, interpreted.
