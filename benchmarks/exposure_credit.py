@@ -32,6 +32,9 @@ from recipes.common.metric_names import PROBE_NLL, REWARD
 from recipes.common.teacher.decisions import CREDITS
 from recipes.reproduce.runs import train_all
 
+# A decision is held for one update here, and over one update the delayed credit is that of one step.
+APART = tuple(credit for credit in CREDITS if credit != "delayed")
+
 
 def decisions(directory: Path) -> list[dict]:
     """The completed decisions of a run, oldest first, from its last checkpoint."""
@@ -119,9 +122,7 @@ def report(credits_: Sequence[str], seeds: Sequence[int], steps: int, horizon: i
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--credits", nargs="+", choices=CREDITS, default=CREDITS, metavar="NAME", help=", ".join(CREDITS)
-    )
+    parser.add_argument("--credits", nargs="+", choices=CREDITS, default=APART, metavar="NAME", help=", ".join(CREDITS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--steps", type=int, default=60, help="60 make 26 updates of the controller or more")
     parser.add_argument("--horizon", type=int, default=5, help="steps over which a gain is measured")
