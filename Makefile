@@ -29,14 +29,14 @@ $(INSTALLED): setup.py constraints.txt
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-# The main job: DASD on the embedded model, on the real stack, two minutes on two cores.
+# The main job: DASD on the embedded model, on the real stack, a minute and a half on two cores.
 train: install
 	$(RUN) -m recipes.dasd.main experiment=starter
 
 # Every method and the controls in both embedded worlds, three seeds each, and the page that compares them:
-# outputs/reproduce/compare_starter.html. Hours on two cores. Ctrl-C ends after the current step; the same command goes on.
+# outputs/reproduce/compare_starter.html. Over two hours on two cores. Ctrl-C ends after the current step; the same command goes on.
 compare: install
-	$(RUN) -m recipes.reproduce.main table=compare
+	$(RUN) -m recipes.reproduce.main table=compare parallel=2
 
 # GRPO, DASD and OPSD in both worlds, one seed, 10 steps: about ten minutes.
 compare-quick: install

@@ -24,8 +24,8 @@ FOLDER = CONFIG_DIR / "tables"
 ALL = "all"  # rows: all methods that there are
 STARTER, GPU = SCALES = ("starter", "gpu")
 # Seconds of a run in an embedded world on two cores, for forecasts: start and end, a step, the validation at the end.
-SECONDS = {"starter": (28, 4.0, 12), "starter_shortcut": (28, 2.0, 8)}
-OTHERWISE = (28, 4.0, 12)
+SECONDS = {"starter": (20, 1.7, 6), "starter_shortcut": (20, 1.4, 5)}
+OTHERWISE = (20, 1.7, 6)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class RunConsole:
         )
         self._progress.start()
         if not self.interactive:
-            self.console.print("starting Ray and the workers, which takes about a minute", style="dim")
+            self.console.print("starting Ray and the workers", style="dim")
         self._thread.start()
         return self
 
