@@ -140,7 +140,8 @@ def describe(table: Table) -> Iterator[str]:
     for name, scale in table.scales.items():
         runs = len(tables.trained(table)) * len(scale.experiments) * len(scale.seeds)
         if name == STARTER:
-            need = f"about {duration(tables.forecast(table, scale))} on two cores from nothing, two thirds with parallel=2"
+            seconds = tables.forecast(table, scale)
+            need = f"about {duration(seconds)} on two cores from nothing, two thirds with parallel=2"
         else:
             need = f"evaluated with preset={scale.preset}; not run yet, the time of each: its command with dry_run=true"
         yield f"scale={name}: {runs} runs in {', '.join(scale.experiments)}, {need}"

@@ -126,6 +126,9 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
     for pid in clients:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    Path(address).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # whoever made the folder may have been killed; it is left where it is not empty
+        Path(address).parent.rmdir()
 
 
 def _ended() -> Iterator[tuple[int, int]]:

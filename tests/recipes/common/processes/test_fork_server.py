@@ -107,7 +107,9 @@ def test_a_client_that_is_killed_takes_its_worker_with_it_and_the_server_serves_
 
 @pytest.mark.parametrize("killed", [False, True], ids=["it ended", "it was killed"])
 def test_workers_do_not_outlive_whoever_started_the_server(tmp_path, killed):
-    address, program = tmp_path / "fork", script(tmp_path, "import time\nprint('here', flush=True)\ntime.sleep(600)")
+    program = script(tmp_path, "import time\nprint('here', flush=True)\ntime.sleep(600)")
+    address = tmp_path / "folder" / "fork"
+    address.parent.mkdir()
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(address), str(program), fork_client.__file__],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
@@ -118,6 +120,7 @@ def test_workers_do_not_outlive_whoever_started_the_server(tmp_path, killed):
         starter.kill()
     starter.communicate(timeout=60)
     wait_for(lambda: not any(started(each) for each in processes))
+    assert not address.parent.exists()
 
 
 STARTER = """
