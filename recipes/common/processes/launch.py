@@ -155,11 +155,9 @@ def _run(cfg: DictConfig) -> None:
         if cfg.trainer.device == "cpu" and "RAY_ADDRESS" not in os.environ:
             with open_dict(cfg):
                 cfg.ray_kwargs.ray_init.runtime_env.py_executable = stack.enter_context(fork_server())
-        try:
-            with deaths_watched():
-                run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
-        finally:
-            ray.shutdown()
+        stack.callback(ray.shutdown)
+        with deaths_watched():
+            run_ppo(cfg, task_runner_class=SelfDistillTaskRunner)
 
 
 @contextmanager
