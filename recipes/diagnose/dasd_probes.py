@@ -22,14 +22,13 @@ from scipy.stats import spearmanr
 from recipes.command_line import run
 from recipes.diagnose import figures
 from recipes.diagnose.distributions import entropy
-from recipes.diagnose.engine import Engine, Problem, both_logits, grade, material, respond
-from recipes.diagnose.health import StepJudge, judge_problems, judge_steps, measures, step_judge
-from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, counts, intervened, notes
+from recipes.diagnose.engine import Engine, Problem, both_logits, material
+from recipes.diagnose.health import StepJudge, judge_problems, step_judge
+from recipes.diagnose.interventions import BUCKETS, KINDS, Site, choose_sites, counts, intervened, notes, roll_out
 from recipes.diagnose.one_step import STEPS, one_step_shifts
 from recipes.diagnose.runner import Findings, Records, command, execute, rounded, shown
 from recipes.diagnose.statistics import Pivot, cluster_bootstrap
 from workers.divergence import sampled_token_gap
-from workers.rollout.generation import SamplingParams
 
 METRICS = ("step_acc", "e_per_1k", "accuracy")
 
@@ -74,19 +73,13 @@ def measure(
     Returns:
         One record a rollout.
     """
-    params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
-    asked = [(problem, number) for problem in problems for number in range(cfg.rollouts)]
-    identities = [("dasd_probes", seed, problem.index, number) for problem, number in asked]
-    prompts = [problem.prompt for problem, _ in asked]
-    shown_to_teacher = [teacher(problem.row) for problem, _ in asked]
-    responses = respond(engine, prompts, params, identities)
-    ids = [response.ids for response in responses]
+    rollouts = roll_out(engine, teacher, cfg, "dasd_probes", seed, problems)
+    prompts, ids, identities = rollouts.prompts, rollouts.ids, rollouts.identities
 
-    entropies: list[Any] = [None] * len(asked)
-    gaps: list[Any] = [None] * len(asked)
-    sites: list[list[Site]] = [[]] * len(asked)
-    privileged = [prompt.token_ids for prompt in shown_to_teacher]
-    for i, p, q in both_logits(engine, prompts, privileged, ids):
+    entropies: list[Any] = [None] * len(ids)
+    gaps: list[Any] = [None] * len(ids)
+    sites: list[list[Site]] = [[]] * len(ids)
+    for i, p, q in both_logits(engine, prompts, rollouts.teacher_prompts, ids):
         tokens = torch.as_tensor(ids[i], device=p.device)
         entropies[i] = entropy(p, cfg.temperature).cpu()
         gaps[i] = sampled_token_gap(p, q, tokens, temperature=cfg.temperature).cpu()
@@ -97,25 +90,21 @@ def measure(
     shifts = {}
     if cfg.step.lr is not None:
         shifts = one_step_shifts(engine, prompts, ids, gaps, lr=cfg.step.lr, temperature=cfg.temperature)
-    texts = [response.text for response in responses]
-    verdicts = grade(engine, texts, [problem for problem, _ in asked])
-    steps = judge_steps(
-        judge, [(problem.row["problem"], text) for (problem, _), text in zip(asked, texts, strict=True)]
-    )
-    outcomes = intervened(engine, judge, asked, ids, sites, params, identities, own="resampled")
+    unmodified = rollouts.measured(engine, judge)
+    outcomes = intervened(engine, judge, rollouts, sites, own="resampled")
     return [
         {
             "problem": problem.index,
             "rollout": number,
-            "reference_cut": shown_to_teacher[i].truncated,
-            "finished": responses[i].finished,
+            "reference_cut": rollouts.privileged[i].truncated,
+            "finished": rollouts.responses[i].finished,
             "entropy": rounded(entropies[i]),
             "gap": rounded(gaps[i]),
             "shift": {step: rounded(shifts[step][i]) for step in shifts},
-            "unmodified": measures(steps[i], texts[i], len(ids[i]), verdicts[i]),
+            "unmodified": unmodified[i],
             "interventions": outcomes[i],
         }
-        for i, (problem, number) in enumerate(asked)
+        for i, (problem, number) in enumerate(rollouts.asked)
     ]
 
 

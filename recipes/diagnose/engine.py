@@ -1,6 +1,6 @@
 """The one model in both of its parts: it samples as the student, and gives logits of a response after either prompt.
 
-What the three diagnostics share and nothing else.  A response's tokens are never re-tokenised: teacher and student read
+What the diagnostics share and nothing else.  A response's tokens are never re-tokenised: teacher and student read
 their own prompt's ids followed by the same response ids, and row t of either's logits is the distribution from which
 token t was, or would have been, drawn.  With engine=vllm a second copy of the model samples (`vllm_rollouts`); logits
 always come from this one.

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from recipes.command_line import run
 from recipes.diagnose import figures, interventions
 from recipes.diagnose.distributions import entropy
-from recipes.diagnose.engine import Engine, Problem, both_logits, grade, material, respond, sample
+from recipes.diagnose.engine import Engine, Problem, both_logits, material, sample
 from recipes.diagnose.forks import (
     FORCED,
     PLACE_NAMES,
@@ -34,8 +34,8 @@ from recipes.diagnose.forks import (
     marker_tokens,
     suppressed_token,
 )
-from recipes.diagnose.health import StepJudge, judge_problems, judge_steps, measures, step_judge
-from recipes.diagnose.interventions import Site, counts, intervened, notes
+from recipes.diagnose.health import StepJudge, judge_problems, step_judge
+from recipes.diagnose.interventions import Site, counts, intervened, notes, roll_out
 from recipes.diagnose.runner import Findings, Records, command, execute, read_records, shown
 from recipes.diagnose.statistics import Interval, Pivot
 from workers.rollout.generation import SamplingParams, response_seed
@@ -103,19 +103,13 @@ def measure(
     Returns:
         One record a rollout.
     """
-    params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
-    asked = [(problem, number) for problem in problems for number in range(cfg.rollouts)]
-    identities = [(NAME, seed, problem.index, number) for problem, number in asked]
-    shown_to_teacher = [teacher(problem.row) for problem, _ in asked]
-    prompts, privileged = [p.prompt for p, _ in asked], [prompt.token_ids for prompt in shown_to_teacher]
-    responses = respond(engine, prompts, params, identities)
-    ids = [response.ids for response in responses]
-
+    rollouts = roll_out(engine, teacher, cfg, NAME, seed, problems)
+    ids, identities, privileged = rollouts.ids, rollouts.identities, rollouts.teacher_prompts
     pattern = marker_pattern(cfg.revisions.markers)
     turns = [first_revision(engine.tokenizer, tokens, pattern) for tokens in ids]
     words = teacher_words(engine, privileged, ids, turns, cfg)
-    sites: list[list[Site]] = [[] for _ in asked]
-    for i, p, q in both_logits(engine, prompts, privileged, ids):
+    sites: list[list[Site]] = [[] for _ in ids]
+    for i, p, q in both_logits(engine, rollouts.prompts, privileged, ids):
         sites[i] = fork_sites(
             entropy(p, cfg.temperature).cpu(), p, q, ids[i],
             router_quantile=cfg.forks.router_quantile, identity=identities[i],
@@ -129,12 +123,10 @@ def measure(
             )
             tokens = {"preserved": tuple(ids[i][first:last]), "suppressed": (other,), "forced": words[i]}
             sites[i].append(Site(REVISION, first, tokens))
-    verdicts = grade(engine, [response.text for response in responses], [problem for problem, _ in asked])
-    steps = judge_steps(judge, [(p.row["problem"], r.text) for (p, _), r in zip(asked, responses, strict=True)])
+    unmodified = rollouts.measured(engine, judge)
     outcomes = [
         intervened(
-            engine, judge, asked, ids, [[s for s in found if BASES[s.bucket] == base] for found in sites],
-            params, identities, own=base,
+            engine, judge, rollouts, [[s for s in found if BASES[s.bucket] == base] for found in sites], own=base
         )
         for base in dict.fromkeys(BASES.values())
     ]  # fmt: skip
@@ -142,13 +134,13 @@ def measure(
         {
             "problem": problem.index,
             "rollout": number,
-            "reference_cut": shown_to_teacher[i].truncated,
-            "finished": responses[i].finished,
+            "reference_cut": rollouts.privileged[i].truncated,
+            "finished": rollouts.responses[i].finished,
             "teacher_tokens": len(words[i]),
-            "unmodified": measures(steps[i], responses[i].text, len(ids[i]), verdicts[i]),
+            "unmodified": unmodified[i],
             "interventions": [record for found in outcomes for record in found[i]],
         }
-        for i, (problem, number) in enumerate(asked)
+        for i, (problem, number) in enumerate(rollouts.asked)
     ]
 
 

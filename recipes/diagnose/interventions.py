@@ -1,6 +1,7 @@
 """DASD's prefix interventions: put other tokens at a place of a rollout, let the student go on (arXiv 2605.22263).
 
-What every one of them needs is here (`Site`, `finish`, `intervened`), and the places and draws of §3's probe 3.
+What every one of them needs is here (`roll_out`, `Site`, `finish`, `intervened`), and the places and draws of §3's
+probe 3.
 
 There a token of an unmodified rollout is drawn from the teacher (Conformity) or from p_S / p_T^α (Novelty); the student
 then finishes without the reference.  Positions come from the half of the rollout with low entropy, from the other half,
@@ -19,16 +20,87 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 from torch import Tensor
 
 from recipes.diagnose.distributions import draw, keep_top_p, novelty_log_probs
-from recipes.diagnose.engine import Engine, Problem, as_response, grade, sample
+from recipes.diagnose.engine import Engine, Problem, Response, as_response, grade, respond, sample
 from recipes.diagnose.health import StepJudge, judge_steps, measures
 from recipes.evaluate.health import count_markers
 from workers.rollout.generation import SamplingParams, response_seed
 
 BUCKETS = ("low", "high", "random")
 KINDS = ("conformity", "novelty", "resampled")
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Unmodified rollouts of a chunk of problems.
+
+    Attributes:
+        asked: problem and number of each.
+        identities: what names each, for its random numbers.
+        params: how they are sampled.
+        responses: as they came.
+        privileged: the teacher's prompt of each (`PrivilegedPrompt`).
+    """
+
+    asked: list[tuple[Problem, int]]
+    identities: list[tuple]
+    params: SamplingParams
+    responses: list[Response]
+    privileged: list[Any]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Token ids of the student's prompts."""
+        return [problem.prompt for problem, _ in self.asked]
+
+    @property
+    def teacher_prompts(self) -> list[list[int]]:
+        """Token ids of the teacher's prompts."""
+        return [prompt.token_ids for prompt in self.privileged]
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """Token ids of the responses."""
+        return [response.ids for response in self.responses]
+
+    def measured(self, engine: Engine, judge: StepJudge | None) -> list[dict[str, Any]]:
+        """`health.measures` of each response.
+
+        Args:
+            engine: the model, for the graders.
+            judge: of steps of other problems than the starter's; None where there is none.
+        """
+        texts = [response.text for response in self.responses]
+        verdicts = grade(engine, texts, [problem for problem, _ in self.asked])
+        steps = judge_steps(judge, [(p.row["problem"], text) for (p, _), text in zip(self.asked, texts, strict=True)])
+        return [
+            measures(judged, response.text, len(response.ids), verdict)
+            for judged, response, verdict in zip(steps, self.responses, verdicts, strict=True)
+        ]
+
+
+def roll_out(
+    engine: Engine, teacher: Any, cfg: DictConfig, name: str, seed: int, problems: Sequence[Problem]
+) -> Rollouts:
+    """Sample ``rollouts`` responses to each problem, as a diagnostic's configuration says.
+
+    Args:
+        engine: the model.
+        teacher: makes a row's privileged prompt (`PrivilegedPrompts`).
+        cfg: the diagnostic's configuration.
+        name: the diagnostic's; with the seed, the problem and the number it decides a response's random numbers.
+        seed: of the measurement.
+        problems: those that are asked.
+    """
+    params = SamplingParams(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, logprobs=False)
+    asked = [(problem, number) for problem in problems for number in range(cfg.rollouts)]
+    identities: list[tuple] = [(name, seed, problem.index, number) for problem, number in asked]
+    privileged = [teacher(problem.row) for problem, _ in asked]
+    responses = respond(engine, [problem.prompt for problem, _ in asked], params, identities)
+    return Rollouts(asked, identities, params, responses, privileged)
 
 
 @dataclass(frozen=True)
@@ -147,11 +219,8 @@ def finish(
 def intervened(
     engine: Engine,
     judge: StepJudge | None,
-    asked: Sequence[tuple[Problem, int]],
-    ids: Sequence[list[int]],
+    rollouts: Rollouts,
     sites: Sequence[Sequence[Site]],
-    params: SamplingParams,
-    identities: Sequence[tuple],
     *,
     own: str,
 ) -> list[list[dict[str, Any]]]:
@@ -160,18 +229,16 @@ def intervened(
     Args:
         engine: the model.
         judge: of the steps of responses; None for no measures of steps.
-        asked: problem and number of each rollout.
-        ids: token ids of the unmodified rollouts.
+        rollouts: the unmodified ones; continuations are sampled as they were.
         sites: those of each rollout; ``tokens`` of each has ``own``.
-        params: how continuations are sampled.
-        identities: what names each rollout, for its random numbers.
         own: the kind that the others are compared with, such as the student's own draw.
 
     Returns:
         By rollout, one record for each site and kind: bucket, kind, position, whether the tokens are others than those
         of ``own``, ``markers_on``, the number of epistemic markers from the position on, and the measures.
     """
-    finished = finish(engine, [problem.prompt for problem, _ in asked], ids, sites, params, identities)
+    asked, ids = rollouts.asked, rollouts.ids
+    finished = finish(engine, rollouts.prompts, ids, sites, rollouts.params, rollouts.identities)
     flat = [
         (i, site, kind, as_response(engine, branch[kind]))
         for i, (found, branches) in enumerate(zip(sites, finished, strict=True))
