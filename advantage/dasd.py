@@ -9,8 +9,8 @@ with gap_t = delta_t / (median|delta| + eps), everything per trajectory over its
 Departures from the paper, each a named parameter: its one epsilon is two (`gap_eps` is a floor in nats under the scale
 of the gaps, `entropy_eps` one under the spread of the entropies), because with 1e-6 a trajectory of mostly certain
 tokens has a median near zero and gaps of thousands; correction of groups whose rewards are all equal can be masked.
-A floor in nats, and a beta, mean something else to every model. `gap_eps_share` makes the floor a share of the batch's
-mean |delta|, and `target_ratio` sets beta by what the correction is beside A_G: with both, scaling all gaps by a factor
+A floor in nats, and a beta, mean something else to every model. Unless they are given, the floor is `gap_eps_share` of
+the batch's mean |delta|, and beta what makes the correction `target_ratio` of A_G: scaling all gaps by a factor then
 changes nothing, as the paper's division by the median intends.
 What Tables 12-14 leave unsaid about the ablated routers, directions and gates is decided here and marked "ours".
 
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from advantage.estimators import (
 )
 from advantage.labels import Metric, TokenField
 from advantage.learned_router import Routed, head_in, router_shift, trained_head
-from advantage.params import require
+from advantage.params import require, require_one
 from advantage.segments import (
     Tokens,
     batch_abs_mean,
@@ -297,9 +298,9 @@ def _check_floor(name: str, value: float) -> None:
 class DasdParams(AdditiveParams):
     """Parameters of `algorithm.dasd`; `direction_coefficient` has the formulas.
 
-    `gap_eps`, `entropy_eps`, `beta` and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
-    groups, and takes one small epsilon (1e-6, the `paper_literal` preset) for both floors. The measurements behind
-    these values are in recipes/dasd/README.md.
+    The floors, the correction's size and `mask_zero_variance_groups` are ours: the paper names no beta and no rule for
+    groups, and takes one small epsilon (1e-6, method=dasd_paper_literal) for both floors. What was measured about
+    these values is in recipes/dasd/README.md.
 
     Attributes:
         router: what decides the direction: one of `ROUTERS`.
@@ -310,9 +311,10 @@ class DasdParams(AdditiveParams):
         constant: the direction where direction=constant: +1 attracts, -1 repels.
         gate: how strong by the size of the gap: auto, gap, none, fixed, or magnitude.
         gate_threshold: nats above which gate=fixed lets a gap through.
-        gap_eps: floor in nats under the median |delta| of a response, which gaps are measured in.
-        gap_eps_share: in place of `gap_eps`, a share of the batch's mean |delta| over the tokens that have a teacher;
-            null takes `gap_eps`. Ours.
+        gap_eps: floor in nats under the median |delta| of a response, which gaps are measured in; null:
+            `gap_eps_share` sets it.
+        gap_eps_share: the floor as a share of the batch's mean |delta| over the tokens that have a teacher; in force
+            where `gap_eps` is null. Ours.
         entropy_eps: floor in nats under the spread of a response's entropies.
         gap_clip: bound of the normalised gap; null is off.
         deviation: what the mean absolute deviation of the entropies is about: mean or median.
@@ -321,7 +323,8 @@ class DasdParams(AdditiveParams):
         normalise_gap: false takes the gap in nats as it is, Proposition 1; omega stays.
     """
 
-    beta: float = 0.02
+    beta: float | None = None
+    target_ratio: float | None = 0.005
     router: str = "entropy"
     router_quantile: float = 0.2
     router_learning_rate: float = 0.01
@@ -330,8 +333,8 @@ class DasdParams(AdditiveParams):
     constant: float = 1.0
     gate: str = "auto"
     gate_threshold: float = 0.5
-    gap_eps: float = 1.0
-    gap_eps_share: float | None = None
+    gap_eps: float | None = None
+    gap_eps_share: float | None = 0.1
     entropy_eps: float = 0.1
     gap_clip: float | None = None
     deviation: str = "mean"
@@ -353,14 +356,15 @@ class DasdParams(AdditiveParams):
             self.swapped_arm,
         )
         # Zero is allowed in the function but not in training, where one trajectory without gaps would stop the run.
-        require(self.gap_eps > 0, "gap_eps", self.gap_eps, "positive; the paper's value is 1e-6")
-        _check_floor("gap_eps", self.gap_eps)
+        floor = self.gap_eps
+        require(floor is None or 0.0 < floor < math.inf, "gap_eps", floor, "positive and finite; the paper's is 1e-6")
         require(
             self.gap_eps_share is None or 0.0 < self.gap_eps_share < math.inf,
             "gap_eps_share",
             self.gap_eps_share,
-            "positive and finite, or null for gap_eps",
+            "positive and finite, or null",
         )
+        require_one(self, "gap_eps", "gap_eps_share")
         _check_floor("entropy_eps", self.entropy_eps)
         rate = self.router_learning_rate
         require(0.0 < rate < math.inf, "router_learning_rate", rate, "positive and finite")
@@ -369,12 +373,17 @@ class DasdParams(AdditiveParams):
     @property
     def remembers(self) -> bool:
         """Whether beta follows a ratio, or the router learns."""
-        return super().remembers or self.router == "learned"
+        return super().remembers or self.weight_remembers
+
+    @property
+    def weight_remembers(self) -> bool:
+        """Whether the router learns."""
+        return self.router == "learned"
 
     @property
     def idle(self) -> frozenset[str]:
         """Those of every correction, and the floor that is not in force."""
-        return super().idle | {"gap_eps_share" if self.gap_eps_share is None else "gap_eps"}
+        return super().idle | {"gap_eps" if self.gap_eps is None else "gap_eps_share"}
 
 
 def _signals_needed(params: DasdParams) -> tuple[str, ...]:
@@ -397,8 +406,14 @@ def gap_floor(gap: torch.Tensor, taught: torch.Tensor, params: DasdParams) -> fl
         gap: (B, T) nats, of the global batch.
         taught: (B, T) bool, valid tokens of responses that have a teacher.
         params: of DASD, with the floor or the share.
+
+    Raises:
+        NonFiniteSignalError: if a mean is needed, and the gap of a taught token is not finite.
     """
-    return params.gap_eps if params.gap_eps_share is None else params.gap_eps_share * batch_abs_mean(gap, taught)
+    if params.gap_eps is not None:
+        return params.gap_eps
+    check_finite("log_prob_gap", gap, taught)
+    return cast(float, params.gap_eps_share) * batch_abs_mean(gap, taught)  # validated: one of the two is given
 
 
 def omega_and_gap(

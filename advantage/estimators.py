@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from advantage.checks import as_mask, check_finite, check_shape, masked_float32
 from advantage.labels import Metric, Schedule, TokenField
-from advantage.params import load_params, require
+from advantage.params import load_params, require, require_one
 from advantage.scale import aimed_beta
 from advantage.segments import batch_abs_mean, batch_magnitude
 from advantage.signals import MissingSignalError, Signals
@@ -106,6 +106,11 @@ class EstimatorParams:
         return False
 
     @property
+    def weight_remembers(self) -> bool:
+        """Whether that holds for the token weights that these parameters make, too."""
+        return False
+
+    @property
     def idle(self) -> frozenset[str]:
         """Names of parameters that have no effect beside the others."""
         return frozenset()
@@ -121,39 +126,41 @@ class AdditiveParams(EstimatorParams):
     """Parameters of the estimators that add a token field to A_G.
 
     Attributes:
-        beta: weight of the teacher's correction; 0 is GRPO, bit for bit. The papers give no value: 0.1 is ours.
+        beta: weight of the teacher's correction; 0 is GRPO, bit for bit. None: `target_ratio` sets it. The papers
+            give no value: ours.
         mask_zero_variance_groups: no correction for groups whose rewards are all equal, where A_G is zero and the
             correction would be the whole gradient. The papers keep it; masking is ours. A group of one is never masked.
-        target_ratio: mean |correction| over mean |A_G| that beta is set for, before groups are masked; None: `beta`
-            holds. A ratio means the same to models of any certainty, a beta does not. Ours.
+        target_ratio: mean |correction| over mean |A_G| that beta is set for, before groups are masked; in force where
+            `beta` is None. 0 is GRPO. A ratio means the same to models of any certainty, a beta does not. Ours.
         ratio_decay: what a step leaves of the weight of those before it in the two means, in [0, 1); 0 forgets them.
     """
 
-    beta: float = 0.1
+    beta: float | None = 0.1
     mask_zero_variance_groups: bool = True
     target_ratio: float | None = None
     ratio_decay: float = 0.9
 
     def validate(self) -> None:
-        """Refuse a beta that is negative or not finite."""
-        require(0.0 <= self.beta < math.inf, "beta", self.beta, "finite, 0 or more (0 is GRPO)")
+        """Refuse a beta or a ratio that is negative or not finite, and both at once."""
+        require(self.beta is None or 0.0 <= self.beta < math.inf, "beta", self.beta, "finite, 0 or more (0 is GRPO)")
         require(
             self.target_ratio is None or 0.0 <= self.target_ratio < math.inf,
             "target_ratio",
             self.target_ratio,
-            "finite, 0 or more (0 is GRPO), or null for a fixed beta",
+            "finite, 0 or more (0 is GRPO), or null",
         )
+        require_one(self, "beta", "target_ratio")
         require(0.0 <= self.ratio_decay < 1.0, "ratio_decay", self.ratio_decay, "in [0, 1); 0 forgets the steps before")
 
     @property
     def remembers(self) -> bool:
         """Whether beta follows a ratio."""
-        return self.target_ratio is not None
+        return self.beta is None
 
     @property
     def idle(self) -> frozenset[str]:
         """The fixed beta or the parameters of the ratio, whichever is not in force."""
-        return frozenset({"target_ratio", "ratio_decay"} if self.target_ratio is None else {"beta"})
+        return frozenset({"beta"} if self.beta is None else {"target_ratio", "ratio_decay"})
 
 
 CreditFn = Callable[[CreditInputs, Any], Credit]
@@ -314,10 +321,9 @@ def additive_credit(
     silenced = inputs.equal_reward_rows & params.mask_zero_variance_groups
     beta = params.beta
     memory: dict[str, torch.Tensor] = {}
-    if params.target_ratio is not None:
-        beta, memory, aimed = aimed_beta(
-            field, anchor, mask, inputs.memory, target=params.target_ratio, decay=params.ratio_decay
-        )
+    if beta is None:
+        target = cast(float, params.target_ratio)  # validated: one of the two is given
+        beta, memory, aimed = aimed_beta(field, anchor, mask, inputs.memory, target=target, decay=params.ratio_decay)
         metrics = {**metrics, **aimed}
     correction = field.mul_(beta)
     correction[silenced] = 0.0
@@ -375,7 +381,8 @@ def correction_warning(metrics: Mapping[str, float]) -> str | None:
         return None
     return (
         f"credit/correction_ratio={ratio:.3g}: the teacher's correction is more than {CORRECTION_RATIO_LIMIT:g} times "
-        "the group advantage, so the verifier no longer decides where the update goes; lower beta or raise gap_eps"
+        "the group advantage, so the verifier no longer decides where the update goes; lower target_ratio or beta, "
+        "or raise gap_eps_share or gap_eps"
     )
 
 

@@ -61,6 +61,30 @@ def load_params(params: type[ParamsT], node: Any, *, where: str) -> ParamsT:
     return built
 
 
+def require_one(params: Any, given: str, instead: str) -> None:
+    """Refuse that two parameters, of which one is in force, are both given.
+
+    `given` is in force where it is not null, and `instead` where it is; the default of `instead` may stand beside it.
+
+    Args:
+        params: a dataclass's instance.
+        given: name of the one that is null unless it is wanted.
+        instead: name of the one that is in force otherwise.
+
+    Raises:
+        ValueError: if both are given, or both are null.
+    """
+    first, second = getattr(params, given), getattr(params, instead)
+    default = next(field.default for field in dataclasses.fields(params) if field.name == instead)
+    require(first is not None or second is not None, given, first, f"a number where {instead} is null")
+    require(
+        first is None or second in (None, default),
+        instead,
+        second,
+        f"left alone with {given}={first!r}, which holds; set {given}=null for {instead}",
+    )
+
+
 def require(holds: bool, name: str, value: Any, rule: str) -> None:
     """Refuse a value that breaks a rule.
 

@@ -28,7 +28,7 @@ TEMPLATE = {"enable_thinking": False}  # the same for both prompts, so that a re
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--beta", type=float, default=0.02, help="weight of the teacher's correction; 0 is GRPO")
+    parser.add_argument("--ratio", type=float, default=0.005, help="of the teacher's correction to A_G; 0 is GRPO")
     options = parser.parse_args()
     torch.manual_seed(1)
     tokenizer = AutoTokenizer.from_pretrained(STARTER / "model")
@@ -37,7 +37,7 @@ def main() -> None:
     problems = pd.read_parquet(STARTER / "data" / "train.parquet").sample(frac=1, random_state=1)
     for step in range(options.steps):
         rows = problems.iloc[step * PROBLEMS : (step + 1) * PROBLEMS].to_dict("records")
-        numbers = train_step(model, tokenizer, optimizer, rows, beta=options.beta)
+        numbers = train_step(model, tokenizer, optimizer, rows, target_ratio=options.ratio)
         print(f"step {step + 1}  " + "  ".join(f"{name} {value:.3g}" for name, value in numbers.items()))
 
 
@@ -47,7 +47,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     rows: list[dict],
     *,
-    beta: float,
+    target_ratio: float,
 ) -> dict[str, float]:
     """Sample, grade, score with the teacher, and make one update; returns the step's numbers."""
     rows = [row for row in rows for _ in range(ROLLOUTS)]
@@ -66,7 +66,7 @@ def train_step(
     with torch.no_grad():  # both before the update, at the weights that sampled
         student, entropy = scores(model, tokenizer, asked, responses)
         teacher, _ = scores(model, tokenizer, shown, responses)
-    earned = credit(rewards, groups, mask, student, entropy, teacher, beta=beta)
+    earned = credit(rewards, groups, mask, student, entropy, teacher, target_ratio=target_ratio)
 
     new, _ = scores(model, tokenizer, asked, responses)
     ratio = (new - student).exp()
@@ -84,9 +84,19 @@ def train_step(
 
 
 def credit(
-    rewards: Tensor, groups: list[str], mask: Tensor, student: Tensor, entropy: Tensor, teacher: Tensor, *, beta: float
+    rewards: Tensor,
+    groups: list[str],
+    mask: Tensor,
+    student: Tensor,
+    entropy: Tensor,
+    teacher: Tensor,
+    *,
+    target_ratio: float,
 ) -> Credit:
     """DASD's advantage of every token.
+
+    Beta is set anew at every step. Handed the credit's `memory` of the step before, as `CreditInputs(memory=...)`, it
+    would follow a running mean, as in the package's own runs.
 
     Args:
         rewards: (B,) of the verifier.
@@ -94,7 +104,7 @@ def credit(
         mask: (B, T) bool, the responses' tokens.
         student, teacher: (B, T) log-probs of the sampled tokens, nats, fp32: in bfloat16 their difference is noise.
         entropy: (B, T) of the student over the whole vocabulary, nats.
-        beta: weight of the correction.
+        target_ratio: mean size of the correction over that of A_G.
     """
     inputs = CreditInputs(
         group_advantage=group_advantage(rewards)[:, None] * mask,
@@ -104,7 +114,7 @@ def credit(
         entropy=entropy,
         log_prob_gap=teacher - student,
     )
-    return run_estimator("dasd", inputs, params_from_config("dasd", {"dasd": {"beta": beta}}))
+    return run_estimator("dasd", inputs, params_from_config("dasd", {"dasd": {"target_ratio": target_ratio}}))
 
 
 def group_advantage(rewards: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 STARTER_FLAG = "--starter"
 CONFIGURATION = [
     "algorithm.adv_estimator=dasd",
-    "+algorithm.dasd.beta=0.02",
+    "+algorithm.dasd.target_ratio=0.005",
     "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",  # DASD averages within each response first
     "actor_rollout_ref.actor.entropy_from_logits_with_chunking=true",  # exact: verl's other is off by up to 0.18 nat
     "actor_rollout_ref.model.use_remove_padding=true",

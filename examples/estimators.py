@@ -39,9 +39,9 @@ def main() -> None:
             continue
         print(f"{name:<18} {row(credit.advantages[0])} {row(credit.advantages[1])}")
 
-    without = run_estimator("dasd", INPUTS, params_from_config("dasd", {"dasd": {"beta": 0.0}}))
+    without = run_estimator("dasd", INPUTS, params_from_config("dasd", {"dasd": {"target_ratio": 0.0}}))
     assert torch.equal(without.advantages, INPUTS.group_advantage)
-    print("\ndasd with beta=0 is A_G, bit for bit")
+    print("\ndasd with target_ratio=0 is A_G, bit for bit")
     try:
         params_from_config("dasd", {"dasd": {"betta": 0.1}})
     except ValueError as error:

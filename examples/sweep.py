@@ -18,8 +18,8 @@ import pandas as pd
 
 from recipes.report import find_runs, load_run
 
-KEY = "algorithm.dasd.beta"
-SWEEP = [f"{KEY}=0,0.02,0.1", "data.seed=1,2", "trainer.total_training_steps=10", "trainer.save_freq=-1"]
+KEY = "algorithm.dasd.target_ratio"
+SWEEP = [f"{KEY}=0,0.005,0.03", "data.seed=1,2", "trainer.total_training_steps=10", "trainer.save_freq=-1"]
 
 
 def main() -> None:
@@ -42,13 +42,13 @@ def compared(folder: Path) -> pd.DataFrame:
         accuracy = next((last[name] for name in last.index if name.startswith("val-core/") and "/mean@" in name), None)
         rows.append(
             {
-                "beta": run.config.algorithm.dasd.beta,
+                "target_ratio": run.config.algorithm.dasd.target_ratio,
                 "accuracy": accuracy,
                 "reward": run.metrics["critic/score/mean"].tail(3).mean(),
                 "entropy": last["actor/entropy"],
             }
         )
-    return pd.DataFrame(rows).groupby("beta").agg(["mean", "std"])
+    return pd.DataFrame(rows).groupby("target_ratio").agg(["mean", "std"])
 
 
 if __name__ == "__main__":

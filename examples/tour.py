@@ -19,8 +19,6 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path("examples").resolve() if Path("examples").is_dir() else Path.cwd()))
 import dasd_in_torch as loop
 
-from advantage import params_from_config
-from advantage.dasd import direction_coefficient
 from config import STARTER
 from recipes.common.teacher.prompts import render, student_messages, teacher_messages
 from rewards.math import compute_score
@@ -70,18 +68,16 @@ for text, reward in zip(texts, rewards, strict=True):
 
 # %%
 wrong = int((rewards < 1).nonzero()[0]) if (rewards < 1).any() else 0
-params = params_from_config("dasd", {})
-omega, gap = direction_coefficient(
-    entropy, teacher - student, mask, gap_eps=params.gap_eps, entropy_eps=params.entropy_eps
-)
+problem = [row["problem"]] * len(rewards)
+credit = loop.credit(rewards, problem, mask, student, entropy, teacher, target_ratio=0.005)
 length = int(mask[wrong].sum())
 tokens = [tokenizer.decode([i]).replace("\n", "⏎") or "·" for i in responses[wrong, :length].tolist()]
 tokens = [{"<|im_end|>": "end", "\\boxed{": "box"}.get(token, token) for token in tokens]
 panels = {
     "entropy, nats": entropy,
     "δ, nats": teacher - student,
-    "direction ω": omega,
-    "added: β·ω·δ̄": params.beta * omega * gap,
+    "direction ω": credit.tokens["omega"],
+    "added: β·ω·δ̄": credit.advantages - loop.group_advantage(rewards)[:, None],
 }
 figure, axes = plt.subplots(len(panels), 1, figsize=(9, 5.4), sharex=True)
 for axis, (name, values) in zip(axes, panels.items(), strict=True):
@@ -122,20 +118,20 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# GRPO is DASD with beta = 0. The same problems in the same order, a plain loop, one seed: a picture, not a measurement.
-# The measured tables, with three seeds and intervals, are in the methods' pages.
+# GRPO is DASD with a ratio of 0. The same problems in the same order, a plain loop, one seed: a picture, not a
+# measurement. The measured tables, with three seeds and intervals, are in the methods' pages.
 
 # %%
 problems = pd.read_parquet(STARTER / "data" / "train.parquet").sample(frac=1, random_state=1)
 curves = {}
-for name, beta in {"GRPO": 0.0, "DASD, β = 0.02": 0.02, "DASD, β = 0.5": 0.5}.items():
+for name, ratio in {"GRPO": 0.0, "DASD, ratio 0.005": 0.005, "DASD, ratio 0.1": 0.1}.items():
     torch.manual_seed(1)
     model = fresh()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
     said = []
     for step in range(STEPS):
         rows = problems.iloc[step * loop.PROBLEMS : (step + 1) * loop.PROBLEMS].to_dict("records")
-        said.append(loop.train_step(model, tokenizer, optimizer, rows, beta=beta))
+        said.append(loop.train_step(model, tokenizer, optimizer, rows, target_ratio=ratio))
     curves[name] = pd.DataFrame(said)
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))

@@ -150,8 +150,8 @@ class Method:
 
     @property
     def remembers(self) -> bool:
-        """Whether a step's credit or token weights depend on those before it."""
-        return any(params is not None and params.remembers for params in (self.params, self.weight_params))
+        """Whether a step's credit depends on those before it."""
+        return self.params is not None and self.params.remembers
 
     @property
     def trains_references(self) -> bool:

@@ -6,7 +6,7 @@ It is also where Python reads a run:
 
     run = load_run("outputs/starter/dasd/2026-11-25_16-44-25")
     run.metrics["critic/score/mean"].plot()     # a pandas table, a row a step
-    run.config.algorithm.dasd.beta              # the resolved configuration
+    run.config.algorithm.dasd.target_ratio              # the resolved configuration
     run.responses                               # a pandas table of sampled responses with their token credit
 """
 

@@ -46,12 +46,12 @@ def test_each_estimator_is_its_formula(seed, beta):
     inputs = make_inputs(seed)
     anchor, mask, gap = inputs.group_advantage, inputs.response_mask, inputs.log_prob_gap * inputs.response_mask
     omega, normalized = direction_coefficient(inputs.entropy, inputs.log_prob_gap, mask, gap_eps=1.0, entropy_eps=0.1)
-    for name, field in (
-        ("dasd", omega * normalized),
-        ("pw_opsd_sampled", position_weight(mask) * gap),
-        ("atesd_sampled", gap),
+    for name, field, floor in (
+        ("dasd", omega * normalized, {"gap_eps": 1.0}),
+        ("pw_opsd_sampled", position_weight(mask) * gap, {}),
+        ("atesd_sampled", gap, {}),
     ):
-        got = run(name, inputs, beta=beta).advantages
+        got = run(name, inputs, beta=beta, **floor).advantages
         torch.testing.assert_close(got, anchor + beta * field, rtol=1e-6, atol=1e-7)
         assert got.dtype == torch.float32 and not got[~mask].any()
 
@@ -68,7 +68,7 @@ def test_constant_directions_are_uniform_attraction_and_repulsion():
         None, inputs.log_prob_gap, inputs.response_mask, gap_eps=1.0, direction="constant"
     )
     for constant in (1, -1):
-        got = run("dasd", inputs, direction="constant", constant=constant, beta=0.5).advantages
+        got = run("dasd", inputs, direction="constant", constant=constant, beta=0.5, gap_eps=1.0).advantages
         assert torch.equal(got, inputs.group_advantage + 0.5 * constant * normalized)
 
 
@@ -90,9 +90,9 @@ def test_every_dasd_option_reaches_the_formula(options):
     omega, normalized = direction_coefficient(
         inputs.entropy, inputs.log_prob_gap, inputs.response_mask, **{**floors, **options}
     )
-    got = run("dasd", inputs, beta=1.0, **options).advantages
+    got = run("dasd", inputs, beta=1.0, **{"gap_eps": 1.0, **options}).advantages
     assert torch.equal(got, omega * normalized + inputs.group_advantage)
-    assert not torch.equal(got, run("dasd", inputs, beta=1.0).advantages)
+    assert not torch.equal(got, run("dasd", inputs, beta=1.0, gap_eps=1.0).advantages)
 
 
 def test_uniform_schedule_without_a_mask_is_atesd():
@@ -177,7 +177,7 @@ def test_metric_keys_do_not_depend_on_the_data(name):
     nothing = run(name, empty).metrics
     assert usual.keys() == nothing.keys()
     assert all(key.startswith("credit/") and isinstance(value, float) for key, value in usual.items())
-    assert set(nothing.values()) <= {0.0, 1.0}
+    assert {value for key, value in nothing.items() if key != "credit/target_ratio"} <= {0.0, 1.0}
 
 
 def test_ratio_is_finite_when_all_groups_are_equal():
@@ -200,7 +200,10 @@ def test_the_literal_epsilon_explodes_where_most_gaps_are_tiny():
     inputs = dataclasses.replace(inputs, group_advantage=torch.ones(1, 99))
     literal = run("dasd", inputs, beta=0.1, gap_eps=1e-6, entropy_eps=1e-6, direction="constant").metrics
     assert literal["credit/correction_ratio"] > 1000 and correction_warning(literal)
-    assert run("dasd", inputs, direction="constant").metrics["credit/correction_ratio"] < 0.01
+    floor = run("dasd", inputs, beta=0.1, gap_eps=1.0, direction="constant").metrics
+    assert floor["credit/correction_ratio"] < 0.01
+    aimed = run("dasd", inputs, direction="constant").metrics  # the default has no such cliff
+    assert aimed["credit/correction_ratio"] == pytest.approx(0.005, rel=1e-5)
 
 
 # ---------------------------------------------------------------- parameters
@@ -232,8 +235,13 @@ def test_every_kind_of_node_is_accepted():
         ({"beta": float("inf")}, r"algorithm\.dasd\.beta=inf"),
         ({"beta": float("nan")}, r"algorithm\.dasd\.beta=nan: must be a number"),
         ({"beta": True}, r"algorithm\.dasd\.beta=True: must be a number"),
-        ({"beta": None}, r"algorithm\.dasd\.beta=None: must be a number"),
-        ({"gap_eps": "1e-6"}, r"algorithm\.dasd\.gap_eps='1e-6': must be a number; YAML reads 1e-6 as text"),
+        ({"beta": None, "target_ratio": None}, r"algorithm\.dasd\.beta=None: must be a number where target_ratio is"),
+        (
+            {"beta": 0.1, "target_ratio": 0.03},
+            r"target_ratio=0\.03: must be left alone with beta=0\.1, .* set beta=null",
+        ),
+        ({"gap_eps": 1.0, "gap_eps_share": 0.2}, r"gap_eps_share=0\.2: must be left alone with gap_eps=1\.0, "),
+        ({"gap_eps": "1e-6"}, r"algorithm\.dasd\.gap_eps='1e-6': must be a number or null; YAML reads 1e-6 as text"),
         ({"gap_eps": 0.0}, r"algorithm\.dasd\.gap_eps=0\.0: must be positive"),
         ({"gap_clip": "off"}, r"algorithm\.dasd\.gap_clip='off': must be a number or null"),
         ({"mask_zero_variance_groups": 1}, r"mask_zero_variance_groups=1: must be true or false"),
@@ -397,8 +405,14 @@ def test_the_readme_names_every_estimator_parameter_and_default():
         assert f"| `{name}` |" in text
         for field in dataclasses.fields(chosen.params):
             assert f"`{field.name}`" in text, f"{name}.{field.name}"
-    assert "| `dasd`; `pw_opsd_sampled`, `atesd_sampled` | `beta` | 0.02; 0.1 |" in text
-    assert "| | `gap_eps`, `entropy_eps` | 1.0, 0.1 |" in text
+    assert "| `dasd`; `pw_opsd_sampled`, `atesd_sampled` | `beta` | null; 0.1 |" in text
+    assert "| | `target_ratio` | 0.005; null |" in text
+    assert "| | `gap_eps`, `gap_eps_share` | null, 0.1 |" in text and "| | `entropy_eps` | 0.1 |" in text
     defaults = DasdParams()
-    assert (defaults.beta, defaults.gap_eps, defaults.entropy_eps) == (0.02, 1.0, 0.1)
+    assert (defaults.beta, defaults.target_ratio, defaults.gap_eps_share, defaults.entropy_eps) == (
+        None,
+        0.005,
+        0.1,
+        0.1,
+    )
     assert defaults.mask_zero_variance_groups and "| | `mask_zero_variance_groups` | true |" in text

@@ -21,7 +21,7 @@ from advantage.learned_router import (
 )
 from tests.builders.signals import make_inputs, run
 
-LEARNED = {"router": "learned", "gap_eps": 0.5}
+LEARNED = {"router": "learned", "gap_eps": 0.5, "beta": 0.02}
 
 
 def routed(argument, gate, normalized, mask=None) -> Routed:
@@ -113,7 +113,9 @@ def test_a_batch_without_rewards_teaches_nothing():
 
 
 def test_a_step_is_decided_before_it_is_learned_from_and_a_checkpoint_continues_it(tmp_path):
-    params = params_from_config("dasd", {"dasd": {**LEARNED, "router_learning_rate": 0.3, "target_ratio": 0.05}})
+    params = params_from_config(
+        "dasd", {"dasd": {**LEARNED, "router_learning_rate": 0.3, "beta": None, "target_ratio": 0.05}}
+    )
     assert params.remembers
     through: dict[str, torch.Tensor] = {}
     resumed: dict[str, torch.Tensor] = {}

@@ -79,8 +79,11 @@ def test_the_formulas_through_verls_call():
     omega, normalized = direction_coefficient(entropy, gap, mask, gap_eps=1.0, entropy_eps=0.1)
     fields = {"dasd": omega * normalized, "pw_opsd_sampled": position_weight(mask) * gap, "atesd_sampled": gap * mask}
     for name, field in fields.items():
+        floor = {"gap_eps": 1.0} if name == "dasd" else {}
         with advantage.token_signals(entropy=entropy, log_prob_gap=gap) as signals:
-            got = compute_advantage(data, adv_estimator=name, config=config(name, beta=0.5)).batch["advantages"]
+            got = compute_advantage(data, adv_estimator=name, config=config(name, beta=0.5, **floor)).batch[
+                "advantages"
+            ]
         torch.testing.assert_close(got[~silenced], (anchor + 0.5 * field)[~silenced], rtol=1e-6, atol=1e-7)
         assert not got[silenced].any()
         assert signals.diagnostics["credit/correction/masked_share"] == pytest.approx(
@@ -175,7 +178,7 @@ def test_a_drowned_verifier_is_logged(caplog):
     data, entropy, _ = make_batch(7)
     with advantage.token_signals(entropy=entropy, log_prob_gap=torch.full_like(entropy, 500.0)):
         compute_advantage(data, adv_estimator="atesd_sampled", config=None)
-    assert "lower beta or raise gap_eps" in caplog.text
+    assert "lower target_ratio or beta" in caplog.text
 
 
 def test_registering_again_is_harmless_and_foreign_names_are_not_taken(monkeypatch):

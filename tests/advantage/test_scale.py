@@ -56,11 +56,11 @@ def test_a_step_without_a_field_says_nothing_of_its_size():
 def test_the_credit_has_the_ratio_before_groups_are_masked(name):
     inputs = make_inputs(3, equal_reward_rows=torch.tensor([True, False, False, False]))
     plain = run(name, inputs, beta=1.0, mask_zero_variance_groups=False)
-    aimed = run(name, inputs, target_ratio=0.25, mask_zero_variance_groups=False)
+    aimed = run(name, inputs, beta=None, target_ratio=0.25, mask_zero_variance_groups=False)
     assert aimed.metrics["credit/correction_ratio"] == pytest.approx(0.25, rel=1e-5)
     beta = aimed.metrics["credit/beta"]
     assert beta == pytest.approx(0.25 / plain.metrics["credit/correction_ratio"], rel=1e-5)
-    masked = run(name, inputs, target_ratio=0.25)
+    masked = run(name, inputs, beta=None, target_ratio=0.25)
     assert masked.metrics["credit/beta"] == beta  # of the batch before masking
     assert masked.metrics["credit/correction_ratio_before_mask"] == pytest.approx(0.25, rel=1e-5)
     assert masked.metrics["credit/correction_ratio"] < 0.25
@@ -69,16 +69,16 @@ def test_the_credit_has_the_ratio_before_groups_are_masked(name):
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
-def test_no_target_is_the_fixed_beta_and_remembers_nothing(name):
+def test_a_given_beta_holds_and_remembers_nothing(name):
     inputs = make_inputs(5)
     fixed = run(name, inputs, beta=0.3, target_ratio=None)
     assert torch.equal(fixed.advantages, run(name, inputs, beta=0.3).advantages)
     assert fixed.memory == {} and "credit/beta" not in fixed.metrics
-    assert not params_from_config(name, {name: {}}).remembers
-    assert params_from_config(name, {name: {"target_ratio": 0.1}}).remembers
-    none = run(name, inputs, target_ratio=0.0).advantages
+    assert not params_from_config(name, {name: {"beta": 0.1}}).remembers
+    assert params_from_config(name, {name: {"beta": None, "target_ratio": 0.1}}).remembers
+    none = run(name, inputs, beta=None, target_ratio=0.0).advantages
     assert torch.equal(none, inputs.group_advantage)
-    aimed = run(name, inputs, target_ratio=0.1)
+    aimed = run(name, inputs, beta=None, target_ratio=0.1)
     assert torch.equal(aimed.advantages, run(name, inputs, beta=aimed.metrics["credit/beta"]).advantages)
 
 
@@ -96,7 +96,7 @@ def test_the_scale_of_the_gaps_drops_out(seed, factor, direction, normalise):
     assert torch.equal(first.tokens["omega"], second.tokens["omega"])
     torch.testing.assert_close(first.advantages, second.advantages, rtol=1e-6, atol=1e-7)
     # And a floor in nats, or a fixed beta of the raw gap, does not have that.
-    nats = {**options, "gap_eps_share": None}
+    nats = {**options, "gap_eps_share": None, "gap_eps": 1.0}
     changed = [run("dasd", each, **nats).tokens["omega"] for each in (inputs, scaled)]
     assert direction == "constant" or not torch.equal(*changed)
 
@@ -105,7 +105,7 @@ def test_the_floor_is_a_share_of_the_batchs_mean_gap():
     gap = torch.tensor([[2.0, -1.0, 0.5, 99.0], [4.0, -1.0, 0.5, 99.0]])  # the second row has no teacher
     mask = torch.tensor([[True, True, True, False]] * 2)
     inputs = make_inputs(0, 2, 4, response_mask=mask, log_prob_gap=gap, has_teacher=torch.tensor([True, False]))
-    got = run("dasd", inputs, gap_eps_share=0.6, gap_eps=123.0)
+    got = run("dasd", inputs, gap_eps_share=0.6)
     # mean |delta| of the first row is 3.5 / 3, so the floor is 0.7.
     wanted, _ = direction_coefficient(inputs.entropy[:1], gap[:1], mask[:1], gap_eps=0.7, entropy_eps=0.1)
     torch.testing.assert_close(got.tokens["omega"][:1], wanted)
@@ -159,3 +159,9 @@ def test_what_a_checkpoint_keeps_continues_a_run_to_the_last_bit(tmp_path):
 def test_values_without_a_meaning_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         params_from_config("dasd", {"dasd": options})
+
+
+@pytest.mark.parametrize("name", ["pw_opsd_sampled", "atesd_sampled"])
+def test_a_ratio_beside_a_beta_is_refused(name):
+    with pytest.raises(ValueError, match=r"target_ratio=0\.1: must be left alone with beta=0\.1, .* set beta=null"):
+        params_from_config(name, {name: {"target_ratio": 0.1}})

@@ -88,10 +88,13 @@ def test_yaml_defaults_are_the_estimators_defaults(compose_config, method):
 
 
 def test_a_ratio_is_shown_in_the_place_of_the_beta_that_it_sets(compose_config):
-    rows = dict(read(compose_config("method=dasd_ratio", "experiment=starter")).rows())
-    assert "target_ratio=0.03, gap_eps_share=0.1" in rows["method"] and "beta" not in rows["method"]
     rows = dict(read(compose_config("method=dasd", "experiment=starter")).rows())
-    assert "(credit dasd, beta=0.02, gap_eps=1.0, entropy_eps=0.1, router_quantile=0.2)" in rows["method"]
+    assert (
+        "(credit dasd, target_ratio=0.005, gap_eps_share=0.1, entropy_eps=0.1, router_quantile=0.2)" in rows["method"]
+    )
+    given = ("algorithm.dasd.beta=0.02", "algorithm.dasd.gap_eps=1")
+    rows = dict(read(compose_config("method=dasd", "experiment=starter", *given)).rows())
+    assert "(credit dasd, beta=0.02, gap_eps=1, entropy_eps=0.1, router_quantile=0.2)" in rows["method"]
 
 
 @pytest.mark.parametrize("credit", ["reinforce_plus_plus", "opsd_sampled", "reopold"])
@@ -115,6 +118,8 @@ def test_a_ratio_belongs_to_an_advantage(compose_config):
     key = "algorithm.dasd.target_ratio=0.1"
     (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", key))
     assert found.startswith(f"{key} with self_distill.loss.weighting=dasd") and "coefficient" in found
+    (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", "algorithm.dasd.beta=0.5"))
+    assert found.startswith("algorithm.dasd.beta=0.5 with") and found.endswith("leave beta at null")
     assert problems(compose_config("method=attraction", "experiment=starter", key)) == []
     learned = "algorithm.dasd.router=learned"
     (found,) = problems(compose_config("method=dasd_distribution", "experiment=starter", learned))

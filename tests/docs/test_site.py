@@ -41,7 +41,7 @@ def test_every_parameter_of_a_method_has_a_source():
 
 def test_the_reference_has_what_the_files_say():
     page = keys.page()
-    assert "| `gap_eps` | number | `1` | floor in nats under the median \\|delta\\|" in page
+    assert "| `gap_eps` | number or null | `null` | floor in nats under the median \\|delta\\|" in page
     assert "| `clip` | number or null | `null` | Bound of each vocabulary entry before the sum" in page
     assert "opsd: 0.05 (each vocabulary entry, from above)" in page
     assert re.search(r"\| `actor_rollout_ref.actor.optim.lr` \| `protocol/dasd` \| `3e-06` \| App. F \|", page)

@@ -54,9 +54,9 @@ def test_a_script_says_what_it_should(name, monkeypatch, capsys, tmp_path):
 
 
 def test_a_sweep_is_compared(monkeypatch, capsys, tmp_path):
-    for beta, seed in ((0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)):
-        step = {**record(1, critic__score__mean=beta, actor__entropy=0.2), **validated(1, 0.5 + beta / 10 * seed)}
-        write_run(tmp_path / f"{beta}_{seed}", [step], f"algorithm.dasd.beta={beta}", seed=seed)
+    for ratio, seed in ((0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)):
+        step = {**record(1, critic__score__mean=ratio, actor__entropy=0.2), **validated(1, 0.5 + ratio / 10 * seed)}
+        write_run(tmp_path / f"{ratio}_{seed}", [step], f"algorithm.dasd.target_ratio={ratio}", seed=seed)
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--compare", str(tmp_path)])
     runpy.run_path(str(EXAMPLES / "sweep.py"), run_name="__main__")
     rows = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines()[3:]}
@@ -78,7 +78,7 @@ def test_the_tour_runs(monkeypatch, capsys):
     monkeypatch.setenv("TOUR_STEPS", "1")
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     tour = runpy.run_path(str(SCRIPT))
-    assert set(tour["curves"]) == {"GRPO", "DASD, β = 0.02", "DASD, β = 0.5"}
+    assert set(tour["curves"]) == {"GRPO", "DASD, ratio 0.005", "DASD, ratio 0.1"}
     assert all(len(table) == 1 and table.notna().all(axis=None) for table in tour["curves"].values())
 
 

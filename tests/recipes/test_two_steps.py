@@ -60,7 +60,7 @@ RUNS = {
     "a ratio, and the teacher's answers": (
         "dasd",
         [
-            "method=dasd_ratio",
+            "algorithm.dasd.target_ratio=0.03",
             "trainer.test_freq=1",
             "self_distill.teacher.test_freq=1",
             "actor_rollout_ref.rollout.val_kwargs.n=1",

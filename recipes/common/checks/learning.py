@@ -195,13 +195,16 @@ def distillation(cfg: DictConfig, method: Method) -> Iterator[str]:
         )
     weighed, weight = method.weight_params, method.token_weight
     elsewhere = weight is not None and weight.node != method.credit  # so that no advantage is made by these parameters
-    if elsewhere and isinstance(weighed, AdditiveParams) and weighed.target_ratio is not None:
-        yield (
-            f"algorithm.{loss.weighting}.target_ratio={weighed.target_ratio} with self_distill.loss.weighting="
-            f"{loss.weighting}: a divergence is no share of A_G, its factor is self_distill.loss.coefficient; set "
-            "target_ratio to null"
-        )
-    elif elsewhere and weighed is not None and weighed.remembers:
+    if elsewhere and isinstance(weighed, AdditiveParams):
+        for name in ("beta", "target_ratio"):
+            given, untouched = getattr(weighed, name), getattr(type(weighed)(), name)
+            if given not in (None, untouched):
+                yield (
+                    f"algorithm.{loss.weighting}.{name}={given} with self_distill.loss.weighting={loss.weighting}: the "
+                    f"factor of a divergence is self_distill.loss.coefficient; leave {name} at "
+                    f"{'null' if untouched is None else untouched}"
+                )
+    if elsewhere and weighed is not None and weighed.weight_remembers:
         yield (
             f"self_distill.loss.weighting={loss.weighting}: under these parameters the weights follow the advantages "
             f"of the steps before, and only algorithm.adv_estimator={loss.weighting} takes those in; choose a router "

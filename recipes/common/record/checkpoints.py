@@ -104,7 +104,8 @@ def safe_ground(run_dir: Path) -> str:
         return "No checkpoint was saved before."
     return (
         f"The checkpoint of step {step} is complete; start again with hydra.run.dir={run_dir} to go on "
-        "from it, with a lower learning rate or correction (algorithm.<method>.beta) if it happens again."
+        "from it, with a lower learning rate or correction (algorithm.<method>.target_ratio, or beta) if it "
+        "happens again."
     )
 
 

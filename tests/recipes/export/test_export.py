@@ -237,7 +237,7 @@ def test_the_card_says_what_was_trained_how_and_what_was_measured(run, tmp_path)
     assert "| best | 2 | 62.5 ± 3.0 |" in text
     assert "90.0" not in text
     assert "credit dasd, beta=0.125" in text and "current weights, shown the solution" in text
-    assert "| `algorithm.dasd.beta` | 0.02 | 0.125 | ours: the paper gives no value" in text
+    assert "| `algorithm.dasd.beta` | null | 0.125 | ours: the paper gives no value" in text
     assert "| `algorithm.dasd.router_quantile` | 0.2 | rho, §5 and Table 11 |" in text
     assert "`maths.parquet`" in text and "arxiv.org/abs/2605.22263" in text and "| learning rate | 5e-05 |" in text
     # Each row of a table has as many cells as its head.

@@ -123,7 +123,7 @@ def test_the_changes_are_exactly_the_overrides(tmp_path):
     found = compare_with_preset(directory, load_run(directory).config)
     assert {s.key: (s.preset, s.value) for s in found.changed} == {
         "actor_rollout_ref.actor.optim.lr": ("5e-05", "1e-06"),
-        "algorithm.dasd.beta": ("0.02", "0.5"),
+        "algorithm.dasd.beta": ("null", "0.5"),
     }
     method = {s.key: s for s in found.method}
     assert method["algorithm.dasd.router_quantile"].source == "rho, §5 and Table 11"
@@ -301,7 +301,7 @@ def test_seeds_of_one_setting_are_one_group(tmp_path):
     runs = _seeds(tmp_path, "a", {1: 0.5, 2: 0.6}) + _seeds(tmp_path, "b", {1: 0.7}, "algorithm.dasd.beta=0.5")
     runs += _seeds(tmp_path, "g", {1: 0.8}, "trainer.val_before_train=false", method="grpo")
     groups = compare.group_runs(runs)
-    assert [g.label for g in groups] == ["grpo", "dasd (dasd.beta=0.02)", "dasd (dasd.beta=0.5)"]
+    assert [g.label for g in groups] == ["grpo", "dasd (dasd.beta=null)", "dasd (dasd.beta=0.5)"]
     assert [[r.seed for r in g.runs] for g in groups] == [[1], [1, 2], [1]]
 
 
@@ -460,7 +460,7 @@ def test_a_page_holds_what_the_run_did(tmp_path):
         "Validation mean@16, step 2 70.0 ± 5.0 60.0 at step 1, best 70.0 at step 2",
         "Reward 0.600 0.500 at step 1",
         "Divergence −0.0041",
-        "algorithm.dasd.beta 0.02 0.5 ours",
+        "algorithm.dasd.beta null 0.5 ours",
         "What is 7+8?",
         "reward 0",
     ):

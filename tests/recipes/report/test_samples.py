@@ -88,7 +88,7 @@ def test_omega_is_what_the_credit_was_made_of():
         entropy=entropy,
         log_prob_gap=gap,
     )
-    credit = dasd_credit(inputs, DasdParams(beta=0.5))
+    credit = dasd_credit(inputs, DasdParams(beta=0.5, gap_eps=1.0))
     omega, normalized = direction_coefficient(entropy, gap, mask, gap_eps=1.0, entropy_eps=0.1)
     assert torch.equal(credit.tokens["omega"], omega) and omega.abs().max() > 0.01
     assert torch.allclose(credit.advantages, inputs.group_advantage + 0.5 * omega * normalized)
