@@ -8,7 +8,7 @@ section of the paper, or "ours".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +87,7 @@ def compare_with_preset(directory: Path, config: DictConfig) -> Comparison:
     make_absolute(config, started_in)  # a run of an older version has them as they were written
     values = flat(config)
     chosen = {group: choices[group] for group in ("method", "experiment")}
-    preset = _composed("train", chosen, values, started_in)
+    preset = composed("train", _overrides(chosen), values, started_in)
     if preset.get(_MODEL_LENGTH) is None and values.get(_MODEL_LENGTH) == sum(values.get(key) or 0 for key in _LENGTHS):
         values[_MODEL_LENGTH] = None  # the start of the run filled it in (`recipes.entry.resolve`)
     bundle = sourced_values("protocol", choices["protocol"]) if "protocol" in choices else {}
@@ -107,7 +107,10 @@ def compare_evaluation(name: str, config: Mapping[str, Any]) -> Comparison:
     """
     values = flat(config)
     return _comparison(
-        {"preset": name}, _composed("evaluate", {"preset": name}, values), values, sourced_values("preset", name)
+        {"preset": name},
+        composed("evaluate", _overrides({"preset": name}), values),
+        values,
+        sourced_values("preset", name),
     )
 
 
@@ -219,33 +222,41 @@ def _choices(directory: Path) -> tuple[dict[str, str], Path]:
         raise NoPreset(f"{path} does not say which method and experiment the run was started with") from error
 
 
-def _composed(
-    primary: str, chosen: Mapping[str, str], values: Mapping[str, Any], started_in: Path | None = None
+def _overrides(chosen: Mapping[str, str]) -> list[str]:
+    """Of the command line, for what a run says that it was started with: group -> choice."""
+    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+    if not all(re.fullmatch(r"[\w-]+", choice) for choice in chosen.values()):
+        raise NoPreset(f"{' '.join(overrides)}: not names of configurations")
+    return overrides
+
+
+def composed(
+    primary: str, overrides: Sequence[str], values: Mapping[str, Any], started_in: Path | None = None
 ) -> dict[str, Any]:
-    """The preset's values; what only Hydra's run can know (its output directory, its choices) is taken from the run.
+    """What the command line would compose now, resolved and flat.
 
     Args:
         primary: name of the primary configuration.
-        chosen: group -> choice.
-        values: the run's, flat.
+        overrides: of the command line.
+        values: a run's, flat: what only Hydra's run can know (its output directory, its choices) is taken from them.
         started_in: where relative paths begin; None leaves them relative.
+
+    Raises:
+        NoPreset: if these overrides cannot be composed.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    def composed() -> DictConfig:
-        return compose(primary, overrides=overrides)
+    def compose_it() -> DictConfig:
+        return compose(primary, overrides=list(overrides))
 
-    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
-    if not all(re.fullmatch(r"[\w-]+", choice) for choice in chosen.values()):
-        raise NoPreset(f"{' '.join(overrides)}: not names of configurations")
     try:
         if GlobalHydra.instance().is_initialized():  # within a training command
-            cfg = composed()
+            cfg = compose_it()
         else:
             with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-                cfg = composed()
+                cfg = compose_it()
         OmegaConf.set_struct(cfg, False)
         for key, value in flat(cfg).items():
             if isinstance(value, str) and "${hydra:" in value:

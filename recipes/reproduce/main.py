@@ -185,7 +185,7 @@ def reproduce(table: Table, options: Mapping[str, Any]) -> int:
     out = Path(options["out"]).resolve()
     if name not in table.scales:
         return _diagnose(table, name, out, dry_run=options["dry_run"])
-    from recipes.reproduce import results, runs
+    from recipes.reproduce import results, runs, settings
 
     scale = tables.changed(table.scales[name], seeds=options["seeds"], steps=options["steps"])
     planned = results.plan(table, scale, out, options["overrides"])
@@ -195,6 +195,8 @@ def reproduce(table: Table, options: Mapping[str, Any]) -> int:
         for command in results.evaluations(planned):
             print(shlex.join(command))
         return 0
+    if others := list(settings.refusals(planned.jobs.values())):
+        raise SettingsError(others)
     complete = all(job.complete for job in planned.jobs.values())
     if not options["report"]:
         complete = runs.train_all(list(planned.jobs.values()), parallel=options["parallel"])
