@@ -5,6 +5,7 @@ The starter's model, batch and rewards in each: this package's commands (Ray, FS
 much.  One after the other in one run, so that ratios mean something; wall seconds want an idle machine, and seconds of
 CPU (user and system, of all processes) are steadier on a busy one.  Medians over the steps after the first.
 
+`--methods all --no-trl --no-validation` is what each method costs a step beside GRPO: the README's table.
 TRL is taken from the environment, else installed without its dependencies into build/; where that fails it is left out.
 """
 
@@ -28,18 +29,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.divergence import TRL_FOLDER, find_trl
+from recipes.common.method import shipped
 from recipes.common.record import run_dir as files
 
 PROMPTS, ROLLOUTS, LIMIT, RATE = 16, 8, 96, 5e-5  # experiment=starter's
 STARTER = Path(__file__).resolve().parents[1] / "recipes" / "starter"
 STAGES = {"gen": "rollout", "old_log_prob": "log-probs", "teacher": "teacher", "update_actor": "update"}
+TRL = "TRL GRPOTrainer"
 MODEL_PROCESSES = ("WorkerDict", "TransformersServer")  # the others move, grade and store what these two compute
 
 
-def training_command(method: str, steps: int, directory: Path) -> list[str]:
-    command = [sys.executable, "-m", f"recipes.{method}.main", "experiment=starter", f"hydra.run.dir={directory}"]
-    command += [f"trainer.total_training_steps={steps}", f"trainer.test_freq={steps}", "trainer.save_freq=-1"]
-    return [*command, "trainer.val_before_train=false"]
+def training_command(method: str, steps: int, directory: Path, *, validate: bool) -> list[str]:
+    command = [sys.executable, "-m", "recipes.entry", "experiment=starter", f"method={method}"]
+    command += [f"hydra.run.dir={directory}", f"trainer.total_training_steps={steps}", "trainer.save_freq=-1"]
+    return [*command, f"trainer.test_freq={steps if validate else -1}", "trainer.val_before_train=false"]
 
 
 def cpu_seconds(root: psutil.Process, seen: dict[int, tuple[str, float]]) -> dict[str, float]:
@@ -61,11 +64,13 @@ def cpu_seconds(root: psutil.Process, seen: dict[int, tuple[str, float]]) -> dic
     return total
 
 
-def ours(method: str, steps: int, folder: Path) -> dict[str, float]:
+def ours(method: str, steps: int, folder: Path, *, validate: bool) -> dict[str, float]:
     """Medians of a training command: wall seconds by stage, CPU seconds, and the validation after the last step."""
     directory = folder / method
     with (folder / f"{method}.txt").open("w") as output:
-        process = subprocess.Popen(training_command(method, steps, directory), stdout=output, stderr=output)
+        process = subprocess.Popen(
+            training_command(method, steps, directory, validate=validate), stdout=output, stderr=output
+        )
     root, seen, started = psutil.Process(process.pid), {}, time.monotonic()
     cpu: dict[int, dict[str, float]] = {}  # at the moment that a step's record is there
     first_step: float | None = None
@@ -88,7 +93,8 @@ def ours(method: str, steps: int, folder: Path) -> dict[str, float]:
         for stage, name in STAGES.items()
     }
     result["step"] = statistics.median(record["timing_s/step"] for record in measured)
-    result["validation"] = records[-1]["timing_s/testing"]
+    if validate:
+        result["validation"] = records[-1]["timing_s/testing"]
     result["start and first step"] = first_step or 0.0
     before, after = cpu[min(cpu)], cpu[max(step for step in cpu if step < steps)]
     spent = {
@@ -232,29 +238,30 @@ def show(results: dict[str, dict[str, float]]) -> None:
     table = Table(title=f"seconds a step: {PROMPTS} prompts × {ROLLOUTS} rollouts of the starter")
     columns = ["step", *STAGES.values(), "cpu"]
     table.add_column("")
-    for name in [*columns, "× TRL's step", "× TRL's cpu"]:
+    first = next(iter(results))
+    reference, of = (results[TRL], "TRL") if TRL in results else (results[first], first)
+    for name in [*columns, f"step × {of}", f"cpu × {of}"]:
         table.add_column(name, justify="right")
-    reference = results.get("TRL GRPOTrainer")
     for name, result in results.items():
         cells = [f"{result[column]:.2f}" if column in result else "" for column in columns]
-        ratios = [f"{result[c] / reference[c]:.2f}" if reference else "" for c in ("step", "cpu")]
-        table.add_row(name, *cells, *ratios)
+        table.add_row(name, *cells, *(f"{result[c] / reference[c]:.2f}" for c in ("step", "cpu")))
     console = Console(width=140)
     console.print(table)
     for name, result in results.items():
-        if "validation" in result:
+        if "start and first step" in result:
             console.print(
                 f"{name}: {result['cpu ms a rollout outside the model']:.1f} ms of CPU a rollout outside the model; "
-                f"validation (128 problems × 16) {result['validation']:.1f} s; "
                 f"start and first step {result['start and first step']:.0f} s"
+                + (f"; validation (128 problems × 16) {result['validation']:.1f} s" if "validation" in result else "")
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8, help="of each trainer, the first of which does not count")
-    parser.add_argument("--methods", nargs="+", default=["grpo", "dasd"], help="of this package")
+    parser.add_argument("--methods", nargs="+", default=["grpo", "dasd"], help="of this package; all: all of them")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
+    parser.add_argument("--no-validation", action="store_true", help="leave the validation out")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--part", choices=["plain", "trl"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -264,13 +271,16 @@ def main() -> None:
         print(json.dumps({"plain": plain, "trl": trl}[options.part](options.steps)))
         return
     why = "--no-trl" if options.no_trl else find_trl(install=True)
+    if options.methods == ["all"]:
+        options.methods = ["grpo", *(method.name for method in shipped() if method.name != "grpo")]
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for method in options.methods:
-            results[f"this package, {method}"] = ours(method, options.steps, Path(folder))
+            print(f"{method} …", flush=True)
+            results[method] = ours(method, options.steps, Path(folder), validate=not options.no_validation)
             if method == options.methods[0]:
                 if why is None:
-                    results["TRL GRPOTrainer"] = apart("trl", options.steps)
+                    results[TRL] = apart("trl", options.steps)
                 results["plain torch, grpo"] = apart("plain", options.steps)
     if why is not None:
         print(f"TRL is not compared: {why}")

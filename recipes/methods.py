@@ -1,6 +1,6 @@
 """Lists the methods that there are: `python -m recipes.methods`; with `--markdown` as the table of the README.
 
-Both are made of what each method says of itself in ``config/method/<name>.yaml``.
+Both are made of what each method says of itself in ``config/method/<name>.yaml``, and of what that makes a run do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from config import CONFIG_DIR
-from recipes.common.method import About, shipped
+from recipes.common.method import About, Method, read, shipped
+from recipes.common.teacher.contexts import FROM_GROUP, OF_RESPONSES
 
 BUNDLES = CONFIG_DIR / "method"
 RECIPES = Path(__file__).resolve().parent
@@ -35,13 +36,48 @@ def command(name: str) -> str:
     return f"python -m recipes.{recipe}.main" + ("" if recipe == name else f" method={name}")
 
 
+def needs(method: Method) -> str:
+    """What a method takes beyond the problem and the student's own passes, for people.
+
+    Args:
+        method: under the configuration that is asked about.
+
+    Returns:
+        What data it needs, then what the teacher does; "–" where both are nothing.
+    """
+    shown = set(method.contexts.named) if method.uses_teacher else set()
+    data = ["reward"] if method.compares_groups or shown & set(OF_RESPONSES) else []
+    if method.trains_references or method.truncates:
+        data.append("worked solution")
+    elif shown & {"solution", "answer"}:
+        data.append("reference")
+    if shown & set(FROM_GROUP):
+        data.append("right and wrong siblings" if "wrong_sibling" in shown else "a right sibling")
+    passes = []
+    if method.scores_with_teacher:
+        counts = {"wrong_sibling": method.contexts.wrong_siblings}
+        teachers = sum(counts.get(kind, 1) for kind in method.contexts.kinds)
+        passes.append("the teacher's scores" if teachers == 1 else f"scores under up to {teachers} prompts")
+    if method.loss.active:
+        passes.append("the teacher in the update")
+    if method.teacher_copy:
+        passes.append("weights of its own")
+    if method.controller and method.uses_teacher:
+        passes.append("a probe")
+    return "; ".join(", ".join(part) for part in (data, passes) if part) or "–"
+
+
 def markdown() -> str:
-    """The README's table as Markdown: method, command, what a token is trained with, paper."""
-    rows = ["| method | command | trained with | paper |", "|---|---|---|---|"]
-    for method in shipped():
-        recipe = recipe_of(method.name)
-        title = f"[{method.title}](recipes/{recipe}/README.md)" if recipe else method.title
-        rows.append(f"| {title} | `{command(method.name)}` | {method.credit} | {_paper(method)} |")
+    """The README's table as Markdown: method, command, what a token is trained with, what it needs, paper."""
+    from hydra import compose, initialize_config_dir
+
+    rows = ["| method | command | trained with | needs | paper |", "|---|---|---|---|---|"]
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        for method in shipped():
+            recipe = recipe_of(method.name)
+            title = f"[{method.title}](recipes/{recipe}/README.md)" if recipe else method.title
+            needed = needs(read(compose("train", [f"method={method.name}"])))
+            rows.append(f"| {title} | `{command(method.name)}` | {method.credit} | {needed} | {_paper(method)} |")
     return "\n".join(rows)
 
 

@@ -18,6 +18,27 @@ def test_the_readmes_table_is_the_one_that_the_methods_make():
     assert methods.markdown() in (ROOT / "README.md").read_text(), "python -m recipes.methods --markdown prints it anew"
 
 
+@pytest.mark.parametrize(
+    ("method", "needed"),
+    [
+        ("grpo", "reward"),
+        ("dasd", "reward, reference; the teacher's scores"),
+        ("opsd", "reference; the teacher in the update"),
+        ("sft", "worked solution"),
+        ("atesd_sampled", "reward, worked solution; the teacher's scores, a probe"),
+        ("sdpo", "reward, a right sibling; the teacher in the update, weights of its own"),
+        ("rlcsd", "reward, right and wrong siblings; scores under up to 5 prompts, weights of its own"),
+    ],
+)
+def test_what_a_method_needs_by_hand(compose_config, method, needed):
+    assert methods.needs(read(compose_config(f"method={method}", "experiment=qwen3_1_7b_dapo"))) == needed
+
+
+def test_a_control_without_a_reference_needs_none(compose_config):
+    cfg = compose_config("method=dasd", "experiment=starter", "self_distill.teacher.context=none")
+    assert methods.needs(read(cfg)) == "reward; the teacher's scores"
+
+
 def test_every_command_names_a_module_that_is_there():
     for method in shipped():
         module = methods.command(method.name).split()[2]
