@@ -134,6 +134,10 @@ def test_diagnostics_are_commands_that_there_are():
         for module, *overrides in commands:
             cfg = compose(configs[module], overrides=overrides)
             assert OmegaConf.select(cfg, "model") and OmegaConf.select(cfg, "data"), module
+            if cfg.device == "cuda":  # the starter's defaults are for its short answers and its own solutions
+                assert cfg.max_tokens >= 8192, module
+                prepared = OmegaConf.load(CONFIG_DIR / "dataset" / f"{str(cfg.data).split('/')[-2:][0]}.yaml")
+                assert cfg.teacher.context == "answer" or prepared.solution, module
     assert len(commands) == 14
 
 
