@@ -91,3 +91,16 @@ def test_two_steps(name, tmp_path):
         assert all(tried == kept for tried, kept in losses) and losses[0] != losses[1]
         assert all(record["exposure/reward"] == 0.0 for record in run.steps.values())
     assert any(record["actor/grad_norm"] > 0 for record in run.steps.values())
+
+
+def test_equal_rewards_move_nothing_where_their_mean_is_rounded(tmp_path):
+    """Eight times 0.7: verl's float32 mean is not 0.7, and its A_G not 0, unless it is made so."""
+    reward = tmp_path / "reward.py"
+    reward.write_text("def compute_score(*_, **__):\n    return {'score': 0.7, 'acc': False}\n")
+    function = "reward.custom_reward_function"
+    own = (f"{function}.path={reward}", f"{function}.name=compute_score", "actor_rollout_ref.rollout.n=8")
+    run = train("grpo", tmp_path / "run", *own, *SHORT)
+    assert run.code == 0, run.console + run.log[-3000:]
+    for record in run.steps.values():
+        assert record["critic/score/mean"] == pytest.approx(0.7)
+        assert record["critic/advantages/max"] == record["critic/advantages/min"] == record["actor/grad_norm"] == 0.0

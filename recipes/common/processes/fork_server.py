@@ -5,6 +5,11 @@ first step.  Ray lets a run choose what is started in a Python interpreter's pla
 `fork_client`, a few milliseconds, which has this server fork; the new process has what was imported, takes over the
 client's environment, priority and output, and is Ray's ordinary worker from then on.
 
+Ray's random identifiers, by which it knows objects, come from a generator in its C++ core that no fork reseeds: had it
+been used before the fork, all workers would draw the same ones, and one would now and then be given another's object.
+What draws at import is therefore given numbers of the system's, and before the first worker two forks are compared:
+should they agree (another Ray), nothing is forked, and workers start as they would without a server.
+
 A run has a server of its own, which ends with it.  Runs on GPUs have none: there the start is spent elsewhere, and CUDA
 and fork do not go together.
 """
@@ -29,6 +34,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # What the processes of a run import.  Ray reads the job's number and other settings out of the environment when it is
@@ -93,7 +99,7 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
     for source in (server, woken, sys.stdin):
         events.register(source, selectors.EVENT_READ)
     clients: dict[int, socket.socket] = {}  # by their workers' ids
-    ready, deadline = False, None
+    ready, apart, deadline = False, True, None
     while deadline is None or (clients and time.monotonic() < deadline):
         for key, _ in events.select(None if deadline is None else 0.2):
             if key.fileobj is server:
@@ -101,7 +107,13 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
                 request, descriptors = _received(client)
                 if not ready:
                     _import(with_first, request["env"])
-                    ready = True
+                    ready, apart = True, _forks_draw_apart()
+                if not apart:
+                    print("forks draw the same identifiers of Ray's: nothing is forked", file=sys.stderr, flush=True)
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                    client.close()  # it becomes the interpreter itself
+                    continue
                 own = [woken, wake, *(each.fileno() for each in (server, events, client, *clients.values()))]
                 pid = _fork(request, descriptors, own)
                 client.send(b"f")
@@ -153,11 +165,49 @@ def _received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _import(modules: Sequence[str], environment: dict[str, str]) -> None:
     _take_over(environment)
-    for module in modules:
-        importlib.import_module(module)
+    with contextlib.ExitStack() as until_imported:
+        for module in modules:
+            importlib.import_module(module)
+            if "ray.actor" in sys.modules:
+                until_imported.enter_context(_class_ids_of_the_systems())
     gc.collect()
     gc.freeze()  # a collection would write to every page that the workers share
     gc.enable()
+
+
+@contextlib.contextmanager
+def _class_ids_of_the_systems() -> Iterator[None]:
+    """In the block, a class that becomes an actor has an identifier that Ray's own generator had no part in."""
+    actor = sys.modules["ray.actor"]
+    kind = actor.ActorClassID
+    if not isinstance(kind, type):  # in such a block already
+        yield
+        return
+    actor.ActorClassID = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
+    try:
+        yield
+    finally:
+        actor.ActorClassID = kind
+
+
+def _forks_draw_apart() -> bool:
+    """Whether two forks of this process draw different identifiers of Ray's; true where Ray was not imported."""
+    if "ray" not in sys.modules:
+        return True
+    drawn = []
+    for _ in range(2):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.write(writing, sys.modules["ray"].ObjectID.from_random().binary())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as stream:
+            drawn.append(stream.read())
+        os.waitpid(pid, 0)
+    return drawn[0] != drawn[1] and all(drawn)
 
 
 def _take_over(environment: dict[str, str]) -> None:

@@ -95,6 +95,49 @@ def test_two_workers_draw_different_numbers(server, tmp_path):
     assert len(drawn) == 2
 
 
+DRAWS = """
+import sys, threading
+import ray
+drawn = []
+for _ in range(2):
+    drawn.append(ray.ObjectID.from_random().hex())
+    thread = threading.Thread(target=lambda: drawn.append(ray.ObjectID.from_random().hex()))
+    thread.start()
+    thread.join()
+print(*drawn, 'transfer_queue' in sys.modules, 'colorsys' in sys.modules)
+"""
+
+
+def of_two_workers(tmp_path, imports: str) -> tuple[list[list[str]], str]:
+    """What two workers of a server with these imports draw, and what the second says besides."""
+    address, program = tmp_path / "fork", script(tmp_path, DRAWS)
+    serve = f"from recipes.common.processes import fork_server as f; f.serve({str(address)!r}, [], {imports})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", serve], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    try:
+        wait_for(address.exists)
+        said = [client(address, program).communicate(timeout=120) for _ in range(2)]
+    finally:
+        process.kill()
+        process.wait()
+    return [out.split() for out, _ in said], said[1][1]
+
+
+def test_two_workers_draw_different_identifiers_of_rays(tmp_path):
+    """With all that a run imports: what draws one before the fork makes all workers draw the same."""
+    (*first, imported, _), (*second, _, _) = of_two_workers(tmp_path, "f.WITH_RAY")[0]
+    assert imported == "True" and len({*first, *second}) == 8
+
+
+def test_where_something_has_drawn_before_the_fork_nothing_is_forked(tmp_path):
+    """Workers start on their own then, with the same result."""
+    (tmp_path / "draws.py").write_text("import ray\nray.ObjectID.from_random()\n")
+    path = f"__import__('sys').path.append({str(tmp_path)!r}) or ['draws', 'colorsys']"
+    (*first, _, imported), (*second, _, _) = (drawn := of_two_workers(tmp_path, path))[0]
+    assert imported == "False" and len({*first, *second}) == 8 and "the worker imports everything itself" in drawn[1]
+
+
 def test_a_client_that_is_killed_takes_its_worker_with_it_and_the_server_serves_on(server, tmp_path):
     program = script(tmp_path, "import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)")
     asked = client(server[1], program)
