@@ -17,7 +17,7 @@ from recipes.reproduce import measured, page
 from recipes.reproduce.matrix import Column, Matrix, markdown
 from recipes.reproduce.measured import MEASURES, VALIDATION, Measured
 from recipes.reproduce.runs import CONSOLE, Job, seeded
-from recipes.reproduce.tables import STARTER, Scale, Table, trained
+from recipes.reproduce.tables import STARTER, Scale, Table, slug, trained
 
 AVERAGE = "average"
 Place = tuple[str, str, int]  # row's label, experiment, seed
@@ -54,11 +54,12 @@ def plan(table: Table, scale: Scale, out: Path, overrides: Sequence[str] = ()) -
         overrides: of the user, for every run.
     """
     jobs = {}
-    length = f"{scale.steps}_steps" if scale.steps else "whole"
+    of_all = (*scale.overrides, *overrides)
+    shared = "-".join(filter(None, [f"{scale.steps}_steps" if scale.steps else "whole", slug(of_all)]))
     for seed in scale.seeds:
         for experiment in scale.experiments:
             for row in trained(table):
-                directory = out / "runs" / length / experiment / row.slug / f"seed_{seed}"
+                directory = out / "runs" / shared / experiment / row.slug / f"seed_{seed}"
                 jobs[row.label, experiment, seed] = Job(
                     name=f"{row.label}, {experiment}, seed {seed}",
                     directory=directory,
@@ -66,11 +67,10 @@ def plan(table: Table, scale: Scale, out: Path, overrides: Sequence[str] = ()) -
                     overrides=(
                         f"experiment={experiment}",
                         *row.overrides,
-                        *scale.overrides,
                         *seeded(seed),
                         f"trainer.validation_data_dir={directory / VALIDATION}",
                         *(("trainer.val_before_train=false",) if scale.preset is None else ()),
-                        *overrides,
+                        *of_all,
                     ),
                 )
     return Planned(table, scale, out, jobs)

@@ -8,7 +8,7 @@ One of a diagnostic names commands instead. Rows whose method this version does 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -47,11 +47,20 @@ class Row:
 
     @property
     def slug(self) -> str:
-        """Name of its folder: the method, and the ends of the other keys with their values."""
-        parts = [override.partition("=") for override in self.overrides]
-        method = [value for key, _, value in parts if key == "method"]
-        others = [f"{'.'.join(key.split('.')[-2:])}_{value}" for key, _, value in parts if key != "method"]
-        return re.sub(r"[^\w.+-]+", "_", "-".join([*method, *others])).strip("_")
+        """Name of its folder."""
+        return slug(self.overrides)
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """A name for folders: the method, and the ends of the other keys with their values.
+
+    Args:
+        overrides: of the training command; "" for none.
+    """
+    parts = [override.partition("=") for override in overrides]
+    method = [value for key, _, value in parts if key == "method"]
+    others = [f"{'.'.join(key.split('.')[-2:])}_{value}" for key, _, value in parts if key != "method"]
+    return re.sub(r"[^\w.+-]+", "_", "-".join([*method, *others])).strip("_")
 
 
 @dataclass(frozen=True)

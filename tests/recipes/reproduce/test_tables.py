@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -120,6 +122,18 @@ def test_an_evaluation_on_gpus_is_one_command_that_hydra_can_read(tmp_path):
         row.slug: [str(planned.jobs[row.label, "qwen3_1_7b_openthoughts", 1].directory)] for row in table.rows
     }
     assert cfg.max_tokens == 38912
+
+
+def test_a_directory_stands_for_one_command(tmp_path):
+    """Tables share runs; what is shared must be the same run, whatever a table asks of all its rows."""
+    commands: dict[Path, set[tuple[str, ...]]] = {}
+    for name in tables.names():
+        table = tables.read(name)
+        for scale in table.scales.values():
+            for extra in ((), ("actor_rollout_ref.rollout.n=4",)):
+                for job in results.plan(table, scale, tmp_path, extra).jobs.values():
+                    commands.setdefault(job.directory, set()).add(tuple(sorted(job.overrides)))
+    assert len(commands) > 500 and {directory for directory, found in commands.items() if len(found) > 1} == set()
 
 
 def test_diagnostics_are_commands_that_there_are():
