@@ -37,6 +37,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from recipes.common.processes.reaper import temporary_prefix
+
 # What the processes of a run import.  Ray reads the job's number and other settings out of the environment when it is
 # imported: it, and what imports it, wait for the first worker's environment.
 BEFORE = ("torch", "tensordict", "transformers", "datasets", "torch.distributed.fsdp", "accelerate", "scipy.stats")
@@ -62,7 +64,7 @@ def fork_server() -> Iterator[str]:
     Returns:
         A context manager that gives Ray's ``py_executable``.
     """
-    with tempfile.TemporaryDirectory(prefix="self_distill_") as folder:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         address = f"{folder}/fork"
         process = subprocess.Popen(
             [sys.executable, "-m", "recipes.common.processes.fork_server", address],

@@ -4,7 +4,8 @@ Ray's own processes notice a dead driver (kill -9, the out-of-memory killer) onl
 and GPUs until then.  So the launcher starts this module as a process that waits on a pipe: when the launcher is gone
 the pipe ends, and every process that carries the run's mark in its environment is killed.  At a clean end no process is
 touched.  In both cases named shared memory of the run's processes is removed: Ray ends its actors without their exit
-handlers, and vLLM, for one, would leave hundreds of megabytes taken after each run.
+handlers, and vLLM, for one, would leave hundreds of megabytes taken after each run.  So are temporary folders whose
+names begin with `temporary_prefix`, as their makers may have been killed.
 Linux only, as is the rest; processes on other nodes are Ray's to end.
 """
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -48,6 +51,15 @@ def reaper() -> Iterator[None]:
             process.communicate(b"clean end\n", timeout=5)
         except (BrokenPipeError, subprocess.TimeoutExpired):
             process.kill()
+
+
+def temporary_prefix() -> str:
+    """What a temporary folder's name begins with, for the reaper of this process's run to remove what is left of it."""
+    return _prefix(os.environ.get(MARK, ""))
+
+
+def _prefix(mark: str) -> str:
+    return f"self_distill_{mark}_"
 
 
 def marked(mark: str) -> list[int]:
@@ -145,6 +157,8 @@ def main(mark: str) -> None:
         kill_marked(mark, known)
     for name in shared:
         Path(name).unlink(missing_ok=True)  # the run's own have mostly removed theirs
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix(mark)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

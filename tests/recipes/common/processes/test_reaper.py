@@ -1,4 +1,4 @@
-"""What a run's end leaves: no named shared memory of its processes, however it ended, and that of others untouched."""
+"""What a run's end leaves: no named shared memory of its processes and no folder, and those of others untouched."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from tests.builders.configs import ROOT
 WORKER = """
 import os, signal, time
 from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
+from tempfile import mkdtemp
+from recipes.common.processes.reaper import temporary_prefix
 memory = shared_memory.SharedMemory(create=True, size=4096)
+folder = mkdtemp(prefix=temporary_prefix())
+Path(folder, "a file").touch()
 os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)
-print(memory.name, os.getpid(), flush=True)
+print(memory.name, os.getpid(), folder, flush=True)
 time.sleep(120)
 """
 LAUNCHER = """
@@ -36,25 +41,25 @@ with reaper():
 
 
 @pytest.mark.parametrize("ending", ["clean", "killed"])
-def test_shared_memory_goes_with_the_run_that_made_it(ending):
+def test_shared_memory_and_folders_go_with_the_run_that_made_them(ending):
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, WORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    name, pid = launcher.stdout.readline().split()
+    name, pid, folder = launcher.stdout.readline().split()
     left, others = Path("/dev/shm") / name, shared_memory.SharedMemory(create=True, size=4096)
     try:
         assert reaper.shared_memory_of({int(pid)}) == {str(left)}
         time.sleep(1.25 * reaper.LOOK_SECONDS)
-        assert left.exists()
+        assert left.exists() and Path(folder).exists()
         if ending == "clean":
             launcher.communicate("end\n", timeout=30)
             assert launcher.returncode == 0
         else:
             os.kill(launcher.pid, signal.SIGKILL)
         deadline = time.time() + 15
-        while (left.exists() or Path(f"/proc/{pid}").exists()) and time.time() < deadline:
+        while any(map(Path.exists, (left, Path(folder), Path(f"/proc/{pid}")))) and time.time() < deadline:
             time.sleep(0.1)
-        assert not left.exists() and not Path(f"/proc/{pid}").exists()
+        assert not any(map(Path.exists, (left, Path(folder), Path(f"/proc/{pid}"))))
         assert (Path("/dev/shm") / others.name).exists()
     finally:
         launcher.kill()
