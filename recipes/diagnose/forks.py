@@ -136,6 +136,23 @@ def first_revision(
     return None
 
 
+def in_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], position: int) -> bool:
+    r"""Whether a token belongs to a boxed answer: whether a ``\boxed{`` before it is still open.
+
+    Args:
+        tokenizer: the model's own.
+        ids: tokens of a response.
+        position: of the token.
+    """
+    _, box, inside = str(tokenizer.decode(list(ids[:position]), skip_special_tokens=True)).rpartition("\\boxed{")
+    depth = 1
+    for sign in inside:
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        if depth == 0:
+            return False
+    return bool(box)
+
+
 def suppressed_token(
     logits: Tensor, barred: Tensor, own: int, *, temperature: float, top_p: float, uniform: float
 ) -> int:

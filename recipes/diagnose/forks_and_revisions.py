@@ -30,6 +30,7 @@ from recipes.diagnose.forks import (
     REVISION,
     first_revision,
     fork_sites,
+    in_answer,
     marker_pattern,
     marker_tokens,
     suppressed_token,
@@ -50,6 +51,9 @@ METRICS = {
 }
 SENTENCES = {
     "without_fork": "rollouts have no token above the router's quantile, hence no fork to force",
+    "forks_in_answers": (
+        "rollouts are most uncertain inside their boxed answer: what is forced there gives it away, and is no fork"
+    ),
     "without_certain_token": "rollouts have no token below the router's quantile, hence no certain one to force",
     "teacher_ended_sooner": "times the teacher ended, or the limit came, before revisions.teacher_tokens",
     **interventions.SENTENCES,
@@ -137,6 +141,9 @@ def measure(
             "reference_cut": rollouts.privileged[i].truncated,
             "finished": rollouts.responses[i].finished,
             "teacher_tokens": len(words[i]),
+            "fork_in_answer": any(
+                in_answer(engine.tokenizer, ids[i], site.position) for site in sites[i] if site.bucket == "high"
+            ),
             "unmodified": unmodified[i],
             "interventions": [record for found in outcomes for record in found[i]],
         }
@@ -231,6 +238,7 @@ def places_counted(records: Records, teacher_tokens: int) -> dict[str, int]:
     places = [{o["bucket"] for o in r["interventions"]} for r in records]
     return {
         "without_fork": sum("high" not in found for found in places),
+        "forks_in_answers": sum(r["fork_in_answer"] for r in records),
         "without_certain_token": sum("low" not in found for found in places),
         "with_revision": sum(REVISION in found for found in places),
         "teacher_ended_sooner": sum(0 < r["teacher_tokens"] < teacher_tokens for r in records),

@@ -12,6 +12,7 @@ from recipes.diagnose import figures, forks_and_revisions
 from recipes.diagnose.forks import (
     first_revision,
     fork_sites,
+    in_answer,
     marker_pattern,
     marker_tokens,
     suppressed_token,
@@ -87,6 +88,16 @@ def test_no_revision(text):
     assert first_revision(tokenizer, tokenizer(text, add_special_tokens=False).input_ids, PATTERN) is None
 
 
+def test_what_is_inside_a_boxed_answer_by_hand(starter):
+    tokenizer, text = tiny_tokenizer(), "so \\boxed{3} or \\boxed{\\frac{1}{2}} and"  # a byte is a token
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    inside = "".join(sign for i, sign in enumerate(text) if in_answer(tokenizer, ids, i))
+    assert inside == "3}\\frac{1}{2}}"  # a closing brace is decided inside what it closes
+    ids = starter("7+5=2\n\n\\boxed{2}", add_special_tokens=False).input_ids
+    found = [starter.decode([token]) for i, token in enumerate(ids) if in_answer(starter, ids, i)]
+    assert found == ["2", "}"]
+
+
 def test_markers_are_tokens_with_and_without_blanks(starter):
     found = marker_tokens(starter, len(starter) + 3, MARKERS)  # logits may be more than tokens
     assert len(found) == len(starter) + 3 and not found[-3:].any()
@@ -113,9 +124,10 @@ def outcome(bucket, kind, accuracy, markers, changed=True):
     return {"bucket": bucket, "kind": kind, "accuracy": accuracy, "markers_on": markers, "changed": changed, **rest}
 
 
-def record(problem, *outcomes, teacher_tokens=0):
+def record(problem, *outcomes, teacher_tokens=0, fork_in_answer=False):
     unmodified = {"step_acc": None, "rev_rate": 0.0, "e_per_1k": 0.0, "accuracy": 1.0}
     flags = {"seed": 1, "rollout": 0, "reference_cut": False, "finished": True, "teacher_tokens": teacher_tokens}
+    flags["fork_in_answer"] = fork_in_answer
     return {"problem": problem, "unmodified": unmodified, "interventions": list(outcomes), **flags}
 
 
@@ -142,7 +154,7 @@ def summary(records):
 def test_differences_are_paired_and_those_of_changed_tokens_apart():
     findings = summary(
         [
-            record(0, *forced(1.0, 0.0, 1.0), *revised(1.0, 0.0, 0.0), teacher_tokens=6),
+            record(0, *forced(1.0, 0.0, 1.0), *revised(1.0, 0.0, 0.0), teacher_tokens=6, fork_in_answer=True),
             record(0, *forced(1.0, 1.0, 1.0, changed=False)),
             record(1, *forced(1.0, 0.0, None), *revised(1.0, 1.0, 0.0), teacher_tokens=2),
             record(1, *forced(0.0, None, 0.0)),  # ungraded: it has no difference
@@ -163,6 +175,7 @@ def test_differences_are_paired_and_those_of_changed_tokens_apart():
     assert (counts["with_revision"], counts["without_certain_token"], counts["ungraded"]) == (2, 4, 2)
     assert counts["teacher_ended_sooner"] == 1
     assert any("1 times the teacher ended" in note for note in findings.notes)
+    assert any("1 rollouts are most uncertain inside their boxed answer" in note for note in findings.notes)
 
 
 def test_no_revision_and_no_fork_are_said():
