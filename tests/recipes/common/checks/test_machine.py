@@ -190,6 +190,9 @@ def checkpoint(folder, cfg, world: int, shards: int | None = None, step: int = 3
     ]
     for name in files:
         torch.save({"tensor": torch.zeros(300)}, actor.parent / name)
+    save_file(
+        {"scale/field": torch.zeros(())}, actor.parent / checkpoints.CREDIT_MEMORY
+    )  # DASD's, whose beta follows the steps before
     if cfg is not None:
         OmegaConf.save(cfg, folder / CONFIG)
     return actor.parent
@@ -279,6 +282,10 @@ DAMAGE = {
     "a shard cut off": ("actor/optim_world_size_1_rank_0.pt is cut off", lambda f: cut(next(f.rglob("optim*")))),
     "a shard of no bytes": ("actor/model_world_size_1_rank_0.pt is cut", lambda f: cut(next(f.rglob("model*")), 0)),
     "a shard gone": ("model_world_size_1_rank_0.pt is missing", lambda f: next(f.rglob("model*")).unlink()),
+    "no memory of the credit": (
+        "credit_memory.safetensors is missing",
+        lambda f: (f / checkpoints.CREDIT_MEMORY).unlink(),
+    ),
     "no data order": ("data.pt is missing", lambda f: (f / "data.pt").unlink()),
     "a teacher cut off": ("teacher_rank_0_of_1.safetensors is cut", lambda f: cut(f / teacher_file(f))),
     "half a fingerprint": ("self_distill.json is cut off", lambda f: cut(f / checkpoints.FINGERPRINT)),
