@@ -38,7 +38,7 @@ KEYS = {
     "data.max_prompt_length",
     "data.max_response_length",
 }
-PLACES = {"self_distill.exposure.probe_file"}
+APART = {"self_distill.exposure.probe_file", "self_distill.exposure.controller.seed"}  # a place; the run's own seed
 OF_ONE_RUN = ("data.seed=", "actor_rollout_ref.rollout.seed=", "trainer.validation_data_dir=")
 
 
@@ -70,6 +70,6 @@ def refusals(jobs: Iterable[Job]) -> Iterator[str]:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    keys = [key for key in there if key in now and (key in KEYS or key.startswith(SECTIONS)) and key not in PLACES]
+    keys = [key for key in there if key in now and (key in KEYS or key.startswith(SECTIONS)) and key not in APART]
     triples = [(key, shown(key, there), shown(key, now)) for key in keys]
     return [(key, was, asked) for key, was, asked in triples if was != asked]

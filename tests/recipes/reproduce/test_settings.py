@@ -48,6 +48,17 @@ def test_another_default_and_another_override_are_named(directory):
     assert "actor_rollout_ref.rollout.n=8 (asked for: 4)" in said and "and 1 more" in said
 
 
+def test_seeds_of_a_row_are_one_setting(tmp_path):
+    row = ("experiment=starter", "method=atesd")
+    jobs = []
+    for seed in (1, 2):
+        folder = tmp_path / f"seed_{seed}"
+        folder.mkdir()
+        OmegaConf.save(composed(*row, *seeded(seed), run_dir=folder), folder / "config.yaml")
+        jobs.append(Job("a", folder, 20, (*row, *seeded(seed))))
+    assert list(refusals(jobs)) == []
+
+
 def test_each_run_is_compared_with_its_own_row(directory, tmp_path):
     """Seeds of a row share what they are compared with; rows do not."""
     rows = [job(directory), job(directory, "algorithm.dasd.beta=0.02"), job(directory)]
