@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from advantage.estimators import ESTIMATORS, params_from_config
 from recipes.common.record.run_dir import CONFIG
 from recipes.report.preset import composed, flat, shown
 from recipes.reproduce.runs import Job
@@ -70,6 +71,17 @@ def refusals(jobs: Iterable[Job]) -> Iterator[str]:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    keys = [key for key in there if key in now and (key in KEYS or key.startswith(SECTIONS)) and key not in APART]
+    apart = APART | _idle(now)
+    keys = [key for key in there if key in now and (key in KEYS or key.startswith(SECTIONS)) and key not in apart]
     triples = [(key, shown(key, there), shown(key, now)) for key in keys]
     return [(key, was, asked) for key, was, asked in triples if was != asked]
+
+
+def _idle(values: Mapping[str, Any]) -> set[str]:
+    """Keys of the credit's parameters that have no effect beside the others."""
+    credit = values["algorithm.adv_estimator"]
+    if credit not in ESTIMATORS:
+        return set()
+    prefix = f"algorithm.{credit}."
+    own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    return {prefix + name for name in params_from_config(credit, {credit: own}).idle}

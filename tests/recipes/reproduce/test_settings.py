@@ -29,8 +29,8 @@ def job(directory, *overrides):
 
 def test_a_run_of_the_same_settings_and_one_that_has_not_begun_are_taken(directory, tmp_path):
     same = "algorithm.dasd.beta=0.02"
-    elsewhere = "self_distill.stall_minutes=7"  # decides nothing that is learned
-    assert list(refusals([job(directory, same, elsewhere), job(tmp_path / "new")])) == []
+    without = ("self_distill.stall_minutes=7", "algorithm.dasd.ratio_decay=0.5")  # effect: the second follows no beta
+    assert list(refusals([job(directory, same, *without), job(tmp_path / "new")])) == []
 
 
 def test_another_default_and_another_override_are_named(directory):
