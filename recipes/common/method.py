@@ -228,9 +228,7 @@ class Method:
 
         Values stand as they were given: what is wrong with one does not change what is shown.
         """
-        idle = self.params.idle if self.params else frozenset()
-        own = [name for name in self.estimator.shows if name not in idle] if self.estimator else []
-        shown = [f"{name}={self.given[f'algorithm.{name}']}" for name in own]
+        shown = [f"{name}={self.given[f'algorithm.{name}']}" for name in self._shown_parameters()]
         rows = [("method", f"{self.name}  ({', '.join([f'credit {self.credit}', *shown])})")]
         if self.trains_references:
             rows.append(("responses", "the data's solutions; nothing is sampled but for validation"))
@@ -255,6 +253,17 @@ class Method:
                 kind += f", forward KL's share {self._given('loss.forward_share') if by == 'constant' else f'by {by}'}"
             rows.append(("loss", f"{beside}{kind}, {self._compared()}{clipped}, {weighting} weights, {reduction}"))
         return rows
+
+    def _shown_parameters(self) -> list[str]:
+        """Of the estimator's those in force, and any other that was given: where one is wrong, that is told."""
+        if self.estimator is None or self.params is None:
+            return []
+        idle, defaults = self.params.idle, self.estimator.params()
+
+        def told(name: str) -> bool:
+            return name not in idle or self.given[f"algorithm.{name}"] not in (None, getattr(defaults, name))
+
+        return [name for name in self.estimator.shows if told(name)]
 
     def _compared(self) -> str:
         """Over which tokens the divergence is."""
