@@ -71,7 +71,7 @@ def refusals(jobs: Iterable[Job]) -> Iterator[str]:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    apart = APART | _idle(now)
+    apart = APART | (_idle(there) & _idle(now))
     keys = [key for key in there if key in now and (key in KEYS or key.startswith(SECTIONS)) and key not in apart]
     triples = [(key, shown(key, there), shown(key, now)) for key in keys]
     return [(key, was, asked) for key, was, asked in triples if was != asked]
