@@ -78,11 +78,11 @@ class Matrix:
         """
         place = (row.label, column.group, column.key)
         found, difference = self.cells.get(place), self.differences.get(place)
-        return Shown(
-            value=text(found, column),
-            difference="" if difference is None else text(difference, column, signed=True),
-            side=None if difference is None else difference.side,
-        )
+        if difference is None:
+            return Shown(text(found, column), "", None)
+        # A difference too small for the digits that are shown is not marked as one.
+        rounded = round(column.factor * difference.value, column.digits)
+        return Shown(text(found, column), text(difference, column, signed=True), difference.side if rounded else 0)
 
     def by_row(self, key: str) -> dict[str, dict[str, Cell | None]]:
         """group -> row's label -> difference in one measure."""

@@ -11,9 +11,9 @@ from scipy.stats import t as student_t
 
 from recipes.reproduce import measured, page, results, tables
 from recipes.reproduce.conclusions import conclusions
-from recipes.reproduce.matrix import markdown
+from recipes.reproduce.matrix import Column, Matrix, markdown
 from recipes.reproduce.measured import Cell
-from recipes.reproduce.tables import STARTER
+from recipes.reproduce.tables import STARTER, Row
 from recipes.starter import task
 
 PROBLEMS = ("7+5*3-4", "1+1*2-3", "2*3+4-5")  # answers 2, 1, 5
@@ -194,3 +194,13 @@ def test_an_evaluations_summary_becomes_cells(tmp_path):
     assert found.cells["D", "qwen3_1_7b_dapo", "aime_2024"].value == 0.5
     assert "| D | 50.0 ± 10.0 | 50.0 ± 10.0 (+20.0 ± 10.0)" in markdown(found)
     assert "D is ahead of it somewhere" in " ".join(page.sentences(found))
+
+
+@pytest.mark.parametrize(("value", "side"), [(-0.004, 0), (-0.006, -1), (0.006, 1), (0.004, 0)])
+def test_a_difference_below_the_digits_shown_is_not_marked(value, side):
+    row, column = Row("a", (), {}), Column("world", "markers", "", 1.0, 2, "markers")
+    place = ("a", "world", "markers")
+    made = Matrix(
+        "b", (row,), (column,), {place: Cell(0.5, 0.001, "seeds", 3)}, {place: Cell(value, 0.001, "seeds", 3)}, {}
+    )
+    assert made.shown(row, column).side == side
