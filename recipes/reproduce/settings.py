@@ -1,7 +1,7 @@
 """Whether what is in a run's directory was trained by the settings that a table asks for now.
 
-A directory is named by its row. What the row does not say, the defaults of this version and the user's ``overrides=``,
-may have been others when the run was made; shown in one matrix, or resumed, such a run would pass for what it is not.
+A directory is named by what the table and the user say. What they do not say, the defaults of this version, may have
+been others when the run was made; shown in one matrix, or resumed, such a run would pass for what it is not.
 """
 
 from __future__ import annotations

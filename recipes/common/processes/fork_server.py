@@ -167,29 +167,19 @@ def _received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _import(modules: Sequence[str], environment: dict[str, str]) -> None:
     _take_over(environment)
-    with contextlib.ExitStack() as until_imported:
-        for module in modules:
-            importlib.import_module(module)
-            if "ray.actor" in sys.modules:
-                until_imported.enter_context(_class_ids_of_the_systems())
+    for module in modules:
+        importlib.import_module(module)
+        if "ray.actor" in sys.modules:
+            sys.modules["ray.actor"].ActorClassID = SimpleNamespace(from_random=_class_id)
     gc.collect()
     gc.freeze()  # a collection would write to every page that the workers share
     gc.enable()
 
 
-@contextlib.contextmanager
-def _class_ids_of_the_systems() -> Iterator[None]:
-    """In the block, a class that becomes an actor has an identifier that Ray's own generator had no part in."""
-    actor = sys.modules["ray.actor"]
-    kind = actor.ActorClassID
-    if not isinstance(kind, type):  # in such a block already
-        yield
-        return
-    actor.ActorClassID = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
-    try:
-        yield
-    finally:
-        actor.ActorClassID = kind
+def _class_id() -> Any:
+    """An identifier for a class that becomes an actor, as Ray's but from the system's numbers."""
+    kind = sys.modules["ray"].ActorClassID
+    return kind(os.urandom(kind.size()))
 
 
 def _forks_draw_apart() -> bool:
