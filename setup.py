@@ -88,6 +88,7 @@ setup(
     packages=find_packages(include=["recipes*", "workers*", "advantage*", "rewards*", "config*"]),
     package_data={
         "config": ["**/*.yaml"],
+        "recipes": ["step_cost.json"],
         "recipes.starter": ["model/*", "data/*", "shortcut/model/*", "shortcut/data/*"],
         "recipes.report": ["templates/*"],
     },

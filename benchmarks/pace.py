@@ -5,7 +5,8 @@ The starter's model, batch and rewards in each: this package's commands (Ray, FS
 much.  One after the other in one run, so that ratios mean something; wall seconds want an idle machine, and seconds of
 CPU (user and system, of all processes) are steadier on a busy one.  Medians over the steps after the first.
 
-`--methods all --no-trl --no-validation` is what each method costs a step beside GRPO: the README's table.
+`--methods all --no-trl --no-validation --json recipes/step_cost.json` is what each method costs a step beside GRPO,
+which the README's table shows.
 TRL is taken from the environment, else installed without its dependencies into build/; where that fails it is left out.
 """
 

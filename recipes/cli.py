@@ -83,7 +83,9 @@ def main() -> None:
     """The command line; exits with 2 where it is refused, and else as the command does."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(page())
+        from recipes.command_line.page import show
+
+        show(page())
         return
     try:
         module, rest = chosen(arguments)

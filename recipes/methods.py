@@ -1,19 +1,23 @@
 """Lists the methods that there are: `python -m recipes.methods`; with `--markdown` as the table of the README.
 
-Both are made of what each method says of itself in ``config/method/<name>.yaml``, and of what that makes a run do.
+Both are made of what each method says of itself in ``config/method/<name>.yaml``, and of what that makes a run do. What
+a step costs is measured, by `benchmarks.pace --methods all --no-trl --no-validation --json recipes/step_cost.json`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from config import CONFIG_DIR
+from recipes.command_line import show
 from recipes.common.method import About, Method, read, shipped
 from recipes.common.teacher.contexts import FROM_GROUP, OF_RESPONSES
 
 BUNDLES = CONFIG_DIR / "method"
 RECIPES = Path(__file__).resolve().parent
+COSTS = RECIPES / "step_cost.json"
 
 
 def recipe_of(name: str) -> str | None:
@@ -67,17 +71,31 @@ def needs(method: Method) -> str:
     return "; ".join(", ".join(part) for part in (data, passes) if part) or "–"
 
 
+def cost(name: str) -> str:
+    """Wall seconds of a method's step on the starter, in those of GRPO's step in the same run of `benchmarks.pace`.
+
+    Args:
+        name: of the method.
+
+    Returns:
+        The ratio with one decimal; "–" for a method that was not measured.
+    """
+    measured = json.loads(COSTS.read_text())
+    return f"{measured[name]['step'] / measured['grpo']['step']:.1f}" if name in measured else "–"
+
+
 def markdown() -> str:
-    """The README's table as Markdown: method, command, what a token is trained with, what it needs, paper."""
+    """The README's table as Markdown: method, command, what a token is trained with, what it needs and costs, paper."""
     from hydra import compose, initialize_config_dir
 
-    rows = ["| method | command | trained with | needs | paper |", "|---|---|---|---|---|"]
+    rows = ["| method | command | trained with | needs | step × GRPO | paper |", "|---|---|---|---|---|---|"]
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         for method in shipped():
             recipe = recipe_of(method.name)
             title = f"[{method.title}](recipes/{recipe}/README.md)" if recipe else method.title
             needed = needs(read(compose("train", [f"method={method.name}"])))
-            rows.append(f"| {title} | `{command(method.name)}` | {method.credit} | {needed} | {_paper(method)} |")
+            cells = [title, f"`{command(method.name)}`", method.credit, needed, cost(method.name), _paper(method)]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -89,12 +107,11 @@ def _paper(method: About) -> str:
 def main() -> None:
     """Print the methods, one on each line, or with `--markdown` as a table."""
     if "--markdown" in sys.argv[1:]:
-        print(markdown())
+        show(markdown())
         return
     methods = shipped()
     width = max(len(method.name) for method in methods)
-    for method in methods:
-        print(f"{method.name:<{width}}  {method.description}")
+    show("\n".join(f"{method.name:<{width}}  {method.description}" for method in methods))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from config import CONFIG_DIR
 from recipes import _shadowed
 from recipes.command_line import directories, refusals
-from recipes.command_line.page import Command, page
+from recipes.command_line.page import Command, page, show
 
-__all__ = ["Command", "help_asked", "refused", "run"]
+__all__ = ["Command", "help_asked", "refused", "run", "show"]
 
 Job = Callable[[DictConfig], int | None]
 
@@ -32,7 +32,7 @@ Job = Callable[[DictConfig], int | None]
 def help_asked(command: Command) -> None:
     """Print the page and end the process if the arguments ask for it."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(page(command))
+        show(page(command))
         sys.exit(0)
 
 

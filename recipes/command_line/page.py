@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +42,18 @@ class Command:
     may_lack: Sequence[str] = ()
     more: str = ""
     not_started: str = "This command was not started:"
+
+
+def show(text: str) -> None:
+    """Print a page; a reader who has seen enough (`| head`) ends the printing, and nothing else.
+
+    Args:
+        text: the page.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what Python still holds would fail once more as it ends, and be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def page(command: Command) -> str:

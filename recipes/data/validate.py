@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.command_line import Command, run
+from recipes.command_line import Command, run, show
 from recipes.common.teacher.prompts import render, teacher_messages
 from recipes.data.convert import problem_key
 from recipes.data.readers import DataError, first_line, suffix_of
@@ -348,7 +348,7 @@ def _job(cfg: DictConfig) -> int:
     except DataError as error:
         print(f"not validated: {error}", file=sys.stderr)
         return 2
-    print(report(findings, rows, settings))
+    show(report(findings, rows, settings))
     if settings.report is not None:
         lines = [json.dumps(vars(finding), ensure_ascii=False) + "\n" for finding in findings]
         Path(settings.report).write_text("".join(lines))

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from recipes.command_line import Command, help_asked, refused
+from recipes.command_line import Command, help_asked, refused, show
 from recipes.common.checks.errors import SettingsError
 from recipes.common.record.console import duration
 from recipes.reproduce import tables
@@ -69,7 +69,7 @@ def main() -> int:
     """The command line."""
     help_asked(COMMAND)
     if not sys.argv[1:]:
-        print(listing())
+        show(listing())
         return 0
     try:
         options = parsed(sys.argv[1:])
@@ -190,10 +190,8 @@ def reproduce(table: Table, options: Mapping[str, Any]) -> int:
     scale = tables.changed(table.scales[name], seeds=options["seeds"], steps=options["steps"])
     planned = results.plan(table, scale, out, options["overrides"])
     if options["dry_run"]:
-        for job in planned.jobs.values():
-            print(shlex.join(job.command))
-        for command in results.evaluations(planned):
-            print(shlex.join(command))
+        commands = [*(job.command for job in planned.jobs.values()), *results.evaluations(planned)]
+        show("\n".join(shlex.join(command) for command in commands))
         return 0
     if others := list(settings.refusals(planned.jobs.values())):
         raise SettingsError(others)
@@ -203,8 +201,7 @@ def reproduce(table: Table, options: Mapping[str, Any]) -> int:
         for command in results.evaluations(planned):
             complete &= subprocess.run(command).returncode == 0
     page, text = results.write(planned, name)
-    print(text)
-    print(f"\npage: {page}\nMarkdown: {page.with_suffix('.md')}")
+    show(f"{text}\n\npage: {page}\nMarkdown: {page.with_suffix('.md')}")
     return 0 if complete else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -32,6 +33,14 @@ def test_the_readmes_table_is_the_one_that_the_methods_make():
 )
 def test_what_a_method_needs_by_hand(compose_config, method, needed):
     assert methods.needs(read(compose_config(f"method={method}", "experiment=qwen3_1_7b_dapo"))) == needed
+
+
+def test_what_a_step_costs_is_a_ratio_to_grpos_in_the_same_run():
+    measured = json.loads(methods.COSTS.read_text())
+    assert not set(measured) - {"plain torch, grpo"} - {method.name for method in shipped()}, "no method's name"
+    assert methods.cost("grpo") == "1.0"
+    assert methods.cost("dasd") == f"{measured['dasd']['step'] / measured['grpo']['step']:.1f}"
+    assert methods.cost("mine") == "–"
 
 
 def test_a_control_without_a_reference_needs_none(compose_config):

@@ -128,6 +128,21 @@ def test_help_of_a_command_of_its_own(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments", [("recipes.reproduce.main",), ("recipes.methods",), ("recipes.cli",), ("recipes.entry", "--help")]
+)
+def test_a_reader_who_has_seen_enough_is_no_error(arguments):
+    """As `| head -1` is: the pipe is closed before all is written."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], stdout=write, stderr=subprocess.PIPE, env=environment, timeout=120
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_every_choice_has_a_line():
     for group in ("method", "experiment", "preset", "dataset"):
         for name, line in choices(group):
