@@ -75,7 +75,7 @@ def dasd_probes(findings: Findings, records: Records, cfg: DictConfig) -> Figure
         if step in bins[0]:
             _bars(
                 middle,
-                centres,
+                [row["entropy"] for row in bins],
                 [row[step] for row in bins],
                 fmt=form,
                 color=colour,
@@ -100,8 +100,10 @@ def _interventions(axes: Axes, found: dict[str, Any] | None) -> None:
     if not found:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
         return
-    metrics = [m for m in ("step_acc", "e_per_1k") if m in found["unmodified"]]
-    names = {"step_acc": "StepAcc", "e_per_1k": "E(y)"}
+    # A change in per cent of nothing is no number: where responses have no marker, or no step that can be judged, the
+    # accuracy stands in.
+    names = {"step_acc": "StepAcc", "e_per_1k": "E(y)", "accuracy": "accuracy"}
+    metrics = [m for m in names if found["unmodified"].get(m) is not None and found["unmodified"][m].value][:2]
     places = [(bucket, metric) for bucket in ("low", "high", "random") for metric in metrics]
     for offset, (kind, colour) in enumerate({"conformity": BLUE, "novelty": RED, "resampled": GREY}.items()):
         keys = [f"{metric}/{bucket}/{kind}" for bucket, metric in places]

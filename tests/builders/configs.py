@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 from pathlib import Path
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from config import CONFIG_DIR
 from recipes.entry import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
+RUN_DIR = "/directory-of-the-run"  # stands in what is kept, for the one that a test asks for
 
 
 def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
-    """The configuration that the command line would train with, resolved."""
+    """The configuration that the command line would train with, resolved; composed once for equal overrides."""
+    kept = _composed(overrides, RUN_DIR if run_dir else None)
+    cfg = cast(DictConfig, pickle.loads(kept))
+    if run_dir:
+        _replace(cfg, str(run_dir))
+    return cfg
+
+
+@functools.lru_cache(maxsize=None)
+def _composed(overrides: tuple[str, ...], run_dir: str | None) -> bytes:
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         where = [f"hydra.run.dir={run_dir}", f"hydra.runtime.output_dir={run_dir}"] if run_dir else []
         cfg = compose("train", overrides=[*overrides, *where], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         plain = cfg.copy()
         del_hydra(plain)
-        return resolve(plain)
+        return pickle.dumps(resolve(plain))
+
+
+def _replace(node: DictConfig, run_dir: str) -> None:
+    for key in node:
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(value, DictConfig):
+            _replace(value, run_dir)
+        elif isinstance(value, str) and RUN_DIR in value:
+            node[key] = value.replace(RUN_DIR, run_dir)
 
 
 def del_hydra(cfg: DictConfig) -> None:

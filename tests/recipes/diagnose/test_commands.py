@@ -7,6 +7,7 @@ import math
 
 import pytest
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 
 from config import CONFIG_DIR, STARTER
 from recipes.common.checks.errors import SettingsError
@@ -222,6 +223,21 @@ def test_effects_are_relative_to_unmodified_and_to_the_own_draw():
     assert found["effects"]["step_acc/low/novelty"]["versus_unmodified_percent"].value == pytest.approx(-50.0)
     assert found["changed"]["low/conformity"].value == 0.5
     assert "e_per_1k/low/conformity" not in found["effects"]  # never measured, so not reported
+
+
+def test_where_markers_and_steps_have_no_change_the_figure_has_that_of_the_accuracy():
+    """Of a model that says none, on problems without steps that can be judged."""
+    metrics = {"step_acc": None, "e_per_1k": 0.0, "accuracy": 0.5}
+    kinds = ("conformity", "novelty", "resampled")
+    drawn = [{"bucket": "low", "kind": kind, "changed": False, **metrics, "accuracy": 0.25} for kind in kinds]
+    records = [{"problem": p, "unmodified": metrics, "interventions": drawn} for p in (0, 1)]
+    axes = Figure().subplots()
+    figures._interventions(axes, dasd_probes.effects(records, {"resamples": 100, "seed": 0}))
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        f"accuracy\n{b} H" for b in ("low", "high", "random")
+    ]
+    points = [container.lines[0].get_ydata() for container in axes.containers]
+    assert [list(values) for values in points] == [[-50.0]] * 3
 
 
 def test_correlation_is_over_tokens():
