@@ -27,7 +27,7 @@ def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
     return cfg
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _composed(overrides: tuple[str, ...], run_dir: str | None) -> bytes:
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         where = [f"hydra.run.dir={run_dir}", f"hydra.runtime.output_dir={run_dir}"] if run_dir else []
