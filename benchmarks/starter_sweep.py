@@ -52,9 +52,6 @@ SETTINGS: dict[str, list[str]] = {
     "opsd_symmetric": ["method=opsd", "self_distill.loss.clip_mode=symmetric"],
     "opsd_no_clip": ["method=opsd", NO_CLIP],
     "pw_opsd_no_clip": ["method=pw_opsd", NO_CLIP],
-    # The other two of PW-OPSD's Table 6: weighting × reduction.
-    "pw_opsd_token_mean": ["method=pw_opsd", NO_CLIP, "self_distill.loss.reduction=token_mean"],
-    "opsd_sequence_mean": ["method=opsd", NO_CLIP, "self_distill.loss.reduction=sequence_mean"],
     "atesd_no_clip": ["method=atesd", NO_CLIP],
     **{
         f"exposure_{alpha}": [

@@ -6,6 +6,7 @@ a step costs is measured, by `benchmarks.pace --methods all --no-trl --no-valida
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -80,8 +81,13 @@ def cost(name: str) -> str:
     Returns:
         The ratio with one decimal; "–" for a method that was not measured.
     """
-    measured = json.loads(COSTS.read_text())
+    measured = _costs()
     return f"{measured[name]['step'] / measured['grpo']['step']:.1f}" if name in measured else "–"
+
+
+@functools.cache
+def _costs() -> dict[str, dict[str, float]]:
+    return json.loads(COSTS.read_text())
 
 
 def markdown() -> str:

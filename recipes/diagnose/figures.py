@@ -50,9 +50,9 @@ def dasd_probes(findings: Findings, records: Records, cfg: DictConfig) -> Figure
     entropies = np.concatenate([r["entropy"] for r in records])
     gaps = np.concatenate([r["gap"] for r in records])
     bins = results["by_entropy"]["bins"]
-    centres = [max(row["entropy"], 1e-4) for row in bins]
-
     floor = 1e-4  # of a logarithmic axis of entropy
+    centres = [max(row["entropy"], floor) for row in bins]
+
     counted = left.hexbin(
         np.maximum(entropies, floor), gaps, gridsize=42, xscale="log", bins="log", cmap="YlGnBu", mincnt=1, linewidths=0
     )

@@ -18,19 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN_DIR = "/directory-of-the-run"  # stands in what is kept, for the one that a test asks for
 
 
-def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
+def composed(*overrides: str, run_dir: Path) -> DictConfig:
     """The configuration that the command line would train with, resolved; composed once for equal overrides."""
-    kept = _composed(overrides, RUN_DIR if run_dir else None)
-    cfg = cast(DictConfig, pickle.loads(kept))
-    if run_dir:
-        _replace(cfg, str(run_dir))
+    cfg = cast(DictConfig, pickle.loads(_composed(overrides, Path.cwd())))
+    _replace(cfg, str(run_dir))
     return cfg
 
 
 @functools.cache
-def _composed(overrides: tuple[str, ...], run_dir: str | None) -> bytes:
+def _composed(overrides: tuple[str, ...], started_in: Path) -> bytes:
+    """Pickled; where it is started counts, because relative paths are resolved there."""
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-        where = [f"hydra.run.dir={run_dir}", f"hydra.runtime.output_dir={run_dir}"] if run_dir else []
+        where = [f"hydra.run.dir={RUN_DIR}", f"hydra.runtime.output_dir={RUN_DIR}"]
         cfg = compose("train", overrides=[*overrides, *where], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         plain = cfg.copy()
