@@ -138,7 +138,7 @@ def main() -> int:
         for credit in options.credits
     ]
     if not options.report:
-        train_all(jobs, parallel=options.parallel)
+        train_all(jobs, parallel=options.parallel, forked=True)
     print(report(options.credits, options.seeds, options.steps, options.horizon, out))
     return 0 if all(each.complete for each in jobs) else 1
 

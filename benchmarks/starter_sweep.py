@@ -190,7 +190,7 @@ def main() -> int:
         for name in options.settings
     ]
     if not options.report:
-        train_all(jobs, parallel=options.parallel)
+        train_all(jobs, parallel=options.parallel, forked=True)
     print(report(options.settings, options.seeds, options.steps, out))
     page = compare(options.settings, options.seeds, out)
     if page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -19,6 +20,12 @@ from tests.builders.configs import composed
 def compose_config(tmp_path):
     """`composed` with a run directory of the test's own."""
     return lambda *overrides: composed(*overrides, run_dir=tmp_path / "run")
+
+
+def pytest_collection_finish(session):
+    """What was imported and collected stays: a collection of garbage need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):

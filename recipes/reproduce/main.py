@@ -197,7 +197,9 @@ def reproduce(table: Table, options: Mapping[str, Any]) -> int:
         raise SettingsError(others)
     complete = all(job.complete for job in planned.jobs.values())
     if not options["report"]:
-        complete = runs.train_all(list(planned.jobs.values()), parallel=options["parallel"])
+        complete = runs.train_all(
+            list(planned.jobs.values()), parallel=options["parallel"], forked=options["scale"] == "starter"
+        )
         for command in results.evaluations(planned):
             complete &= subprocess.run(command).returncode == 0
     page, text = results.write(planned, name)

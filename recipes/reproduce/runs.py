@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from recipes.common.processes.fork_server import command_server
 from recipes.common.record import run_dir as files
 from recipes.common.record.console import duration
 
@@ -73,10 +74,12 @@ class Children:
     """The training commands that run now; a signal to this process is a signal to each of them.
 
     Attributes:
+        python: what stands in the place of Python's interpreter in their commands.
         running: their processes.
         stopping: whether they were told to stop, so that none is started any more.
     """
 
+    python: Sequence[str] = (sys.executable,)
     running: set[subprocess.Popen] = field(default_factory=set)
     stopping: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -85,7 +88,7 @@ class Children:
         """Run a command to its end.
 
         Args:
-            command: program and arguments.
+            command: Python's interpreter and its arguments.
             console: file that its output is added to.
 
         Returns:
@@ -96,7 +99,9 @@ class Children:
                 if self.stopping:
                     return None
                 # In a session of its own: a terminal's Ctrl-C would reach it beside the one that `stop` sends.
-                child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                child = subprocess.Popen(
+                    [*self.python, *command[1:]], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
                 self.running.add(child)
             try:
                 return child.wait()
@@ -143,17 +148,23 @@ def train(job: Job, children: Children) -> str:
     return f"{job.name}: {'stopped' if code == 0 else f'exit code {code}'}, see {console}"
 
 
-def train_all(jobs: Sequence[Job], *, parallel: int = 1) -> bool:
+def train_all(jobs: Sequence[Job], *, parallel: int = 1, forked: bool = False) -> bool:
     """Run all jobs and show how far each is.
 
     Args:
         jobs: the runs, in the order in which they start.
         parallel: runs at a time; step times mean something with 1 only.
+        forked: import what they have in common once for all; for runs without GPUs.
 
     Returns:
         Whether all of them are complete.
     """
-    children = Children()
+    server = command_server() if forked and not all(job.complete for job in jobs) else nullcontext((sys.executable,))
+    with server as python:
+        return _train_all(jobs, Children(python), parallel)
+
+
+def _train_all(jobs: Sequence[Job], children: Children, parallel: int) -> bool:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from recipes.common.record import run_dir as files
+from tests.builders import forked
 from tests.builders.configs import ROOT
 
 
@@ -64,17 +65,17 @@ def same_number(a: float, b: float, rel: float = 1e-3) -> bool:
     return a == pytest.approx(b, rel=rel, abs=1e-5)
 
 
-def start(method: str, directory: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", f"recipes.{method}.main", *SMALL, f"hydra.run.dir={directory}", *overrides]
+def start(method: str, directory: Path, *overrides: str, python: Sequence[str] = (sys.executable,)) -> subprocess.Popen:
+    command = [*python, "-m", f"recipes.{method}.main", *SMALL, f"hydra.run.dir={directory}", *overrides]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
 def train(method: str, directory: Path, *overrides: str, timeout: float = 300) -> Run:
-    """Run a training command to its end; on time-out kill its whole process group and fail."""
+    """Run a training command to its end; on time-out kill it and what it started, and fail."""
     began = time.time()
-    process = start(method, directory, *overrides)
+    process = start(method, directory, *overrides, python=forked.python())
     console = console_of(process, directory / files.LOG, timeout)
     return Run(directory, process.returncode, console, time.time() - began)
 

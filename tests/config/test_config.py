@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -17,7 +16,8 @@ from config import CONFIG_DIR, STARTER
 from recipes.common.checks import check
 from recipes.common.checks.errors import SettingsError
 from recipes.common.method import read
-from tests.builders.configs import ROOT
+from tests.builders import configs
+from tests.builders.forked import command
 from workers.training.params import LossParams, TeacherWeights, loss_params
 
 METHODS = sorted(p.stem for p in (CONFIG_DIR / "method").glob("*.yaml"))
@@ -495,14 +495,22 @@ def test_a_run_directory_that_cannot_be_made(compose_config, tmp_path):
     assert "hydra.run.dir" in problem
 
 
-def cli(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "recipes.dasd.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=dasd", "experiment=starter", "algorithm.dasd.beta=0.1", "data.train_files=[a, b]"),
+        ("protocol=opsd", "method=opsd", "trainer.logger=null", "+data.more={a: 1}", "~trainer.project_name"),
+    ],
+)
+def test_what_tests_compose_in_two_steps_is_what_hydra_composes_in_one(overrides, compose_config, monkeypatch):
+    in_two = compose_config(*overrides)
+    monkeypatch.setattr(configs, "VALUE", re.compile("no override"))
+    configs._composed.cache_clear()
+    assert in_two == compose_config(*overrides) and "a" in str(in_two.data)
 
 
 def test_without_a_gpu_the_gpu_command_names_the_starter(tmp_path):
-    result = cli("trainer.n_gpus_per_node=8", f"hydra.run.dir={tmp_path}")
+    result = command("recipes.dasd.main", "trainer.n_gpus_per_node=8", f"hydra.run.dir={tmp_path}")
     if result.returncode == 0:
         pytest.skip("this machine has GPUs")
     assert result.returncode == 2
@@ -510,13 +518,13 @@ def test_without_a_gpu_the_gpu_command_names_the_starter(tmp_path):
 
 
 def test_an_unknown_override_is_refused_by_name(tmp_path):
-    result = cli("experiment=starter", "algorithm.dasd.betta=1", f"hydra.run.dir={tmp_path}")
+    result = command("recipes.dasd.main", "experiment=starter", "algorithm.dasd.betta=1", f"hydra.run.dir={tmp_path}")
     assert result.returncode != 0
     assert "betta" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
-    result = cli("experiment=starter", "dry_run=true", f"hydra.run.dir={tmp_path / 'run'}")
+    result = command("recipes.dasd.main", "experiment=starter", "dry_run=true", f"hydra.run.dir={tmp_path / 'run'}")
     assert result.returncode == 0, result.stderr
     assert "16 problems × 8 rollouts" in result.stdout and "current weights, shown the solution" in result.stdout
     assert not (tmp_path / "run" / "train.log").exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from omegaconf import OmegaConf, open_dict
@@ -13,6 +11,7 @@ from advantage.estimators import RENAMED, get_estimator
 from recipes import methods
 from recipes.common.method import read, shipped
 from tests.builders.configs import ROOT
+from tests.builders.forked import command
 
 
 def test_the_readmes_table_is_the_one_that_the_methods_make():
@@ -76,10 +75,7 @@ def test_old_parameters_are_refused_with_the_new_name(compose_config):
 
 @pytest.mark.parametrize("old", ["atesd_ppo", "pw_opsd_ppo"])
 def test_an_old_bundle_is_refused_with_the_new_name(tmp_path, old):
-    done = subprocess.run(
-        [sys.executable, "-m", "recipes.atesd.main", f"method={old}", f"hydra.run.dir={tmp_path}/run"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = command("recipes.atesd.main", f"method={old}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 2 and f"method={old} is called method={old[:-3]}sampled now" in done.stderr
     assert not (tmp_path / "run").exists()
 

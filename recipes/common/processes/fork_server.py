@@ -10,8 +10,12 @@ been used before the fork, all workers would draw the same ones, and one would n
 What draws at import is therefore given numbers of the system's, and before the first worker two forks are compared:
 should they agree (another Ray), nothing is forked, and workers start as they would without a server.
 
-A run has a server of its own, which ends with it.  Runs on GPUs have none: there the start is spent elsewhere, and CUDA
-and fork do not go together.
+A run has a server of its own, which ends with it: Ray takes the job's number and the id of its daemon out of the
+environment when it is imported, so no worker can be forked from what has imported Ray before.  Runs on GPUs have none:
+there the start is spent elsewhere, and CUDA and fork do not go together.
+
+Whoever starts many runs starts them from a `command_server`, which has imported what has nothing to do with Ray: the
+commands are forked from it, and so are their servers.
 """
 
 from __future__ import annotations
@@ -37,10 +41,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from recipes.common.processes.fork_client import SERVER
 from recipes.common.processes.reaper import temporary_prefix
 
-# What the processes of a run import.  Ray reads the job's number and other settings out of the environment when it is
-# imported: it, and what imports it, wait for the first worker's environment.
+# What the processes of a run import.  Ray, and what imports it, waits for the first worker's environment.
 BEFORE = ("torch", "tensordict", "transformers", "datasets", "torch.distributed.fsdp", "accelerate", "scipy.stats")
 WITH_RAY = (
     "ray._private.workers.default_worker",
@@ -54,25 +58,48 @@ WITH_RAY = (
     "advantage.register",
     "recipes.common.step.trainer",
 )
+COMMANDS = (*BEFORE, "hydra", "matplotlib.pyplot")
 SECONDS = 5.0  # for the workers to end when the run has
 
 
 @contextlib.contextmanager
 def fork_server() -> Iterator[str]:
-    """A fork server for what this process starts in the block.
+    """A fork server for the workers of the run that is started in the block.
 
     Returns:
         A context manager that gives Ray's ``py_executable``.
     """
+    given = os.environ.get(SERVER)
+    with _server(_client(given) if given else [sys.executable]) as client:
+        yield shlex.join(client)
+
+
+def command_server() -> contextlib.AbstractContextManager[list[str]]:
+    """A fork server for the commands of this package that are started in the block, on a machine without GPUs.
+
+    Returns:
+        A context manager that gives what stands in the place of Python's interpreter, before ``-m`` and a module.
+    """
+    return _server([sys.executable], "commands")
+
+
+def _client(address: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py")), address]
+
+
+@contextlib.contextmanager
+def _server(python: Sequence[str], *arguments: str) -> Iterator[list[str]]:
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         address = f"{folder}/fork"
         process = subprocess.Popen(
-            [sys.executable, "-m", "recipes.common.processes.fork_server", address],
+            [*python, "-m", "recipes.common.processes.fork_server", address, *arguments],
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the launcher
         )
         try:
-            yield shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py")), address])
+            while not Path(address).exists() and process.poll() is None:
+                time.sleep(0.01)
+            yield _client(address)
         finally:
             with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
                 process.communicate(timeout=2 * SECONDS)
@@ -118,7 +145,7 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
                     continue
                 own = [woken, wake, *(each.fileno() for each in (server, events, client, *clients.values()))]
                 pid = _fork(request, descriptors, own)
-                client.send(b"f")
+                client.send(pid.to_bytes(8, "big"))
                 clients[pid] = client
                 events.register(client, selectors.EVENT_READ, pid)
             elif key.fileobj == woken:
@@ -239,7 +266,7 @@ def _fork(request: dict[str, Any], descriptors: list[int], own: list[int]) -> in
 
 
 def _run(request: dict[str, Any]) -> int:
-    """A Python script, as if it had been started with an interpreter of its own.
+    """A Python script, or a module after ``-m``, as if it had been started with an interpreter of its own.
 
     Args:
         request: see `fork_client.own`.
@@ -258,10 +285,16 @@ def _run(request: dict[str, Any]) -> int:
         sys.modules["numpy"].random.seed(None)
     random.seed()
     os.chdir(request["cwd"])
-    script, *_ = sys.argv = request["argv"]
-    sys.path[0] = str(Path(script).parent)
     try:
-        runpy.run_path(script, run_name="__main__")
+        if request["argv"][0] == "-m":
+            _, module, *arguments = request["argv"]
+            sys.argv = [module, *arguments]
+            sys.path[0] = request["cwd"]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            script, *_ = sys.argv = request["argv"]
+            sys.path[0] = str(Path(script).parent)
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
@@ -271,4 +304,5 @@ def _run(request: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    location, *kind = sys.argv[1:]
+    serve(location, *((COMMANDS, ()) if kind else ()))

@@ -16,6 +16,7 @@ from recipes import entry
 from recipes.command_line.page import choices
 from recipes.common.method import shipped
 from tests.builders.configs import ROOT
+from tests.builders.forked import command
 
 METHODS = [about.name for about in shipped()]
 ENTRIES = {
@@ -32,19 +33,6 @@ ENTRIES = {
     "recipes.starter.build": "COMMAND",
 }
 TRAIN = ("recipes.entry", *(f"recipes.{name}.main" for name in ("dasd", "pw_opsd", "atesd", "opsd", "grpo")))
-
-
-def command(module: str, *arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("HYDRA_FULL_ERROR", None)
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 @pytest.fixture

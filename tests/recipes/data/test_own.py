@@ -22,6 +22,7 @@ from recipes.data import store
 from recipes.data.cells import exact_text
 from recipes.data.prepare import CONFIG_DIR, hold_out, prepare
 from recipes.data.readers import DataError
+from tests.builders import forked
 from tests.builders.configs import ROOT
 
 
@@ -63,9 +64,7 @@ def parquet(folder: Path, **columns: Any) -> Path:
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "recipes.data.prepare", *words], cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    return forked.command("recipes.data.prepare", *words, cwd=folder)
 
 
 # --- from a file to training files, without a YAML ---

@@ -26,6 +26,7 @@ from recipes.data.prepare import prepare
 from recipes.data.readers import DataError
 from recipes.data.sources import local_files
 from rewards.math import compute_score
+from tests.builders.forked import command
 from tests.builders.hub import hub
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,7 +50,8 @@ def rows(out: Path, name: str, split: str) -> list[dict]:
     return pq.read_table(out / name / f"{split}.parquet").to_pylist()
 
 
-def command(*words: str, **environment: str) -> subprocess.CompletedProcess:
+def alone(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    """With an interpreter of its own: what concerns the hub is read when its client is imported."""
     return subprocess.run(
         [sys.executable, "-m", *words], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
     )
@@ -350,7 +352,7 @@ def test_sets_come_from_the_hub_as_from_a_folder(tmp_path):
     names = ["math_500", "dapo_math_17k"]  # JSON lines and parquet; the evaluation set first, to be compared with
     with hub({settings(name, tmp_path).dataset.hub: SETS / name for name in names}) as address:
         words = ("recipes.data.prepare", "-m", f"dataset={','.join(names)}", f"out={tmp_path / 'hub'}", "probe_size=1")
-        found = command(*words, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "cache"))
+        found = alone(*words, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "cache"))
     assert found.returncode == 0, found.stderr
     for name in names:
         from_hub = store.read_card(tmp_path / "hub" / name)["files"]
@@ -362,7 +364,7 @@ def test_sets_come_from_the_hub_as_from_a_folder(tmp_path):
 
 def test_no_network_names_the_local_option(tmp_path):
     begin = time.monotonic()
-    result = command(
+    result = alone(
         "recipes.data.prepare", "dataset=aime_2024", f"out={tmp_path}", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
     )
     assert result.returncode == 2

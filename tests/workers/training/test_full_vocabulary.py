@@ -11,7 +11,6 @@ import math
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.engine_cases import CASES, OPSD, PW_OPSD, SDPO, fp32_error, plain, relative_error, write_material
+from tests.builders import forked
 from tests.builders.configs import ROOT
 
 
@@ -46,7 +46,7 @@ def through_the_engine(material: Path, folder: Path, cases: dict[str, dict], wor
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.workers.training.full_vocabulary_worker", str(folder)],
+            [*forked.python(), "-m", "tests.workers.training.full_vocabulary_worker", str(folder)],
             cwd=ROOT,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from recipes.common.processes import fork_client
+from recipes.common.processes.fork_server import command_server
 from recipes.common.processes.reaper import started
 from tests.builders.configs import ROOT
 
@@ -135,7 +136,7 @@ def test_where_something_has_drawn_before_the_fork_nothing_is_forked(tmp_path):
     (tmp_path / "draws.py").write_text("import ray\nray.ObjectID.from_random()\n")
     path = f"__import__('sys').path.append({str(tmp_path)!r}) or ['draws', 'colorsys']"
     (*first, _, imported), (*second, _, _) = (drawn := of_two_workers(tmp_path, path))[0]
-    assert imported == "False" and len({*first, *second}) == 8 and "the worker imports everything itself" in drawn[1]
+    assert imported == "False" and len({*first, *second}) == 8 and "this process imports everything itself" in drawn[1]
 
 
 def test_a_client_that_is_killed_takes_its_worker_with_it_and_the_server_serves_on(server, tmp_path):
@@ -181,12 +182,59 @@ sys.stdin.read()
 """
 
 
+def test_a_command_and_its_own_server_are_forked_from_a_server_of_commands(tmp_path):
+    """A module of `-m`, run as a command; what it starts for its workers need not import torch again."""
+    (tmp_path / "mine.py").write_text(COMMAND)
+    with command_server() as python:
+        asked = subprocess.run(
+            [*python, "-m", "mine", "a b"],
+            cwd=tmp_path,
+            env={**os.environ, "MINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+    assert asked.returncode == 5, asked.stderr
+    name, arguments, path, parent, torch, worker, workers_parent = json.loads(asked.stdout)
+    assert (name, arguments, path, torch) == ("__main__", ["a b"], str(tmp_path), True)
+    assert workers_parent not in (os.getpid(), parent) and worker == "1", "the worker comes from a server of the run"
+
+
+COMMAND = """
+import json, os, pathlib, subprocess, shlex, sys
+torch = "torch" in sys.modules
+from recipes.common.processes import fork_server
+fork_server.WITH_RAY = ("csv",)
+program = pathlib.Path("worker.py")
+program.write_text("import os, sys; assert 'torch' in sys.modules; print(os.environ['MINE'], os.getppid())")
+with fork_server.fork_server() as python:
+    worker = subprocess.run([*shlex.split(python), str(program)], capture_output=True, text=True)
+mine, parent = worker.stdout.split()
+print(json.dumps([__name__, sys.argv[1:], sys.path[0], os.getppid(), torch, mine, int(parent)]))
+sys.exit(5)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_client_is_one_to_what_was_forked(server, tmp_path, number):
+    program = script(
+        tmp_path,
+        "import os, signal, time\n"
+        f"signal.signal({int(number)}, lambda number, _: (print(number, flush=True), os._exit(9)))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n",
+    )
+    asked = client(server[1], program)
+    assert asked.stdout.readline() == "ready\n"
+    asked.send_signal(number)
+    assert (asked.communicate(timeout=60)[0], asked.returncode) == (f"{int(number)}\n", 9)
+
+
 def test_without_a_server_the_client_is_the_interpreter(tmp_path):
     program = script(tmp_path, "import sys\nprint(sys.argv[1:])\nsys.exit(3)")
     asked = client(tmp_path / "nobody", program, "x")
     out, errors = asked.communicate(timeout=60)
     assert (out, asked.returncode) == ("['x']\n", 3)
-    assert "the worker imports everything itself" in errors
+    assert "this process imports everything itself" in errors
 
 
 def test_a_server_that_cannot_import_leaves_the_client_to_itself(tmp_path):
