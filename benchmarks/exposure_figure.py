@@ -1,7 +1,7 @@
-"""Tables and figures of recipes/atesd/README.md from the runs of `benchmarks.starter_sweep`.
+"""Tables and figures of recipes/atesd/README.md from the runs of two of the papers' tables.
 
-    python -m benchmarks.starter_sweep --settings exposure_0 exposure_0.25 exposure_0.5 exposure_0.75 opsd_no_clip
-    python -m benchmarks.starter_sweep --settings atesd_no_clip exposure_random opsd_no_clip --steps 20
+    python -m recipes.reproduce.main table=atesd_fig_2 parallel=2
+    python -m recipes.reproduce.main table=atesd_2 parallel=2
     python -m benchmarks.exposure_figure --out docs/figures
 
 M(α) is the mean divergence of a run's first step, teacher and student both at the initial weights, on responses of the
@@ -19,86 +19,75 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.starter_sweep import EXPOSURES, accuracy, finished, half_width, interval, last_rewards, records
+from benchmarks.starter_sweep import accuracy, finished, half_width, interval, records
 
-LEARNED = {"atesd_no_clip": "learned", "exposure_random": "random", "opsd_no_clip": "fixed at 1"}
+STEPS = 20
+WORLDS = {"starter": "first world", "starter_shortcut": "second world"}
+# Directories of the runs; at full exposure OPSD is the same computation.
+FIXED = {alpha: f"atesd-exposure.mode_fixed-exposure.fixed_exposure_{alpha:g}" for alpha in (0, 0.25, 0.5, 0.75)}
+FIXED[1] = "opsd"
+LEARNED = "atesd"
 INK, PALE = "#2a6f97", "#a9d6e5"
-
-
-def directories(runs: Path, names: list[str], steps: int) -> list[Path]:
-    """Complete runs of some settings that are the same computation, one for each seed."""
-    found = [path for name in names for path in sorted((runs / name).glob("seed_*")) if finished(path, steps)]
-    return list({path.name: path for path in reversed(found)}.values())
 
 
 def value(directory: Path, key: str, step: int) -> float:
     return next(r[key] for r in records(directory) if r["step"] == step and key in r)
 
 
-def curve(directory: Path, key: str, steps: int) -> list[float]:
-    return [r[key] for r in records(directory) if "training/global_step" in r and r["step"] <= steps]
+MEASURES: dict[str, Callable[[Path], float]] = {
+    "mismatch M(α), nats": lambda d: value(d, "divergence/mean", 1),
+    "top-1 disagreement, %": lambda d: value(d, "divergence/top1_disagreement", 1),
+    f"Avg@16 after {STEPS} steps": lambda d: accuracy(d, STEPS) or 0.0,
+}
 
 
-def print_table(head: str, rows: dict[str, list[Path]], columns: dict[str, Callable[[Path], float]]) -> None:
-    """A row a setting; a cell is the mean over its runs with its interval, in points but for nats and the exposure."""
-    print(f"| {head} | seeds | " + " | ".join(columns) + " |\n|---|---|" + "---|" * len(columns))
-    for name, runs in rows.items():
-        cells = [
-            interval([measure(d) for d in runs], scale=1 if "nats" in column or "α" in column else 100)
-            for column, measure in columns.items()
-        ]
-        print(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
-    print()
+def scale(measure: str) -> int:
+    return 1 if "nats" in measure else 100
 
 
-def fixed_exposures(runs: Path, steps: int, out: Path) -> None:
-    """What the mismatch is, and what is learned, at each fixed exposure."""
-    # At full exposure OPSD without clip is the same computation.
-    found = {a: directories(runs, [f"exposure_{a}"] + ["opsd_no_clip"] * (a == 1), steps) for a in EXPOSURES}
-    found = {alpha: directories for alpha, directories in found.items() if directories}
-    columns: dict[str, Callable[[Path], float]] = {
-        "mismatch M(α), nats": lambda d: value(d, "divergence/mean", 1),
-        "top-1 disagreement, %": lambda d: value(d, "divergence/top1_disagreement", 1),
-        f"Avg@16 after {steps} steps": lambda d: accuracy(d, steps) or 0.0,
-    }
-    print_table("α", {f"{alpha:g}": directories for alpha, directories in found.items()}, columns)
-    if not found:
-        return
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3), constrained_layout=True)
-    for axis, (name, measure) in zip(axes, columns.items(), strict=True):
-        scale = 1 if "nats" in name else 100
-        values = [[scale * measure(d) for d in directories] for directories in found.values()]
-        means = [sum(v) / len(v) for v in values]
-        axis.errorbar(list(found), means, yerr=[half_width(v) for v in values], marker="o", capsize=3, color=INK)
-        for seed in {d.name for directories in found.values() for d in directories}:  # what differs is the problems
-            line = {a: scale * measure(d) for a, directories in found.items() for d in directories if d.name == seed}
-            axis.plot(list(line), list(line.values()), ".-", color=PALE, linewidth=1, zorder=0)
-        axis.set_title(name, fontsize=10)
+def complete(runs: Path) -> list[Path]:
+    """Complete runs of one setting, by seed."""
+    return [path for path in sorted(runs.glob("seed_*")) if finished(path, STEPS)]
+
+
+def fixed_exposures(runs: Path, out: Path) -> None:
+    """What the mismatch is, and what is learned, at each fixed exposure: a table and a figure."""
+    figure, axes = plt.subplots(len(WORLDS), len(MEASURES), figsize=(10, 5.4), constrained_layout=True, sharex=True)
+    for row, (world, title) in zip(axes, WORLDS.items(), strict=True):
+        found = {alpha: complete(runs / world / name) for alpha, name in FIXED.items()}
+        print(f"| {title}, α | seeds | " + " | ".join(MEASURES) + " |\n|---|---|" + "---|" * len(MEASURES))
+        for alpha, directories in found.items():
+            cells = [
+                interval([measure(d) for d in directories], scale=scale(name)) for name, measure in MEASURES.items()
+            ]
+            print(f"| {alpha:g} | {len(directories)} | " + " | ".join(cells) + " |")
+        print()
+        for axis, (name, measure) in zip(row, MEASURES.items(), strict=True):
+            values = [[scale(name) * measure(d) for d in directories] for directories in found.values()]
+            means = [sum(v) / len(v) for v in values]
+            axis.errorbar(list(found), means, yerr=[half_width(v) for v in values], marker="o", capsize=3, color=INK)
+            for seed in range(min(map(len, values))):  # what differs is the problems
+                axis.plot(list(found), [v[seed] for v in values], ".-", color=PALE, linewidth=1, zorder=0)
+            axis.set_title(f"{title}: {name}", fontsize=9)
+            axis.set_xticks(list(found))
+            axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[-1]:
         axis.set_xlabel("exposure α: share of the reasoning shown")
-        axis.set_xticks(list(found))
-        axis.spines[["top", "right"]].set_visible(False)
     save(figure, out / "exposure_fixed.png")
 
 
-def learned_exposure(runs: Path, steps: int, out: Path) -> None:
-    """Learned against random and full exposure, and the learned one from step to step."""
-    found = {label: directories(runs, [name], steps) for name, label in LEARNED.items()}
-    columns: dict[str, Callable[[Path], float]] = {
-        "Avg@16 after 10 steps": lambda d: accuracy(d, 10) or 0.0,
-        f"after {steps}": lambda d: accuracy(d, steps) or 0.0,
-        "training reward, last 3 steps": lambda d: last_rewards(d, steps),
-    }
-    print_table("exposure", {label: directories for label, directories in found.items() if directories}, columns)
-    if not found["learned"]:
-        return
+def learned_exposure(runs: Path, out: Path) -> None:
+    """The learned exposure from step to step."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3), constrained_layout=True, sharex=True)
     for axis, key, title in (
         (axes[0], "exposure/alpha", "exposure α in force"),
         (axes[1], "exposure/mean", "mean of the policy, a / (a + b)"),
     ):
-        for directory, shade in zip(sorted(found["learned"]), ("#012a4a", INK, "#61a5c2"), strict=False):
-            points, seed = curve(directory, key, steps), directory.name.replace("_", " ")
-            axis.step(range(1, len(points) + 1), points, where="mid", color=shade, label=seed)
+        for directory, shade in zip(complete(runs / LEARNED), ("#012a4a", INK, "#61a5c2"), strict=False):
+            points = [r[key] for r in records(directory) if "training/global_step" in r and r["step"] <= STEPS]
+            axis.step(
+                range(1, len(points) + 1), points, where="mid", color=shade, label=directory.name.replace("_", " ")
+            )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.set_ylim(0, 1)
@@ -115,13 +104,11 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=Path("outputs/starter_sweep"))
-    parser.add_argument("--steps", type=int, default=10, help="of the runs at a fixed exposure")
-    parser.add_argument("--learned-steps", type=int, default=20, help="of the runs that are compared with the learned")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/reproduce/runs/20_steps-loss.clip_mode_none"))
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"))
     options = parser.parse_args()
-    fixed_exposures(options.runs, options.steps, options.out)
-    learned_exposure(options.runs, options.learned_steps, options.out)
+    fixed_exposures(options.runs, options.out)
+    learned_exposure(options.runs / "starter", options.out)
 
 
 if __name__ == "__main__":

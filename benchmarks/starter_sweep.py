@@ -34,7 +34,6 @@ FLOOR = ["method=dasd", "algorithm.dasd.gap_eps=1"]
 FLOOR_BETA = [*FLOOR, "algorithm.dasd.beta=0.02"]
 LITERAL = ["method=dasd_paper_literal"]
 NO_CLIP = "self_distill.loss.clip_mode=none"
-EXPOSURES = (0, 0.25, 0.5, 0.75, 1)
 SETTINGS: dict[str, list[str]] = {
     **{method: [f"method={method}"] for method in METHODS},
     **{f"dasd_beta_{beta}": [*FLOOR, f"algorithm.dasd.beta={beta}"] for beta in (0.02, 0.1, 0.5, 2)},
@@ -50,19 +49,6 @@ SETTINGS: dict[str, list[str]] = {
     "repulsion": ["method=dasd", "algorithm.dasd.direction=constant", "algorithm.dasd.constant=-1.0"],
     # OPSD's one-sided clip apart, because it decides the outcome on a small vocabulary.
     "opsd_symmetric": ["method=opsd", "self_distill.loss.clip_mode=symmetric"],
-    "opsd_no_clip": ["method=opsd", NO_CLIP],
-    "pw_opsd_no_clip": ["method=pw_opsd", NO_CLIP],
-    "atesd_no_clip": ["method=atesd", NO_CLIP],
-    **{
-        f"exposure_{alpha}": [
-            "method=atesd",
-            NO_CLIP,
-            "self_distill.exposure.mode=fixed",
-            f"self_distill.exposure.fixed_exposure={alpha}",
-        ]
-        for alpha in EXPOSURES
-    },
-    "exposure_random": ["method=atesd", NO_CLIP, "self_distill.exposure.mode=random"],
     # The controller under each credit, as often updated as a run of some 50 steps allows: benchmarks.exposure_credit.
     **{
         f"credit_{credit}": [
