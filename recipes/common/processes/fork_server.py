@@ -281,6 +281,8 @@ def _run(request: dict[str, Any]) -> int:
     _take_over(request["env"])
     if "ray" in sys.modules:
         sys.modules["ray._raylet"].Config.initialize("")  # its settings are read out of the environment again
+    if "torch" in sys.modules and (threads := request["env"].get("OMP_NUM_THREADS", "")).isdecimal():
+        sys.modules["torch"].set_num_threads(int(threads))  # it read the server's when it was imported
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(None)
     random.seed()

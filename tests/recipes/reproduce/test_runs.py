@@ -9,6 +9,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+import pytest
+
 from recipes.reproduce.runs import Job, seeded, train_all
 
 WRITES = """
@@ -26,7 +28,9 @@ class Script(Job):
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-c", self.script, str(self.directory)]
+        path = self.directory.with_suffix(".py")
+        path.write_text(self.script)
+        return [sys.executable, str(path), str(self.directory)]
 
 
 def test_the_command_is_the_ordinary_one(tmp_path):
@@ -50,7 +54,8 @@ def test_runs_are_done_once_and_failures_are_said(tmp_path, capfd):
     assert "already complete" in capfd.readouterr().out
 
 
-def test_a_signal_reaches_the_running_one_and_starts_no_other(tmp_path, capfd):
+@pytest.mark.parametrize("forked", [False, True], ids=["interpreters", "forked"])
+def test_a_signal_reaches_the_running_one_and_starts_no_other(tmp_path, capfd, forked):
     waits = "print('began', flush=True)\n    time.sleep(60)\n"
     waits = f"import time\ntry:\n    {waits}except KeyboardInterrupt:\n    print('ended')"
     console = tmp_path / "first" / "console.txt"
@@ -64,7 +69,7 @@ def test_a_signal_reaches_the_running_one_and_starts_no_other(tmp_path, capfd):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert not train_all([first, second])
+    assert not train_all([first, second], forked=forked)
     thread.join()
     assert console.read_text() == "began\nended\n" and not second.complete
     assert "second: not started" in capfd.readouterr().out

@@ -96,6 +96,24 @@ def test_two_workers_draw_different_numbers(server, tmp_path):
     assert len(drawn) == 2
 
 
+def test_a_worker_has_as_many_threads_as_its_own_environment_says(tmp_path):
+    """torch has counted when the server imported it; with too many, processes beside each other wait by spinning."""
+    address, program = tmp_path / "fork", script(tmp_path, "import torch; print(torch.get_num_threads())")
+    serve = f"from recipes.common.processes import fork_server as f; f.serve({str(address)!r}, ['torch'], [])"
+    settings = {**os.environ, "OMP_NUM_THREADS": "2"}
+    process = subprocess.Popen([sys.executable, "-c", serve], stdin=subprocess.PIPE, cwd=ROOT, env=settings)
+    try:
+        wait_for(address.exists)
+        said = [
+            client(address, program, env={**os.environ, "OMP_NUM_THREADS": number}).communicate(timeout=60)[0]
+            for number in ("3", "1")
+        ]
+    finally:
+        process.kill()
+        process.wait()
+    assert said == ["3\n", "1\n"]
+
+
 DRAWS = """
 import sys, threading
 import ray
