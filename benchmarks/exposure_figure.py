@@ -18,6 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.starter_sweep import accuracy, finished, half_width, interval, records
 
@@ -92,7 +93,8 @@ def learned_exposure(runs: Path, out: Path) -> None:
         axis.set_xlabel("step")
         axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].legend(frameon=False, fontsize=8)  # where there is room
     save(figure, out / "exposure_learned.png")
 
 
