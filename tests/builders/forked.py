@@ -21,9 +21,9 @@ def python() -> tuple[str, ...]:
     return tuple(stack.enter_context(command_server()))
 
 
-def command(module: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+def command(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run a module to its end; a traceback of Hydra's is as short as a user sees it."""
-    env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"} | environment
+    env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     return subprocess.run(
         [*python(), "-m", module, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
     )

@@ -145,7 +145,10 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
                     continue
                 own = [woken, wake, *(each.fileno() for each in (server, events, client, *clients.values()))]
                 pid = _fork(request, descriptors, own)
-                client.send(pid.to_bytes(8, "big"))
+                with contextlib.suppress(
+                    OSError
+                ):  # it may have been killed while it waited; what it asked for ends below
+                    client.send(pid.to_bytes(8, "big"))
                 clients[pid] = client
                 events.register(client, selectors.EVENT_READ, pid)
             elif key.fileobj == woken:
@@ -160,7 +163,7 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
             elif key.fileobj is sys.stdin:
                 events.unregister(sys.stdin)
                 deadline = time.monotonic() + SECONDS
-            else:  # Ray killed the client, and means the worker
+            else:  # the client was killed, and the worker is meant
                 events.unregister(key.fileobj)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(key.data, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -18,20 +19,26 @@ from recipes.common.processes.fork_server import command_server
 from recipes.common.processes.reaper import started
 from tests.builders.configs import ROOT
 
-SERVER = (
-    "import sys; from recipes.common.processes import fork_server; fork_server.serve(sys.argv[1], ['json'], ['csv'])"
-)
+
+@contextlib.contextmanager
+def serving(address: Path, imports: str, **settings):
+    """A running server with these arguments after its address; gives its process."""
+    code = f"from recipes.common.processes import fork_server as f; f.serve({str(address)!r}, {imports})"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT, **settings)
+    try:
+        wait_for(address.exists)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
 def server(tmp_path):
     """A running server that has imported next to nothing: (its process, its address)."""
     address = tmp_path / "fork"
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(address)], stdin=subprocess.PIPE, cwd=ROOT)
-    wait_for(address.exists)
-    yield process, address
-    process.kill()
-    process.wait()
+    with serving(address, "['json'], ['csv']") as process:
+        yield process, address
 
 
 def wait_for(condition, seconds: float = 30) -> None:
@@ -99,18 +106,11 @@ def test_two_workers_draw_different_numbers(server, tmp_path):
 def test_a_worker_has_as_many_threads_as_its_own_environment_says(tmp_path):
     """torch has counted when the server imported it; with too many, processes beside each other wait by spinning."""
     address, program = tmp_path / "fork", script(tmp_path, "import torch; print(torch.get_num_threads())")
-    serve = f"from recipes.common.processes import fork_server as f; f.serve({str(address)!r}, ['torch'], [])"
-    settings = {**os.environ, "OMP_NUM_THREADS": "2"}
-    process = subprocess.Popen([sys.executable, "-c", serve], stdin=subprocess.PIPE, cwd=ROOT, env=settings)
-    try:
-        wait_for(address.exists)
+    with serving(address, "['torch'], []", env={**os.environ, "OMP_NUM_THREADS": "2"}):
         said = [
             client(address, program, env={**os.environ, "OMP_NUM_THREADS": number}).communicate(timeout=60)[0]
             for number in ("3", "1")
         ]
-    finally:
-        process.kill()
-        process.wait()
     assert said == ["3\n", "1\n"]
 
 
@@ -130,16 +130,8 @@ print(*drawn, 'transfer_queue' in sys.modules, 'colorsys' in sys.modules)
 def of_two_workers(tmp_path, imports: str) -> tuple[list[list[str]], str]:
     """What two workers of a server with these imports draw, and what the second says besides."""
     address, program = tmp_path / "fork", script(tmp_path, DRAWS)
-    serve = f"from recipes.common.processes import fork_server as f; f.serve({str(address)!r}, [], {imports})"
-    process = subprocess.Popen(
-        [sys.executable, "-c", serve], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
-    )
-    try:
-        wait_for(address.exists)
+    with serving(address, f"[], {imports}", stderr=subprocess.DEVNULL):
         said = [client(address, program).communicate(timeout=120) for _ in range(2)]
-    finally:
-        process.kill()
-        process.wait()
     return [out.split() for out, _ in said], said[1][1]
 
 
@@ -165,6 +157,26 @@ def test_a_client_that_is_killed_takes_its_worker_with_it_and_the_server_serves_
     asked.send_signal(signal.SIGKILL)
     wait_for(lambda: started(worker) is None)
     assert client(server[1], script(tmp_path, "print('next')")).communicate(timeout=60)[0] == "next\n"
+
+
+def test_a_client_that_is_killed_while_it_waits_leaves_nothing_and_the_server_serves_on(tmp_path):
+    """As Ctrl-C does in the first seconds, before the server has imported everything."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(3)\n")
+    began = tmp_path / "began"
+    program = script(
+        tmp_path,
+        f"import os, pathlib, time\npathlib.Path({str(began)!r}).write_text(str(os.getpid()))\ntime.sleep(600)",
+    )
+    address = tmp_path / "fork"
+    with serving(address, f"__import__('sys').path.append({str(tmp_path)!r}) or ['slow'], []"):
+        asked = client(address, program)
+        time.sleep(1)
+        asked.send_signal(signal.SIGINT)
+        asked.wait(timeout=60)
+        next_one = tmp_path / "next.py"
+        next_one.write_text("print('next')")
+        assert client(address, next_one).communicate(timeout=60) == ("next\n", "")
+        wait_for(lambda: not began.exists() or started(int(began.read_text())) is None)
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["it ended", "it was killed"])
