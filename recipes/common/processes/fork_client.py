@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 SERVER = "SELF_DISTILL_FORK_SERVER"  # in the environment of what was forked: by whom
 
 
@@ -22,6 +23,7 @@ def main(address: str, argv: list[str]) -> None:
         address: path of the fork server's socket.
         argv: the script, or ``-m`` and a module, and its arguments.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is whom to pass them on to
     server = socket.socket(socket.AF_UNIX)
     try:
         server.connect(address)
@@ -34,14 +36,16 @@ def main(address: str, argv: list[str]) -> None:
         print(error, file=sys.stderr)
     if not forked:
         print(f"no fork server at {address}: this process imports everything itself", file=sys.stderr, flush=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         os.execv(sys.executable, [sys.executable, *argv])
 
     def pass_on(number: int, frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):  # it may just have ended, and its code be on its way
             os.kill(int.from_bytes(forked, "big"), number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in PASSED_ON:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     status = server.recv(1)
     os._exit(status[0] if status else 1)  # nothing comes if the server is killed, which ends its workers too
 

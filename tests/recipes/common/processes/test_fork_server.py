@@ -159,8 +159,9 @@ def test_a_client_that_is_killed_takes_its_worker_with_it_and_the_server_serves_
     assert client(server[1], script(tmp_path, "print('next')")).communicate(timeout=60)[0] == "next\n"
 
 
-def test_a_client_that_is_killed_while_it_waits_leaves_nothing_and_the_server_serves_on(tmp_path):
-    """As Ctrl-C does in the first seconds, before the server has imported everything."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_client_that_is_ended_while_it_waits_leaves_nothing_and_the_server_serves_on(tmp_path, number):
+    """In the first seconds, before the server has imported everything."""
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(3)\n")
     began = tmp_path / "began"
     program = script(
@@ -171,7 +172,7 @@ def test_a_client_that_is_killed_while_it_waits_leaves_nothing_and_the_server_se
     with serving(address, f"__import__('sys').path.append({str(tmp_path)!r}) or ['slow'], []"):
         asked = client(address, program)
         time.sleep(1)
-        asked.send_signal(signal.SIGINT)
+        asked.send_signal(number)
         asked.wait(timeout=60)
         next_one = tmp_path / "next.py"
         next_one.write_text("print('next')")
