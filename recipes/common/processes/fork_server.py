@@ -41,7 +41,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from recipes.common.processes.fork_client import SERVER
+from recipes.common.processes.fork_client import PASSED_ON, SERVER
 from recipes.common.processes.reaper import temporary_prefix
 
 # What the processes of a run import.  Ray, and what imports it, waits for the first worker's environment.
@@ -246,8 +246,10 @@ def _fork(request: dict[str, Any], descriptors: list[int], own: list[int]) -> in
         descriptors: its standard input, output and errors; closed here.
         own: descriptors that are not for it.
     """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # a fork of Python's forgets what came meanwhile
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for descriptor in descriptors:
             os.close(descriptor)
         return pid
@@ -260,7 +262,7 @@ def _fork(request: dict[str, Any], descriptors: list[int], own: list[int]) -> in
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
-        code = _run(request)
+        code = _run(request, mask)
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
@@ -268,11 +270,12 @@ def _fork(request: dict[str, Any], descriptors: list[int], own: list[int]) -> in
         os._exit(code)
 
 
-def _run(request: dict[str, Any]) -> int:
+def _run(request: dict[str, Any], mask: set[int]) -> int:
     """A Python script, or a module after ``-m``, as if it had been started with an interpreter of its own.
 
     Args:
         request: see `fork_client.own`.
+        mask: the signals that it is to block; until it starts it blocks those that are passed on.
 
     Returns:
         Its exit code.
@@ -291,6 +294,7 @@ def _run(request: dict[str, Any]) -> int:
     random.seed()
     os.chdir(request["cwd"])
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if request["argv"][0] == "-m":
             _, module, *arguments = request["argv"]
             sys.argv = [module, *arguments]
@@ -302,9 +306,9 @@ def _run(request: dict[str, Any]) -> int:
             runpy.run_path(script, run_name="__main__")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        return 1
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 

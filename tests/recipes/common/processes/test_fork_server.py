@@ -87,6 +87,7 @@ def test_a_worker_has_its_clients_arguments_environment_folder_output_and_exit_c
         ("raise SystemExit", 0),
         ("raise SystemExit('text')", 1),
         ("1 / 0", 1),
+        ("raise KeyboardInterrupt", 130),
         ("import os; os.kill(os.getpid(), 9)", 137),
     ],
 )
@@ -159,7 +160,7 @@ def test_a_client_that_is_killed_takes_its_worker_with_it_and_the_server_serves_
     assert client(server[1], script(tmp_path, "print('next')")).communicate(timeout=60)[0] == "next\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_client_that_is_ended_while_it_waits_leaves_nothing_and_the_server_serves_on(tmp_path, number):
     """In the first seconds, before the server has imported everything."""
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(3)\n")
@@ -173,7 +174,7 @@ def test_a_client_that_is_ended_while_it_waits_leaves_nothing_and_the_server_ser
         asked = client(address, program)
         time.sleep(1)
         asked.send_signal(number)
-        asked.wait(timeout=60)
+        assert asked.wait(timeout=60) == (-number if number == signal.SIGKILL else 128 + number)
         next_one = tmp_path / "next.py"
         next_one.write_text("print('next')")
         assert client(address, next_one).communicate(timeout=60) == ("next\n", "")
