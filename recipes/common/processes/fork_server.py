@@ -42,7 +42,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from recipes.common.processes.fork_client import PASSED_ON, SERVER
-from recipes.common.processes.reaper import temporary_prefix
+from recipes.common.processes.reaper import PROCESS, temporary_prefix, write_process
 
 # What the processes of a run import.  Ray, and what imports it, waits for the first worker's environment.
 BEFORE = ("torch", "tensordict", "transformers", "datasets", "torch.distributed.fsdp", "accelerate", "scipy.stats")
@@ -114,6 +114,7 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
         before: modules to import at once.
         with_first: modules to import in the first client's environment.
     """
+    write_process(Path(address).parent)  # this process may be a fork itself, whose first environment tells nothing
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
     server.listen(64)
@@ -170,7 +171,8 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
     for pid in clients:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    Path(address).unlink(missing_ok=True)
+    for each in (Path(address), Path(address).with_name(PROCESS)):
+        each.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # whoever made the folder may have been killed; it is left where it is not empty
         Path(address).parent.rmdir()
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MARK = "SELF_DISTILL_RUN_MARK"
+PROCESS = "process"  # a file in a temporary folder of the run: one of its processes, by `write_process`
 LOOK_SECONDS = 2.0  # between two looks at who belongs to the run
 SECONDS = 10.0  # how long processes are looked for: the dying start others
 # What Python's multiprocessing names so, where it is mapped and not yet removed.
@@ -62,8 +63,17 @@ def _prefix(mark: str) -> str:
     return f"self_distill_{mark}_"
 
 
+def write_process(folder: Path) -> None:
+    """Make this process known to the reaper, for what was not started with the run's mark but forked.
+
+    Args:
+        folder: one of the run's, whose name begins with `temporary_prefix`.
+    """
+    (folder / PROCESS).write_text(f"{os.getpid()} {started(os.getpid())}")
+
+
 def marked(mark: str) -> list[int]:
-    """Ids of the processes that were started with that mark in their environment."""
+    """Ids of the processes that were started with that mark in their environment, or are known by `write_process`."""
     needle = f"{MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -74,6 +84,13 @@ def marked(mark: str) -> list[int]:
                 found.append(int(entry.name))
         except OSError:  # ended meanwhile, or somebody else's
             continue
+    for file in Path(tempfile.gettempdir()).glob(f"{_prefix(mark)}*/{PROCESS}"):
+        try:
+            pid, _, began = file.read_text().partition(" ")
+        except OSError:  # ended meanwhile
+            continue
+        if began and started(int(pid)) == began:
+            found.append(int(pid))
     return found
 
 
@@ -86,7 +103,8 @@ def kill_marked(mark: str, known: dict[int, str]) -> None:
     """
     deadline, quiet_since = time.monotonic() + SECONDS, time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - quiet_since < 1.0:
-        for pid in {*marked(mark), *(pid for pid, began in known.items() if started(pid) == began)}:
+        own = set(marked(mark))
+        for pid in own | children_of(own) | {pid for pid, began in known.items() if started(pid) == began}:
             quiet_since = time.monotonic()
             try:
                 os.kill(pid, signal.SIGKILL)

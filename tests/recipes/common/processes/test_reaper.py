@@ -1,4 +1,4 @@
-"""What a run's end leaves: no named shared memory of its processes and no folder, and those of others untouched."""
+"""What a run's end leaves: no process, no named shared memory, no folder of its own, and those of others untouched."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from recipes.common.processes import reaper
 from tests.builders.configs import ROOT
+from tests.builders.forked import python
 
 # A worker as Ray ends one: killed, and before it the process that removes what it leaves.
 WORKER = """
@@ -38,13 +39,31 @@ with reaper():
     worker.kill()
     worker.wait()
 """
+# The same where nothing is started but forked: the launcher, its server for workers, and the worker.
+FORKING_LAUNCHER = """
+import shlex, subprocess, sys
+from pathlib import Path
+from recipes.common.processes import fork_server
+from recipes.common.processes.reaper import reaper
+fork_server.WITH_RAY = ("csv",)
+program = Path("worker.py")
+program.write_text(f"import sys; sys.path.insert(0, {str(fork_server.__file__).rpartition('/recipes/')[0]!r})" + sys.argv[1])
+with reaper(), fork_server.fork_server() as python:
+    worker = subprocess.Popen([*shlex.split(python), str(program)])
+    sys.stdin.readline()
+    worker.kill()
+    worker.wait()
+"""
 
 
+@pytest.mark.parametrize("forked", [False, True], ids=["started", "forked"])
 @pytest.mark.parametrize("ending", ["clean", "killed"])
-def test_shared_memory_and_folders_go_with_the_run_that_made_them(ending):
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, WORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def test_shared_memory_and_folders_go_with_the_run_that_made_them(tmp_path, ending, forked):
+    command, cwd = [sys.executable, "-c", LAUNCHER], ROOT
+    if forked:
+        (tmp_path / "launcher.py").write_text(FORKING_LAUNCHER)
+        command, cwd = [*python(), "-m", "launcher"], tmp_path
+    launcher = subprocess.Popen([*command, WORKER], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     name, pid, folder = launcher.stdout.readline().split()
     left, others = Path("/dev/shm") / name, shared_memory.SharedMemory(create=True, size=4096)
     try:
