@@ -51,7 +51,7 @@ COMMAND = Command(
     ),
     keys=(
         ("table=<name>", "one of those that the list shows"),
-        ("scale=starter", "starter: the embedded worlds, on a CPU; gpu: the papers' experiments"),
+        ("scale=starter", "starter: on a CPU, mostly in the embedded worlds; gpu: the papers' experiments"),
         ("seeds=[1,2,3]", "of training; the description's"),
         ("steps=20", "of training; the description's"),
         ("parallel=1", "runs at a time; step times mean something with 1 only"),
@@ -141,7 +141,9 @@ def describe(table: Table) -> Iterator[str]:
         runs = len(tables.trained(table)) * len(scale.experiments) * len(scale.seeds)
         if name == STARTER:
             seconds = tables.forecast(table, scale)
-            need = f"about {duration(seconds)} on two cores from nothing, two thirds with parallel=2"
+            need = f"about {duration(seconds)} on two cores from nothing"
+            if all(experiment.startswith("starter") for experiment in scale.experiments):  # one thread a process
+                need += ", two thirds with parallel=2"
         else:
             need = f"evaluated with preset={scale.preset}; not run yet, the time of each: its command with dry_run=true"
         yield f"scale={name}: {runs} runs in {', '.join(scale.experiments)}, {need}"

@@ -1,9 +1,9 @@
 """From runs to the cells of a table: values with intervals, and paired differences to the baseline.
 
-In the embedded worlds the responses of the validation at the end of each run are measured, as an evaluation would
-(`recipes.evaluate`). With two seeds or more, intervals and differences are over seeds, by Student's t, paired by seed;
-with one they are over problems, paired by problem, and say nothing about another run. At ``scale=gpu`` they are those
-of an evaluation's summary, over problems.
+At ``scale=starter`` the responses of the validation at the end of each run are measured, as an evaluation would
+(`recipes.evaluate`); their steps are in the embedded worlds, whose arithmetic is checked. With two seeds or more,
+intervals and differences are over seeds, by Student's t, paired by seed; with one they are over problems, paired by
+problem, and say nothing about another run. At ``scale=gpu`` they are those of an evaluation's summary, over problems.
 """
 
 from __future__ import annotations
@@ -103,9 +103,6 @@ def measure(directory: Path, step: int) -> Measured | None:
 
     Returns:
         None where there was no validation at that step.
-
-    Raises:
-        ValueError: if a problem is none of the embedded worlds'.
     """
     path = directory / VALIDATION / f"{step}.jsonl"
     if not path.exists():
@@ -113,18 +110,19 @@ def measure(directory: Path, step: int) -> Measured | None:
     responses: dict[str, list[tuple[str, bool]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        responses.setdefault(problem_in(record["input"]), []).append((record["output"], record["score"] > 0))
+        responses.setdefault(record["input"], []).append((record["output"], record["score"] > 0))
     columns: dict[str, list[tuple[float, float]]] = {}
-    for problem in sorted(responses):  # so that the problems of all runs stand in one order
-        texts, right = zip(*responses[problem], strict=True)
+    for prompt in sorted(responses):  # so that the problems of all runs stand in one order
+        texts, right = zip(*responses[prompt], strict=True)
         n = len(right)
-        verdicts = [health.arithmetic_verdicts(problem, text) for text in texts]
         sums = {
             "avg": (sum(right), n),
             "pass": (pass_at_k(n, sum(right), n), 1.0),
             "markers": (sum(map(health.count_markers, texts)), n),
-            "steps": health.execution(verdicts)["step_acc"],
         }
+        if (problem := problem_in(prompt)) is not None:
+            verdicts = [health.arithmetic_verdicts(problem, text) for text in texts]
+            sums["steps"] = health.execution(verdicts)["step_acc"]
         for name, pair in sums.items():
             columns.setdefault(name, []).append(pair)
     estimates = {name: ratio(*zip(*pairs, strict=True)) for name, pairs in columns.items()}
@@ -135,16 +133,10 @@ def measure(directory: Path, step: int) -> Measured | None:
     )
 
 
-def problem_in(prompt: str) -> str:
-    """The problem of a decoded prompt.
-
-    Raises:
-        ValueError: if there is none of the embedded worlds' in it.
-    """
+def problem_in(prompt: str) -> str | None:
+    """The embedded worlds' problem in a decoded prompt; None where there is none of theirs."""
     lines = [line for line in prompt.splitlines() if task.PROBLEM_PREFIX in line]
-    if not lines:
-        raise ValueError(f"no problem of the embedded worlds in {prompt[:80]!r}")
-    return lines[0][lines[0].index(task.PROBLEM_PREFIX) :]
+    return lines[0][lines[0].index(task.PROBLEM_PREFIX) :] if lines else None
 
 
 def _entropy(directory: Path, step: int) -> float | None:

@@ -107,11 +107,6 @@ def _of_runs(planned: Planned) -> Matrix:
             found.setdefault((label, experiment), {})[seed] = one
     samples = max((run.samples for runs in found.values() for run in runs.values()), default=0)
     rows = tuple(trained(planned.table))
-    columns = tuple(
-        Column(experiment, m.title.format(n=samples), m.explained.format(n=samples), m.factor, m.digits, m.name)
-        for experiment in planned.scale.experiments
-        for m in MEASURES
-    )
     cells, differences = {}, {}
     for (label, experiment), runs in found.items():
         baseline = found.get((rows[0].label, experiment), {})
@@ -123,6 +118,12 @@ def _of_runs(planned: Planned) -> Matrix:
                 cells[place] = cell
             if difference is not None:
                 differences[place] = difference
+    columns = tuple(
+        Column(experiment, m.title.format(n=samples), m.explained.format(n=samples), m.factor, m.digits, m.name)
+        for experiment in planned.scale.experiments
+        for m in MEASURES
+        if any((row.label, experiment, m.name) in cells for row in rows)
+    )
     worth = {
         (row.label, experiment): cell
         for row in rows

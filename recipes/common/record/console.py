@@ -358,6 +358,8 @@ def collapse_warning(record: dict[str, Any], sign: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``7 min 05 s``, or ``43 s`` below a minute."""
+    """Seconds as a person says them: ``43 s``, ``7 min 05 s`` from a minute on, ``4 h 25 min`` from an hour on."""
+    if round(seconds) >= 3600:
+        return "{} h {:02d} min".format(*divmod(round(seconds / 60), 60))
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -70,12 +70,26 @@ def test_one_seed_is_compared_by_problem_and_several_by_seed(tmp_path):
     assert entropy.value == pytest.approx(0.3) and entropy.half is None
 
 
-def test_a_response_to_another_task_is_refused(tmp_path):
-    write_run(tmp_path, [1, 1, 1])
-    path = tmp_path / measured.VALIDATION / "4.jsonl"
-    path.write_text(json.dumps({"input": "What is 2 + 2?", "output": "4", "score": 1.0}) + "\n")
-    with pytest.raises(ValueError, match="no problem of the embedded worlds"):
-        measured.measure(tmp_path, 4)
+def test_problems_of_another_task_have_all_but_the_steps(tmp_path):
+    """Only the embedded worlds' arithmetic can be checked; a column that no run has is not shown."""
+    table = tables.read("smollm2")
+    planned = results.plan(table, tables.changed(table.scales[STARTER], seeds=None, steps=4), tmp_path)
+    for (label, _, _), job in planned.jobs.items():
+        write_run(job.directory, [0, 0, 0])
+        right = {"grpo": [0, 1], "opsd": [1, 1]}.get(label, [1, 0])
+        lines = [
+            {"input": f"What is {number} + {number}?", "output": "wait: 4", "score": score}
+            for number, score in enumerate(right)
+            for _ in range(2)
+        ]
+        path = job.directory / measured.VALIDATION / "4.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = results.matrix(planned)
+    assert [column.key for column in found.columns] == ["avg", "pass", "entropy", "markers"]
+    assert found.columns[0].title == "Avg@2" and found.cells["opsd", "smollm2_135m", "avg"].value == 1.0
+    # Differences by problem 1 and 0: standard deviation sqrt(1/2).
+    difference = found.differences["opsd", "smollm2_135m", "avg"]
+    assert difference.value == 0.5 and difference.half == pytest.approx(student_t.ppf(0.975, 1) * 0.5)
 
 
 def cells(**values: tuple[float, float | None]) -> dict[str, Cell]:

@@ -47,7 +47,8 @@ from recipes.common.processes import fork_server
 from recipes.common.processes.reaper import reaper
 fork_server.WITH_RAY = ("csv",)
 program = Path("worker.py")
-program.write_text(f"import sys; sys.path.insert(0, {str(fork_server.__file__).rpartition('/recipes/')[0]!r})" + sys.argv[1])
+root = fork_server.__file__.rpartition("/recipes/")[0]
+program.write_text(f"import sys; sys.path.insert(0, {root!r})" + sys.argv[1])
 with reaper(), fork_server.fork_server() as python:
     worker = subprocess.Popen([*shlex.split(python), str(program)])
     sys.stdin.readline()

@@ -130,7 +130,8 @@ def test_warnings():
 
 
 def test_duration():
-    assert [duration(s) for s in (4.4, 59.6, 425)] == ["4 s", "1 min 00 s", "7 min 05 s"]
+    assert [duration(s) for s in (4.4, 59.6, 425, 3599.4)] == ["4 s", "1 min 00 s", "7 min 05 s", "59 min 59 s"]
+    assert [duration(s) for s in (3599.6, 7169, 15890)] == ["1 h 00 min", "1 h 59 min", "4 h 25 min"]
 
 
 @pytest.mark.parametrize(
