@@ -2,9 +2,9 @@
 
     A_t = 1
 
-on every token of a reference that stands in the place of a response (`self_distill.responses=reference`). At the
-weights of the step's start the PPO term's gradient is then that of the cross-entropy, -grad log p_S(o_t); with one
-mini-batch a step that is all there is, whatever the clip. With several, later ones have the clipped form.
+on every token of a reference that stands in the place of a response (`self_distill.responses=reference`), for verl's
+loss `gpg`, -A_t log p_S(o_t): the cross-entropy. In PPO's clip, verl's `vanilla`, the gradient is the cross-entropy's
+in a step's first mini-batch only.
 """
 
 from __future__ import annotations

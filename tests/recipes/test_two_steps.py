@@ -35,7 +35,7 @@ RUNS = {
     ),
     "eopd": ("eopd", [TOKEN_MEAN], ["divergence/mean", "divergence/weight/mean", "teacher/entropy/mean"]),
     "opsd_dasd": ("opsd", ["method=opsd_dasd"], ["divergence/mean"]),
-    "sft": ("sft", [], ["actor/pg_loss"]),
+    "sft": ("sft", [TOKEN_MEAN], ["actor/pg_loss"]),
     "attention entropy, exposure by difficulty": (
         "dasd",
         [
@@ -86,6 +86,9 @@ def test_two_steps(name, tmp_path):
         assert 0.0 <= without <= 1.0
         if not any("sibling" in part or "contrast" in part for part in (name, *overrides)) and name not in SIBLINGS:
             assert without == 0.0
+    if name == "sft":  # one mini-batch: the loss is the cross-entropy of the step's first weights
+        for record in run.steps.values():
+            assert record["actor/pg_loss"] == pytest.approx(-record["student/log_prob/mean"], rel=1e-5)
     if name == "counterfactual":
         losses = [(record["probe/counterfactual_loss"], record["probe/loss"]) for record in run.steps.values()]
         assert all(tried == kept for tried, kept in losses) and losses[0] != losses[1]
