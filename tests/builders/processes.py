@@ -113,7 +113,7 @@ def _wait(reached: Callable[[], bool], what: str, process: subprocess.Popen, tim
             return
         if process.poll() is not None:
             pytest.fail(f"ended with {process.returncode} before {what}: {process.stdout.read()}")
-        time.sleep(0.1)
+        time.sleep(0.02)
     pytest.fail(f"{what} did not come within {timeout:.0f} s")
 
 

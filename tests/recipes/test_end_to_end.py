@@ -203,9 +203,10 @@ def killed(tmp_path_factory, two_workers):
     for step, stage, part in ((1, "update", "WorkerDict"), (2, "rollout", "BurstAgentLoopWorker")):
         process = start("dasd", directory, *options)
         wait_for_step(directory, step, process)
-        wait_for_stage(directory, stage, process)
         family = descendants(process.pid)
-        os.kill(next(pid for pid in family if title(pid).startswith(f"ray::{part}")), signal.SIGKILL)
+        victim = next(pid for pid in family if title(pid).startswith(f"ray::{part}"))
+        wait_for_stage(directory, stage, process)  # some stages are over in half a second
+        os.kill(victim, signal.SIGKILL)
         console = console_of(process, directory / files.LOG, timeout=90)  # verl alone would wait for ever
         ends.append((process.returncode, " ".join(console.split()), gone(family, seconds=60)))
         # As if the kill had come after the checkpoint and before the record.
