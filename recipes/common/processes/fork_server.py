@@ -146,9 +146,8 @@ def serve(address: str, before: Sequence[str] = BEFORE, with_first: Sequence[str
                     continue
                 own = [woken, wake, *(each.fileno() for each in (server, events, client, *clients.values()))]
                 pid = _fork(request, descriptors, own)
-                with contextlib.suppress(
-                    OSError
-                ):  # it may have been killed while it waited; what it asked for ends below
+                # The client may have been killed while it waited; what it asked for ends below.
+                with contextlib.suppress(OSError):
                     client.send(pid.to_bytes(8, "big"))
                 clients[pid] = client
                 events.register(client, selectors.EVENT_READ, pid)

@@ -94,6 +94,12 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def _family(mark: str) -> set[int]:
+    """Ids of the run's processes and of all that descend from them."""
+    own = set(marked(mark))
+    return own | children_of(own)
+
+
 def kill_marked(mark: str, known: dict[int, str]) -> None:
     """Send SIGKILL to the run's processes until none is left for a second, or `SECONDS` are over.
 
@@ -103,8 +109,7 @@ def kill_marked(mark: str, known: dict[int, str]) -> None:
     """
     deadline, quiet_since = time.monotonic() + SECONDS, time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - quiet_since < 1.0:
-        own = set(marked(mark))
-        for pid in own | children_of(own) | {pid for pid, began in known.items() if started(pid) == began}:
+        for pid in _family(mark) | {pid for pid, began in known.items() if started(pid) == began}:
             quiet_since = time.monotonic()
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -166,8 +171,7 @@ def main(mark: str) -> None:
     known: dict[int, str] = {}
     shared: set[str] = set()
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
-        own = set(marked(mark))
-        known = {pid: began for pid in own | children_of(own) if (began := started(pid))} | {
+        known = {pid: began for pid in _family(mark) if (began := started(pid))} | {
             pid: began for pid, began in known.items() if started(pid) == began
         }
         shared |= shared_memory_of(set(known))
