@@ -145,6 +145,10 @@ def load_model(name: str, *, merged: Path, device: str, dtype: str, tokens_per_p
     stops = stop_token_ids(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     model = model.to(device).eval()  # type: ignore[arg-type]
+    if device == "cpu":
+        from workers.cpu.products import use_onednn
+
+        use_onednn(model.config)
     return Engine(model, tokenizer, stops, pad, tokens_per_pass)
 
 

@@ -92,6 +92,10 @@ def load(path: str, dtype: str, device: str) -> tuple[Qwen2ProcessRewardModel, A
         raise SettingsError(
             [f"prm={path} lacks {missing[:4]} ({len(missing)} tensors in all): it is no process reward model"]
         )
+    if device == "cpu":
+        from workers.cpu.products import use_onednn
+
+        use_onednn(model.config)
     return (model if spread else model.to(device)).eval(), tokenizer
 
 

@@ -78,6 +78,10 @@ class TransformersSampler:
             model, dtype=options.dtype, attn_implementation="sdpa", trust_remote_code=False
         )
         self.model = loaded.to("cuda" if options.gpus else "cpu").eval()
+        if not options.gpus:
+            from workers.cpu.products import use_onednn
+
+            use_onednn(loaded.config)
         self.params, self.options, self.stop_ids, self.pad_id = params, options, stop_ids, pad_id
 
     def ready(self) -> None:

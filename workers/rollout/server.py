@@ -77,6 +77,10 @@ class TransformersServer:
             trust_remote_code=False,
         )
         self.model = model.to(get_device_name()).eval()
+        if get_device_name() == "cpu":
+            from workers.cpu.products import use_onednn
+
+            use_onednn(model.config)
         self._weights = dict(self.model.state_dict(keep_vars=True))
         self._waiting: list[_Request] = []
         self._loop_task: asyncio.Task | None = None

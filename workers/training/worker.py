@@ -98,6 +98,11 @@ class SelfDistillWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         """verl's, then our loss if there is a divergence; what is in memory by now is kept from Python's collector."""
         super().init_model()
+        trained = self.actor if self.actor is not None else self.ref
+        if get_device_name() == "cpu" and trained is not None:
+            from workers.cpu.products import use_onednn
+
+            use_onednn(trained.engine.model_config.hf_config)
         if self.actor is not None and self.self_distill_loss.active:
             self.actor.set_loss_fn(SelfDistillLoss(self.self_distill_loss, policy_loss=self.loss_fn))
         # What is there now (modules of torch, transformers and verl, a million objects) stays. Python's collector would
