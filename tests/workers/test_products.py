@@ -6,10 +6,14 @@ import inspect
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
+from config import STARTER
+from recipes.diagnose.engine import load_model
+from recipes.evaluate.sampling import EngineOptions, TransformersSampler
 from workers.cpu import products
 from workers.cpu.products import WIDTH, linear_pointwise, mkl_falls_short, replaced_products, use_onednn
+from workers.rollout.generation import SamplingParams
 
 
 @pytest.fixture
@@ -141,3 +145,12 @@ def test_torchs_private_operator_is_the_one_we_call():
         ("algorithm", "Optional[str]"),
     ]
     assert "allow_override" in inspect.signature(torch.library.Library.impl).parameters
+
+
+def test_what_loads_a_model_on_a_cpu_asks_for_them(tmp_path, monkeypatch):
+    asked, model = [], str(STARTER / "model")
+    monkeypatch.setattr(products, "use_onednn", lambda config: asked.append(config.hidden_size))
+    load_model(model, merged=tmp_path, device="cpu", dtype="float32", tokens_per_pass=1)
+    options = EngineOptions("transformers", "float32", max_model_len=None)
+    TransformersSampler(model, [0], 0, SamplingParams(temperature=1.0), options)
+    assert asked == [AutoConfig.from_pretrained(model).hidden_size] * 2
