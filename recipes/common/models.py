@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -371,7 +373,8 @@ def shard_contents(model: Located) -> ShardContents:
     elements = adapter = 0
     for shard in shards:
         try:  # the index stands at the end of the file: a shard that was not copied to its end has none
-            state = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+            with _silent_meshes():
+                state = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
             counts = {name: tensor.numel() for name, tensor in state.items()}  # of a DTensor: the whole tensor's
         except Exception as error:  # a file of any content
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -379,6 +382,18 @@ def shard_contents(model: Located) -> ShardContents:
         adapter = sum(count for name, count in counts.items() if "lora_" in name)
         elements = sum(counts.values()) - adapter
     return ShardContents(len(shards), elements, adapter)
+
+
+@contextlib.contextmanager
+def _silent_meshes() -> Iterator[None]:
+    """torch warns that a shard's process group is not there, which only those who compute with shards need."""
+    log = logging.getLogger("torch.distributed.device_mesh")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _merge_adapter(base: str, adapter: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -306,6 +307,20 @@ def test_every_method_says_what_it_is_and_has_its_papers():
         assert f"https://arxiv.org/abs/{method.paper['arxiv']}" in card._citation(method), method
     atesd = next(method for method in shipped() if method.name == "atesd")
     assert [paper["arxiv"] for paper in cited(atesd)] == ["2605.11458", "2601.18734"]
+
+
+def test_counting_shards_says_nothing_of_process_groups(two_workers):
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    log = logging.getLogger("torch.distributed.device_mesh")
+    log.addHandler(handler)
+    try:
+        for step in (3, 4):
+            assert models.shard_contents(models.locate(str(two_workers[0] / f"global_step_{step}"))).workers == 2
+    finally:
+        log.removeHandler(handler)
+    assert not said
 
 
 def test_a_checkpoint_without_its_run_has_a_card_that_claims_nothing(run, tmp_path, capsys):
