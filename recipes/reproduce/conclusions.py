@@ -58,7 +58,8 @@ def _ahead_and_behind(groups: Sequence[str], baseline: str, rows: Sequence[str],
     text = "; ".join(parts)
     kinds = {cell.over for group in groups for row in rows if (cell := found[group].get(row)) is not None}
     single = ", of one run each" if kinds == {PROBLEMS} else ""
-    yield f"{text[:1].upper()}{text[1:]} (95 % intervals{single}; {comparisons} comparisons, not corrected)."
+    several = f"; {comparisons} comparisons, not corrected" if comparisons > 1 else ""
+    yield f"{text[:1].upper()}{text[1:]} (95 % intervals{single}{several})."
 
 
 def _survivors(groups: Sequence[str], baseline: str, rows: Sequence[str], found: Differences) -> str:

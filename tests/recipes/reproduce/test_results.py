@@ -122,6 +122,8 @@ def test_conclusions_follow_the_numbers():
     worth = {("dasd, none", "one"): Cell(0.02, 0.01, "seeds", 3)}
     third = conclusions(["one", "two"], "grpo", rows, ["dasd, none"], accuracy, markers, worth)[2]
     assert third.endswith("is worth to its method over “dasd, none” +2.0 ± 1.0 points in one.")
+    alone = conclusions(["one"], "grpo", ["dasd"], [], accuracy, markers, {})[0]
+    assert alone == "In one 1 (dasd) is ahead of grpo and none is behind it, of 1 (95 % intervals)."
     nothing = conclusions(["one"], "grpo", ["unclear"], [], accuracy, markers, {})
     assert len(nothing) == 1 and nothing[0].startswith("There is nothing to conclude")
 
