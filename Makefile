@@ -109,6 +109,7 @@ bench: install
 	$(RUN) -m benchmarks.grading
 	$(RUN) -m benchmarks.programs
 	$(RUN) -m benchmarks.divergence
+	$(RUN) -m benchmarks.products
 
 # What no CPU can show, on one GPU in five minutes, with the environment where there is one and else with python3 as it
 # is: such a machine may have no network (docs/gpu.md). Without a GPU: make gpu-check REHEARSE=--rehearse
