@@ -1,13 +1,12 @@
 """A linear layer in fp32 on this CPU, by torch's own products and by oneDNN's: `python -m benchmarks.products`.
 
-Keys (`key=value`): threads=1. Times are the best of several; the last column is of forward and backward
-together.
+Keys (`key=value`): threads=1. Times are the best of several; the last column is of forward and backward together.
 """
 
 from __future__ import annotations
 
 import sys
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -23,18 +22,12 @@ LAYERS = {
     "SmolLM2-135M, head": (400, 576, 49152),
     "Qwen3-1.7B, MLP": (512, 2048, 6144),
 }
-TIMES = 7
+TIMES = 8  # the first one prepares
 
 
 def seconds(work: Callable[[], object]) -> float:
     """The shortest of several times."""
-    work()  # the first one prepares
-    taken = []
-    for _ in range(TIMES):
-        begin = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+    return min(timeit.repeat(work, number=1, repeat=TIMES))
 
 
 def passes(rows: int, inside: int, outside: int) -> tuple[Callable[[], object], Callable[[], object]]:
